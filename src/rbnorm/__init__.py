@@ -1,0 +1,33 @@
+"""Representative Batch Normalization for PyTorch."""
+
+from rbnorm import functional, reference
+from rbnorm._version import __version__
+from rbnorm.convert import convert_batchnorm
+from rbnorm.lazy import (
+    LazyRepresentativeBatchNorm1d,
+    LazyRepresentativeBatchNorm2d,
+    LazyRepresentativeBatchNorm3d,
+)
+from rbnorm.modules import (
+    RepresentativeBatchNorm1d,
+    RepresentativeBatchNorm2d,
+    RepresentativeBatchNorm3d,
+    RepresentativeBatchNormAct2d,
+)
+from rbnorm.revert import RevertReport, revert_batchnorm
+
+__all__ = [
+    "LazyRepresentativeBatchNorm1d",
+    "LazyRepresentativeBatchNorm2d",
+    "LazyRepresentativeBatchNorm3d",
+    "RepresentativeBatchNorm1d",
+    "RepresentativeBatchNorm2d",
+    "RepresentativeBatchNorm3d",
+    "RepresentativeBatchNormAct2d",
+    "RevertReport",
+    "__version__",
+    "convert_batchnorm",
+    "functional",
+    "reference",
+    "revert_batchnorm",
+]

@@ -1,0 +1,85 @@
+"""RBN layers that learn their number of channels from the first input."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _LazyNormBase
+from torch.nn.parameter import Parameter, UninitializedParameter
+
+from rbnorm.modules import (
+    Calibration,
+    RepresentativeBatchNorm1d,
+    RepresentativeBatchNorm2d,
+    RepresentativeBatchNorm3d,
+    _RepresentativeBatchNorm,
+)
+
+__all__ = [
+    "LazyRepresentativeBatchNorm1d",
+    "LazyRepresentativeBatchNorm2d",
+    "LazyRepresentativeBatchNorm3d",
+]
+
+
+class _LazyRepresentativeBatchNorm(_LazyNormBase, _RepresentativeBatchNorm):
+    """RBN that learns ``num_features`` from its first input; otherwise the layer it is named after.
+
+    Args:
+        eps: As in that layer, like all others.
+        momentum: See there.
+        affine: See there.
+        track_running_stats: See there.
+        device: See there.
+        dtype: See there.
+        bias: See there.
+        **calibration: The keyword-only arguments of that layer.
+    """
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        **calibration: Any,
+    ) -> None:
+        options: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype, **options)
+        chosen = Calibration(**calibration)
+        chosen.check()
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.calibrate(chosen, lambda: cast("Parameter", UninitializedParameter(**place)))
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Give every parameter and buffer the channel count of ``input``."""
+        for name in self.calibration.initial():
+            parameter = getattr(self, name)
+            if isinstance(parameter, UninitializedParameter):
+                parameter.materialize((input.shape[1],))
+        super().initialize_parameters(input)
+        self.reset_calibration()
+
+
+class LazyRepresentativeBatchNorm1d(_LazyRepresentativeBatchNorm, RepresentativeBatchNorm1d):
+    """:class:`rbnorm.RepresentativeBatchNorm1d` sized by its first input."""
+
+    cls_to_become = RepresentativeBatchNorm1d
+
+
+class LazyRepresentativeBatchNorm2d(_LazyRepresentativeBatchNorm, RepresentativeBatchNorm2d):
+    """:class:`rbnorm.RepresentativeBatchNorm2d` sized by its first input."""
+
+    cls_to_become = RepresentativeBatchNorm2d
+
+
+class LazyRepresentativeBatchNorm3d(_LazyRepresentativeBatchNorm, RepresentativeBatchNorm3d):
+    """:class:`rbnorm.RepresentativeBatchNorm3d` sized by its first input."""
+
+    cls_to_become = RepresentativeBatchNorm3d

@@ -1,0 +1,304 @@
+"""The layers: torch's BatchNorm classes with the calibration parameters of RBN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import Parameter
+
+from rbnorm.functional import representative_batch_norm
+from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
+
+__all__ = [
+    "RepresentativeBatchNorm1d",
+    "RepresentativeBatchNorm2d",
+    "RepresentativeBatchNorm3d",
+    "RepresentativeBatchNormAct2d",
+]
+
+NAMES = ("center_weight", "scale_weight", "scale_bias")
+
+
+class Calibration(NamedTuple):
+    """The options that RBN adds to BatchNorm: the keyword-only arguments of every layer."""
+
+    center: bool = True
+    scale: bool = True
+    statistic: str | Statistic = "mean"
+    restrict: str | Restriction = "sigmoid"
+    center_weight_init: float = 0.0
+    scale_weight_init: float = 0.0
+    scale_bias_init: float = 1.0
+
+    def initial(self) -> dict[str, float]:
+        """The calibration parameters the layer has, with their initial values."""
+        present = (self.center, self.scale, self.scale)
+        return {
+            name: getattr(self, f"{name}_init")
+            for name, on in zip(NAMES, present, strict=True)
+            if on
+        }
+
+    def check(self) -> None:
+        """Raise ValueError for an option that no layer can take."""
+        resolve("statistic", self.statistic, STATISTICS)
+        resolve("restrict", self.restrict, RESTRICTIONS)
+        for name in NAMES:
+            value = getattr(self, f"{name}_init")
+            if not math.isfinite(value):
+                raise ValueError(f"{name}_init must be a finite number, got {value}")
+
+
+class _RepresentativeBatchNorm(_BatchNorm):
+    """Everything of RBN but the rank of its input; see :class:`RepresentativeBatchNorm2d`."""
+
+    center_weight: Parameter | None
+    scale_weight: Parameter | None
+    scale_bias: Parameter | None
+    calibration: Calibration
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        center: bool = True,
+        scale: bool = True,
+        statistic: str | Statistic = "mean",
+        restrict: str | Restriction = "sigmoid",
+        center_weight_init: float = 0.0,
+        scale_weight_init: float = 0.0,
+        scale_bias_init: float = 1.0,
+    ) -> None:
+        calibration = Calibration(
+            center,
+            scale,
+            statistic,
+            restrict,
+            center_weight_init,
+            scale_weight_init,
+            scale_bias_init,
+        )
+        calibration.check()
+        if not eps >= 0:
+            raise ValueError(f"eps must be a non-negative number, got {eps}")
+        if momentum is not None and not math.isfinite(momentum):
+            raise ValueError(f"momentum must be a finite number or None, got {momentum}")
+        # Older releases of torch have no `bias` argument; only a caller who uses it needs it.
+        options: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **options
+        )
+        self.calibrate(
+            calibration, lambda: Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        )
+        self.reset_parameters()
+
+    def calibrate(self, calibration: Calibration, new: Callable[[], Parameter]) -> None:
+        """Give a layer that is a BatchNorm so far its options and, made by ``new``, parameters."""
+        self.calibration = calibration
+        initial = calibration.initial()
+        for name in NAMES:
+            self.register_parameter(name, new() if name in initial else None)
+
+    def reset_parameters(self) -> None:
+        """Reset as BatchNorm does, and the calibration parameters to their initial values."""
+        super().reset_parameters()
+        if "calibration" in self.__dict__:  # torch resets once before the parameters exist
+            self.reset_calibration()
+
+    def reset_calibration(self) -> None:
+        """Set the calibration parameters to their initial values."""
+        for name, value in self.calibration.initial().items():
+            nn.init.constant_(getattr(self, name), value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise and calibrate; see the class."""
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        track = self.training and self.track_running_stats
+        buffers = not self.training or self.track_running_stats
+        running_mean = self.running_mean if buffers else None
+        running_var = self.running_var if buffers else None
+        output = representative_batch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            self.training or (self.running_mean is None and self.running_var is None),
+            self._factor() if track else 0.0,
+            self.eps,
+            center_weight=self.center_weight,
+            scale_weight=self.scale_weight,
+            scale_bias=self.scale_bias,
+            statistic=self.calibration.statistic,
+            restrict=self.calibration.restrict,
+        )
+        if track and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return output
+
+    def _factor(self) -> float | Tensor:
+        """The share of this batch in the running statistics."""
+        if self.momentum is not None:
+            return self.momentum
+        if self.num_batches_tracked is None:
+            return 0.0
+        return (self.num_batches_tracked + 1).reciprocal()
+
+    def extra_repr(self) -> str:
+        """BatchNorm's line, then every calibration option that differs from its default."""
+        options = zip(Calibration._fields, self.calibration, Calibration(), strict=True)
+        changed = [f", {name}={value}" for name, value, default in options if value != default]
+        return "".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self._flatten_official(state_dict, prefix)
+        self._complete_batchnorm(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _flatten_official(self, state_dict: dict[str, Any], prefix: str) -> None:
+        for name in ("weight", "bias", *NAMES):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == value.numel():
+                state_dict[prefix + name] = value.reshape(-1)
+
+    def _complete_batchnorm(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Add the initial calibration to a BatchNorm's checkpoint, which has nothing of it."""
+        own = (self._parameters.get("weight"), self._buffers.get("running_mean"))
+        found = [state_dict.get(prefix + name) for name in ("weight", "running_mean")]
+        known = [value for value in found if isinstance(value, Tensor)]
+        foreign = any(value is not None for value in own) and not known
+        if foreign or any(prefix + name in state_dict for name in NAMES):
+            return
+        for name, value in self.calibration.initial().items():
+            parameter = getattr(self, name)
+            like = known[0] if known else parameter
+            state_dict[prefix + name] = torch.full(
+                like.shape, value, dtype=parameter.dtype, device=like.device
+            )
+        if self._buffers.get("weight") is not None:  # the constant of `convert_batchnorm`
+            state_dict.setdefault(prefix + "weight", self.weight)
+
+
+class RepresentativeBatchNorm1d(_RepresentativeBatchNorm, nn.BatchNorm1d):
+    """RBN over (N, C) or (N, C, L) inputs; all else as :class:`RepresentativeBatchNorm2d`."""
+
+
+class RepresentativeBatchNorm2d(_RepresentativeBatchNorm, nn.BatchNorm2d):
+    r"""Representative Batch Normalization over (N, C, H, W) inputs.
+
+    .. math::
+
+        z = x + w_m K(x), \quad o = \frac{z - E}{\sqrt{V + \epsilon}}, \quad
+        y = \gamma\, R(w_v K(o) + w_b)\, o + \beta
+
+    where :math:`K` is a statistic of one instance's channel (its mean over all positions),
+    :math:`R` a restricting function (sigmoid), and :math:`E, V` the mean and variance of :math:`z`
+    per channel: of the batch in training, the running ones in evaluation.
+
+    Everything that BatchNorm defines is as in :class:`torch.nn.BatchNorm2d` and its siblings: the
+    positional arguments, ``training`` and ``track_running_stats``, ``momentum=None`` for a
+    cumulative average, the buffers, and the errors. The parameters ``weight, bias, center_weight,
+    scale_weight, scale_bias`` are all of shape (C,), so weight-decay filters by ``ndim`` treat
+    them as BatchNorm's. With :math:`w_m = w_v = 0` and :math:`R(w_b) = 1` the layer is BatchNorm;
+    fresh from the constructor it is BatchNorm times :math:`R(1)`, 0.731 for the sigmoid.
+
+    ``load_state_dict(strict=True)`` also takes, without a warning, a plain BatchNorm checkpoint
+    (the calibration parameters take their initial values when the checkpoint has none of them)
+    and a checkpoint of the official implementation (parameters of shape (1, C, 1, 1)).
+
+    Args:
+        num_features: C, the size of axis 1 of the input.
+        eps: :math:`\epsilon`, not negative.
+        momentum: Factor of the running update, or None for a cumulative average.
+        affine: Learn :math:`\gamma` and :math:`\beta`; the calibration is learnt either way.
+        track_running_stats: Keep running statistics, and use them in evaluation.
+        device: Where the parameters and buffers are.
+        dtype: Of the parameters and buffers; statistics are computed in float32 for half inputs.
+        bias: Learn :math:`\beta`; False needs a torch whose BatchNorm has this argument.
+        center: Have the centring calibration; its parameter is absent otherwise.
+        scale: Have the scaling calibration; its parameters are absent otherwise.
+        statistic: :math:`K`, see :func:`rbnorm.functional.representative_batch_norm`.
+        restrict: :math:`R`, see there.
+        center_weight_init: Initial :math:`w_m`.
+        scale_weight_init: Initial :math:`w_v`.
+        scale_bias_init: Initial :math:`w_b`.
+
+    Shape:
+        Input and output: (N, C) or (N, C, L) for 1d, (N, C, H, W) for 2d, (N, C, D, H, W) for 3d,
+        in float16, bfloat16, float32 or float64; the output has the input's dtype.
+
+    Raises:
+        ValueError: An input of the wrong rank or channel count, one value per channel in training,
+            a negative ``eps``, a ``momentum`` that is not finite, an unknown statistic or
+            restriction. A failing call changes no state.
+        TypeError: An input that is not real floating point.
+
+    Source: Gao et al., *Representative Batch Normalization with Feature Calibration*, CVPR 2021.
+    """
+
+
+class RepresentativeBatchNorm3d(_RepresentativeBatchNorm, nn.BatchNorm3d):
+    """RBN over (N, C, D, H, W) inputs; all else as :class:`RepresentativeBatchNorm2d`."""
+
+
+class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
+    r"""RBN followed by drop and activation, ``act(drop(RBN(x)))``: timm's norm-act slot.
+
+    Args:
+        num_features: As in :class:`RepresentativeBatchNorm2d`, like all that are not listed here.
+        eps: See there.
+        momentum: See there.
+        affine: See there.
+        track_running_stats: See there.
+        apply_act: Apply the activation at all.
+        act_layer: Makes the activation; a class or a function.
+        act_kwargs: Arguments for ``act_layer``; replaces ``inplace``.
+        inplace: Pass ``inplace=True`` to ``act_layer``.
+        drop_layer: Makes the drop layer; None for none.
+        device: See there.
+        dtype: See there.
+        **calibration: The keyword-only arguments of :class:`RepresentativeBatchNorm2d`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        apply_act: bool = True,
+        act_layer: Callable[..., nn.Module] = nn.ReLU,
+        act_kwargs: dict[str, Any] | None = None,
+        inplace: bool = True,
+        drop_layer: Callable[[], nn.Module] | None = None,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        **calibration: Any,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **calibration
+        )
+        arguments = {"inplace": True} if act_kwargs is None and inplace else act_kwargs or {}
+        self.drop = nn.Identity() if drop_layer is None else drop_layer()
+        self.act = act_layer(**arguments) if apply_act else nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise, calibrate, drop, activate."""
+        output: Tensor = self.act(self.drop(super().forward(input)))
+        return output

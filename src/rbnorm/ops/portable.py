@@ -1,0 +1,64 @@
+"""The sweeps in plain PyTorch: any device, floating dtype and layout, traceable and differentiable.
+
+``x`` and ``dy`` are (N, C, ...); every table is (N, C) or, where it says so, (C,), in the table
+dtype: float32, or float64 for a float64 input. In-place arithmetic only ever touches temporaries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def table_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and tables for an input of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _spread(table: Tensor, x: Tensor) -> Tensor:
+    """View an (N, C) or (C,) table so that it broadcasts against ``x``."""
+    return table.reshape(table.shape + (1,) * (x.ndim - 2))
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum over the positions; an (N, C) input has one, and an empty ``dim`` would mean all."""
+    dtype = table_dtype(x.dtype)
+    return x.to(dtype, copy=True) if x.ndim == 2 else x.sum(tuple(range(2, x.ndim)), dtype=dtype)
+
+
+def positions(x: Tensor) -> int:
+    """The number L of positions per channel of one instance."""
+    return x.shape[2:].numel()
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of each instance and channel."""
+    return _sum(x) / positions(x)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and biased variance of each instance and channel, the variance in two passes."""
+    m = mean(x)
+    return m, _sum((x - _spread(m, x)).square_()) / positions(x)
+
+
+def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """``scale * (x - center) + shift`` in the dtype and layout of ``x``."""
+    if center is None:
+        y = torch.addcmul(_spread(shift, x), _spread(scale, x), x)
+    else:
+        y = (x - _spread(center, x)).mul_(_spread(scale, x)).add_(_spread(shift, x))
+    return y.to(x.dtype)
+
+
+def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum(dy)`` and ``sum(dy * (x - center))`` of each instance and channel."""
+    return _sum(dy), _sum((x - _spread(center, x)).mul_(dy))
+
+
+def grad_affine(
+    dy: Tensor, x: Tensor, center: Tensor, dy_scale: Tensor, x_scale: Tensor, shift: Tensor
+) -> Tensor:
+    """``dy_scale * dy + x_scale * (x - center) + shift`` like ``x``; ``x_scale`` is (C,)."""
+    dx = (x - _spread(center, x)).mul_(_spread(x_scale, x))
+    return dx.addcmul_(_spread(dy_scale, x), dy).add_(_spread(shift, x)).to(x.dtype)

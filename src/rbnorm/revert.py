@@ -1,0 +1,230 @@
+"""RBN back to BatchNorm, on whole models, with the error that it causes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import Parameter
+from torch.utils._pytree import tree_leaves
+
+from rbnorm.convert import counterparts
+from rbnorm.modules import NAMES, RepresentativeBatchNormAct2d, _RepresentativeBatchNorm
+from rbnorm.reference import RESTRICTIONS, resolve
+
+__all__ = ["RevertReport", "revert_batchnorm"]
+
+
+@dataclass(frozen=True)
+class RevertReport:
+    """What dropping the calibration did to a model.
+
+    Errors are relative: the root mean square of the difference over that of the RBN output.
+
+    Attributes:
+        model: The reverted model, the same object as before.
+        layers: Per reverted layer, the error of its own output on the inputs it had in the RBN
+            model; 0 where the calibration was untrained; None where it was not measured.
+        output: The error of the model's output, or None where it was not measured.
+    """
+
+    model: nn.Module
+    layers: dict[str, float | None]
+    output: float | None
+
+
+@dataclass(frozen=True)
+class _Static:
+    """The BatchNorm nearest to an RBN layer: exact for an instance whose mean is the batch's."""
+
+    weight: Tensor | None
+    running_mean: Tensor | None
+    exact: bool
+
+    def __call__(self, layer: _RepresentativeBatchNorm, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            layer.running_var,
+            self.weight,
+            layer.bias,
+            training=self.running_mean is None,
+            eps=layer.eps,
+        )
+
+
+@torch.no_grad()
+def _static(layer: _RepresentativeBatchNorm) -> _Static:
+    """Fold ``R(w_b)`` into gamma, and undo ``E(z) = (1 + w_m) E(x)`` where that is possible."""
+    weight: Tensor | None = layer.weight
+    mean = layer.running_mean
+    if layer.scale_bias is not None:
+        restrict = resolve("restrict", layer.calibration.restrict, RESTRICTIONS)
+        gate = restrict(layer.scale_bias.double())
+        weight = (gate if weight is None else weight.double() * gate).to(layer.scale_bias.dtype)
+    if layer.center_weight is not None and mean is not None:
+        gain = 1 + layer.center_weight.double()
+        # Near w_m = -1 the running mean of z says nothing of that of x; it is kept as it is.
+        known = (gain.abs() > 1e-3) & (layer.calibration.statistic == "mean")
+        mean = torch.where(known, mean / gain, mean.double()).to(mean.dtype)
+    dropped = (layer.center_weight, layer.scale_weight)
+    exact = not any(vector.any() for vector in dropped if vector is not None)
+    return _Static(weight, mean, exact)
+
+
+def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
+    if isinstance(layer, RepresentativeBatchNormAct2d):
+        try:
+            import timm.layers  # noqa: F401, PLC0415
+        except ImportError:
+            raise ValueError(
+                f"layer {name!r} needs timm's BatchNormAct2d to be reverted to; install timm"
+            ) from None
+    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        raise ValueError(f"layer {name!r} has no size yet; run the model on one batch first")
+    return next(bn for bn, rbn in counterparts().items() if isinstance(layer, rbn))
+
+
+def _become_batchnorm(layer: _BatchNorm, kind: type[_BatchNorm]) -> None:
+    for name in NAMES:
+        del layer._parameters[name]
+    del layer.__dict__["calibration"]
+    layer.__class__ = kind
+
+
+@torch.no_grad()
+def _set_static(layer: _RepresentativeBatchNorm, static: _Static, shared: set[int]) -> None:
+    if static.running_mean is not None and layer.running_mean is not None:
+        layer.running_mean.copy_(static.running_mean)
+    if layer.affine and static.weight is not None and layer.weight is not None:
+        if id(layer.weight) in shared:
+            layer.weight = Parameter(static.weight, layer.weight.requires_grad)
+        else:
+            layer.weight.copy_(static.weight)
+    elif static.weight is not None:
+        layer._buffers.pop("weight", None)
+        layer.register_parameter("weight", None)
+        if not torch.allclose(static.weight, torch.ones_like(static.weight)):
+            layer.affine = True
+            layer.weight = Parameter(static.weight, requires_grad=False)
+            layer.bias = Parameter(torch.zeros_like(static.weight), requires_grad=False)
+
+
+class _Error:
+    """A streaming relative root mean square error."""
+
+    def __init__(self) -> None:
+        self.difference = self.norm = 0.0
+
+    def add(self, actual: Tensor, expected: Tensor) -> None:
+        self.difference += float((actual.double() - expected.double()).square().sum())
+        self.norm += float(expected.double().square().sum())
+
+    def value(self) -> float:
+        return math.sqrt(self.difference / self.norm) if self.norm else math.sqrt(self.difference)
+
+
+Plan = dict[str, tuple[_RepresentativeBatchNorm, type[_BatchNorm], _Static]]
+
+
+def _evaluate(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> list[Tensor]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _measure_layers(
+    model: nn.Module, inputs: Tensor | tuple[Any, ...], plan: Plan
+) -> tuple[list[Tensor], dict[str, float | None]]:
+    """The RBN model's outputs, and each layer's error on the inputs it meets there."""
+    errors = {name: _Error() for name in plan}
+
+    def hook(name: str, static: _Static) -> Callable[..., None]:
+        def compare(layer: _RepresentativeBatchNorm, args: tuple[Tensor], _: Tensor) -> None:
+            expected = _RepresentativeBatchNorm.forward(layer, args[0])
+            errors[name].add(static(layer, args[0]), expected)
+
+        return compare
+
+    handles = [
+        layer.register_forward_hook(hook(name, static)) for name, (layer, _, static) in plan.items()
+    ]
+    try:
+        outputs = _evaluate(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, {name: error.value() for name, error in errors.items()}
+
+
+def revert_batchnorm(
+    model: nn.Module, inputs: Tensor | tuple[Any, ...] | None = None
+) -> RevertReport:
+    r"""Turn every RBN layer of a model back into BatchNorm, in place, and measure what that costs.
+
+    The static part of the calibration is kept: :math:`\gamma R(w_b)` becomes the weight, and
+    :math:`E(z) / (1 + w_m)`, the mean of :math:`x`, the running mean. What depends on the instance
+    is dropped, so the result is exact where :math:`w_m = w_v = 0`. A layer without :math:`\gamma`
+    gets a frozen ``weight`` and ``bias`` unless :math:`R(w_b)` was compensated by a constant.
+
+    Args:
+        model: A model with RBN layers, or one such layer.
+        inputs: A batch, or a tuple of arguments, on which the model is run in evaluation mode
+            before and after to measure the error; training flags are left as they were.
+
+    Returns:
+        A :class:`RevertReport`.
+
+    Raises:
+        ValueError: The model has no RBN layer, one has no size yet, or one needs timm and timm is
+            not installed. The model is then unchanged, as it is when running it raises.
+
+    Warns:
+        UserWarning: A trained calibration is dropped and ``inputs`` was not given.
+    """
+    plan: Plan = {
+        name: (layer, _original(name, layer), _static(layer))
+        for name, layer in model.named_modules()
+        if isinstance(layer, _RepresentativeBatchNorm)
+    }
+    if not plan:
+        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
+    errors: dict[str, float | None]
+    if inputs is None:
+        errors = {name: 0.0 if static.exact else None for name, (_, _, static) in plan.items()}
+        expected = None
+        unknown = sum(error is None for error in errors.values())
+        if unknown:
+            warnings.warn(
+                f"revert_batchnorm drops the trained calibration of {unknown} layers without "
+                "measuring the error; pass inputs= to measure it",
+                stacklevel=2,
+            )
+    else:
+        expected, errors = _measure_layers(model, inputs, plan)
+    weights = [id(layer.weight) for layer, _, _ in plan.values() if layer.weight is not None]
+    shared = {weight for weight in weights if weights.count(weight) > 1}
+    for layer, kind, static in plan.values():
+        _set_static(layer, static, shared)
+        _become_batchnorm(layer, kind)
+    if expected is None or inputs is None:
+        output = None if any(error is None for error in errors.values()) else 0.0
+        return RevertReport(model, errors, output)
+    total = _Error()
+    for after, before in zip(_evaluate(model, inputs), expected, strict=True):
+        total.add(after, before)
+    return RevertReport(model, errors, total.value())
