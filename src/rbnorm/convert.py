@@ -44,15 +44,15 @@ def counterparts() -> dict[type[_BatchNorm], type[_RepresentativeBatchNorm]]:
 
 def _counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
     """The RBN class for a BatchNorm, provided that it computes what that class computes."""
+    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        raise ValueError(
+            f"layer {name!r} is a {type(layer).__name__} without a size yet; "
+            "run the model on one batch first"
+        )
     for kind, counterpart in counterparts().items():
-        if isinstance(layer, kind) and type(layer).forward is kind.forward:
-            if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
-                raise ValueError(
-                    f"layer {name!r} is a {type(layer).__name__} without a size yet; "
-                    "run the model on one batch first"
-                )
-            if "parametrizations" not in layer._modules:
-                return counterpart
+        own = type(layer).forward is kind.forward and "parametrizations" not in layer._modules
+        if isinstance(layer, kind) and own:
+            return counterpart
     raise ValueError(
         f"layer {name!r} is a {type(layer).__name__}, which cannot become RBN; accepted are "
         "BatchNorm1d, BatchNorm2d, BatchNorm3d, timm's BatchNormAct2d, and subclasses that keep "

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 
 from rbnorm.functional import representative_batch_norm
+from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
 
 __all__ = [
@@ -153,9 +154,11 @@ class _RepresentativeBatchNorm(_BatchNorm):
         """The share of this batch in the running statistics."""
         if self.momentum is not None:
             return self.momentum
-        if self.num_batches_tracked is None:
+        if self.num_batches_tracked is None or self.running_mean is None:
             return 0.0
-        return (self.num_batches_tracked + 1).reciprocal()
+        # A tensor, so that no device waits for the host; float64 buffers get a float64 factor.
+        dtype = table_dtype(self.running_mean.dtype)
+        return (self.num_batches_tracked + 1).to(dtype).reciprocal()
 
     def extra_repr(self) -> str:
         """BatchNorm's line, then every calibration option that differs from its default."""

@@ -37,9 +37,14 @@ def mean(x: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and biased variance of each instance and channel, the variance in two passes."""
-    m = mean(x)
-    return m, _sum((x - _spread(m, x)).square_()) / positions(x)
+    """The mean and biased variance of each instance and channel, in two passes.
+
+    The second one also corrects the mean for the rounding of the first one's sums, which is
+    what limits the accuracy of float32 when the mean is large against the spread.
+    """
+    rough = mean(x)
+    deviation = x - _spread(rough, x)
+    return rough + mean(deviation), mean(deviation.square_())
 
 
 def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:

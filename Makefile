@@ -1,0 +1,44 @@
+# Every target sets up what it needs: `make demo` or `make test` is all a fresh machine has to run.
+PYTHON ?= python3
+# Anything pip takes, for example: make test TORCH_SPEC="torch==2.11.0 torchvision==0.26.0"
+TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench env browser clean
+
+demo: env
+	$(BIN)/rbnorm compare --out rbnorm-compare
+
+test: env browser
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+bench: env
+	$(BIN)/rbnorm bench
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH_SPEC)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab,dev]"
+	touch $(READY)
+
+# The tests open the report in a real browser.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; \
+	else echo "make test needs Chromium or Chrome on the PATH: install one of them" >&2; exit 1; fi
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

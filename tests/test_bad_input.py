@@ -1,0 +1,134 @@
+"""Bad input: one sentence that names the argument, what was given, what is accepted; no change."""
+
+import copy
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rbnorm
+from rbnorm.functional import representative_batch_norm
+
+CONSTRUCTOR = [
+    ({"eps": -1e-5}, "eps must be a non-negative number, got -1e-05"),
+    ({"eps": math.nan}, "eps must be a non-negative number, got nan"),
+    ({"momentum": math.inf}, "momentum must be a finite number or None, got inf"),
+    ({"momentum": math.nan}, "momentum must be a finite number or None, got nan"),
+    (
+        {"statistic": "median"},
+        "statistic must be one of 'mean', 'max', 'min', 'std' or a callable, got 'median'",
+    ),
+    (
+        {"restrict": "relu"},
+        "restrict must be one of 'sigmoid', 'tanh', 'hardsigmoid', 'softsign', 'identity' "
+        "or a callable, got 'relu'",
+    ),
+    ({"restrict": None}, "got None"),
+    ({"statistic": 3}, "got 3"),
+    ({"scale_bias_init": math.inf}, "scale_bias_init must be a finite number, got inf"),
+    ({"center_weight_init": math.nan}, "center_weight_init must be a finite number, got nan"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), CONSTRUCTOR)
+def test_constructor(options: dict[str, Any], message: str) -> None:
+    for make in (
+        rbnorm.RepresentativeBatchNorm1d,
+        rbnorm.RepresentativeBatchNorm3d,
+        rbnorm.RepresentativeBatchNormAct2d,
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make(4, **options)
+
+
+def test_unknown_keyword() -> None:
+    with pytest.raises(TypeError, match="statistics"):
+        rbnorm.RepresentativeBatchNorm2d(4, statistics="mean")
+
+
+X = torch.zeros(2, 3, 4, 4)
+CALLS = [
+    (torch.zeros(2, 3), ValueError, "expected 4D input (got 2D input)"),
+    (torch.zeros(3), ValueError, "expected 4D input (got 1D input)"),
+    (
+        torch.zeros(2, 5, 4, 4),
+        ValueError,
+        "weight must have shape (5,) to match input of shape (2, 5, 4, 4), got (3,)",
+    ),
+    (
+        X.int(),
+        TypeError,
+        "input must be float16, bfloat16, float32 or float64, got int32",
+    ),
+    (X.cfloat(), TypeError, "got complex64"),
+    (X.bool(), TypeError, "got bool"),
+    (torch.zeros(0, 5, 4, 4), ValueError, "weight must have shape (5,)"),
+]
+
+
+@pytest.mark.parametrize(("x", "kind", "message"), CALLS)
+@pytest.mark.parametrize("training", [True, False])
+def test_layer_call(x: Tensor, kind: type[Exception], message: str, training: bool) -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(3).train(training)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(kind, match=re.escape(message)):
+        layer(x)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+CALLABLES = [
+    (
+        {"statistic": lambda x: x.mean((2, 3))},
+        ValueError,
+        "statistic must return a tensor that broadcasts against the shape (2, 3, 4, 4), got (2, 3)",
+    ),
+    ({"statistic": lambda x: x[None]}, ValueError, "got (1, 2, 3, 4, 4)"),
+    ({"statistic": lambda x: 1.0}, TypeError, "statistic must return a tensor, got float"),
+    (
+        {"restrict": lambda s: s.sum()},
+        ValueError,
+        "restrict must return a tensor that has the shape (2, 3, 1, 1), got ()",
+    ),
+    ({"restrict": lambda s: None}, TypeError, "restrict must return a tensor, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), CALLABLES)
+def test_callable_of_the_wrong_shape(
+    options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(3, **options)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(kind, match=re.escape(message)):
+        layer(torch.randn(2, 3, 4, 4))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+V = torch.ones(3)
+FUNCTIONAL = [
+    ({"eps": -1.0}, "eps must be non-negative, got -1.0"),
+    ({"eps": 0.0, "training": True}, "eps must be positive in training, got 0.0"),
+    ({"scale_weight": V}, "scale_weight and scale_bias must be given together"),
+    ({"running_var": None}, "running_mean and running_var must be given together"),
+    ({"running_mean": None, "running_var": None}, "must be given in evaluation, got None"),
+    ({"center_weight": torch.ones(1, 3, 1, 1)}, "center_weight must have shape (3,)"),
+    ({"running_mean": torch.ones(4)}, "running_mean must have shape (3,)"),
+    ({"input": torch.zeros(3)}, "input must have shape (N, C, ...), got (3,)"),
+    ({"statistic": "median"}, "statistic must be one of"),
+    ({"restrict": "relu"}, "restrict must be one of"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), FUNCTIONAL)
+def test_functional(options: dict[str, Any], message: str) -> None:
+    arguments = {"input": X, "running_mean": V.clone(), "running_var": V.clone(), **options}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        representative_batch_norm(**arguments)
+
+
+def test_integer_vector() -> None:
+    with pytest.raises(TypeError, match=r"weight must be float16.* got int64"):
+        representative_batch_norm(X, V, V, torch.ones(3, dtype=torch.long))

@@ -1,0 +1,265 @@
+"""BatchNorm to RBN on whole models: the function, and everything else that must not change."""
+
+import copy
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from models import norms, shake, small
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import rbnorm
+
+CALIBRATION = {"center_weight", "scale_weight", "scale_bias"}
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "torchvision resnet18": torchvision.models.resnet18,
+    "torchvision mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
+    "torchvision densenet121": torchvision.models.densenet121,
+    "torchvision regnet_y_400mf": torchvision.models.regnet_y_400mf,
+    "torchvision r3d_18": torchvision.models.video.r3d_18,
+    "timm resnet10t": lambda: timm.create_model("resnet10t"),
+    "timm efficientnet_lite0": lambda: timm.create_model("efficientnet_lite0"),
+    "timm mobilenetv3_small_050": lambda: timm.create_model("mobilenetv3_small_050"),
+    "timm regnetx_002": lambda: timm.create_model("regnetx_002"),
+    "timm levit_128s": lambda: timm.create_model("levit_128s"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_function_is_preserved(name: str) -> None:
+    """Outputs before and after agree to float32 rounding, on models with 1d, 2d, 3d, norm-act."""
+    torch.manual_seed(0)
+    model = shake(MODELS[name]()).eval()
+    size = {"torchvision r3d_18": (1, 3, 4, 32, 32), "timm levit_128s": (1, 3, 224, 224)}
+    x = torch.randn(size.get(name, (2, 3, 64, 64)))
+    wanted = len(norms(model))
+    with torch.no_grad():
+        before = model(x)
+        after = rbnorm.convert_batchnorm(model)(x)
+    converted = norms(model)
+    assert len(converted) == wanted > 3
+    assert all("Representative" in type(m).__name__ for m in converted)
+    # A hundred layers of float32 rounding, 6e-8 each, partly adding up.
+    assert (after - before).abs().max().item() <= 1e-5 * before.abs().max().item()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(4),
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm3d(4, affine=False, track_running_stats=False, eps=1e-2),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("restrict", ["sigmoid", "tanh", "softsign", torch.exp])
+def test_each_layer_preserves_its_function(layer: nn.Module, training: bool, restrict: Any) -> None:
+    layer = shake(copy.deepcopy(layer)).double().train(training)
+    rank = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}[type(layer)]
+    x = torch.randn(5, 4, 3, 2, 2, dtype=torch.float64)[(..., *([0] * (5 - rank)))]
+    expected = copy.deepcopy(layer)(x)
+    assert rbnorm.convert_batchnorm(layer, restrict=restrict) is layer
+    assert torch.allclose(layer(x), expected, atol=1e-13)
+
+
+def test_gamma_is_divided_by_the_gate() -> None:
+    layer = rbnorm.convert_batchnorm(nn.BatchNorm2d(2), scale_bias_init=2.0)
+    assert layer.weight.tolist() == pytest.approx([1 / 0.8807970779778823] * 2)
+    assert layer.scale_bias.tolist() == [2, 2]
+
+
+def test_from_scratch_keeps_gamma() -> None:
+    """preserve=False is the paper's start: the same parameters as a fresh RBN layer."""
+    layer = rbnorm.convert_batchnorm(nn.BatchNorm2d(2), preserve=False)
+    for name, value in rbnorm.RepresentativeBatchNorm2d(2).state_dict().items():
+        assert torch.equal(layer.state_dict()[name], value)
+
+
+def test_options_reach_every_layer() -> None:
+    model = rbnorm.convert_batchnorm(
+        torchvision.models.resnet18(), center=False, restrict="tanh", scale_bias_init=0.5
+    )
+    assert {m.calibration for m in norms(model)} == {norms(model)[0].calibration}
+    assert norms(model)[0].center_weight is None
+    assert norms(model)[0].scale_bias[0] == 0.5
+
+
+def test_what_batchnorm_had_is_kept() -> None:
+    """Flags, requires_grad, dtype, eps, momentum, hooks, optimizer references, module identity."""
+    layer = nn.BatchNorm2d(4, eps=0.01, momentum=None, dtype=torch.float64).eval()
+    layer.bias.requires_grad_(False)
+    layer.extra = "kept"
+    calls: list[str] = []
+    handle = layer.register_forward_hook(lambda *_: calls.append("hook"))
+    optimizer = torch.optim.SGD([layer.weight], 0.1)
+    model = nn.Sequential(layer)
+    rbnorm.convert_batchnorm(model)
+    assert model[0] is layer
+    assert (layer.eps, layer.momentum, layer.training, layer.extra) == (0.01, None, False, "kept")
+    assert optimizer.param_groups[0]["params"][0] is layer.weight
+    assert layer.weight.requires_grad
+    assert not layer.bias.requires_grad
+    for name in CALIBRATION:
+        assert getattr(layer, name).dtype == torch.float64
+        assert getattr(layer, name).requires_grad
+    model(torch.randn(2, 4, 3, 3, dtype=torch.float64))
+    assert calls == ["hook"]
+    handle.remove()
+    model(torch.randn(2, 4, 3, 3, dtype=torch.float64))
+    assert calls == ["hook"]
+
+
+def test_frozen_layer_stays_frozen() -> None:
+    model = small().requires_grad_(False)
+    rbnorm.convert_batchnorm(model)
+    assert not any(p.requires_grad for p in model[1].parameters())
+
+
+def test_device_is_kept() -> None:
+    layer = rbnorm.convert_batchnorm(nn.BatchNorm2d(4, device="meta"))
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
+
+
+def test_shared_module_is_converted_once() -> None:
+    norm = shake(nn.BatchNorm2d(4))
+    model = nn.Sequential(norm, nn.ReLU(), norm).eval()
+    x = torch.randn(2, 4, 3, 3)
+    expected = model(x)
+    rbnorm.convert_batchnorm(model)
+    assert model[0] is model[2]
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+def test_tied_weights_are_divided_once() -> None:
+    model = nn.Sequential(shake(nn.BatchNorm2d(4)), nn.BatchNorm2d(4)).eval()
+    model[1].weight = model[0].weight
+    x = torch.randn(2, 4, 3, 3)
+    expected = model(x)
+    rbnorm.convert_batchnorm(model)
+    assert model[0].weight is model[1].weight
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "where", ["layer4.*", lambda name: name.startswith("layer4.")], ids=["glob", "function"]
+)
+def test_filter_by_name(where: Any) -> None:
+    model = rbnorm.convert_batchnorm(torchvision.models.resnet18(), where=where)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            converted = isinstance(module, rbnorm.RepresentativeBatchNorm2d)
+            assert converted == name.startswith("layer4.")
+
+
+def test_second_conversion_changes_nothing() -> None:
+    model = rbnorm.convert_batchnorm(small())
+    model[1].scale_bias.data.fill_(3)
+    before = copy.deepcopy(model[1].state_dict())
+    rbnorm.convert_batchnorm(model)
+    assert all(torch.equal(v, before[k]) for k, v in model[1].state_dict().items())
+
+
+def test_subclass_with_torchs_forward_is_converted() -> None:
+    class Named(nn.BatchNorm2d):
+        pass
+
+    assert type(rbnorm.convert_batchnorm(Named(3))) is rbnorm.RepresentativeBatchNorm2d
+
+
+def test_norm_act_keeps_its_activation() -> None:
+    layer = shake(timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU)).eval()
+    x = torch.randn(2, 4, 3, 3)
+    expected = layer(x)
+    rbnorm.convert_batchnorm(layer)
+    assert type(layer) is rbnorm.RepresentativeBatchNormAct2d
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+def test_constant_of_a_layer_without_gamma_is_state_but_not_learnt() -> None:
+    layer = rbnorm.convert_batchnorm(nn.BatchNorm2d(4, affine=False))
+    assert {name for name, _ in layer.named_parameters()} == CALIBRATION
+    assert layer.weight.tolist() == pytest.approx([1 / 0.7310585786300049] * 4)
+    twin = rbnorm.convert_batchnorm(nn.BatchNorm2d(4, affine=False))
+    twin.load_state_dict(layer.state_dict())
+    twin.load_state_dict(nn.BatchNorm2d(4, affine=False).state_dict())
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"weight"'):
+        rbnorm.RepresentativeBatchNorm2d(4, affine=False).load_state_dict(layer.state_dict())
+
+
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+class Double(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def parametrized() -> nn.Module:
+    layer = nn.BatchNorm2d(4)
+    parametrize.register_parametrization(layer, "weight", Double())
+    return layer
+
+
+REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
+    (lambda: nn.SyncBatchNorm(4), "layer '1' is a SyncBatchNorm, which cannot become RBN"),
+    (lambda: OwnForward(4), "layer '1' is a OwnForward, which cannot become RBN"),
+    (parametrized, "layer '1' is a ParametrizedBatchNorm2d, which cannot become RBN"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED)
+def test_layer_that_cannot_be_converted_changes_nothing(
+    make: Callable[[], nn.Module], message: str
+) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), make())
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rbnorm.convert_batchnorm(model)
+    assert type(model[0]) is nn.BatchNorm2d
+    assert model[0].weight.tolist() == [1, 1, 1, 1]
+    rbnorm.convert_batchnorm(model, where="0")
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_layer_without_a_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="run the model on one batch first"):
+        rbnorm.convert_batchnorm(nn.Sequential(nn.LazyBatchNorm2d()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"center_weight_init": 0.1}, "center_weight_init must be 0 to preserve the function"),
+        ({"scale_weight_init": 0.1}, "scale_weight_init must be 0 to preserve the function"),
+        ({"restrict": "tanh", "scale_bias_init": 0.0}, "must be finite and not 0"),
+        ({"restrict": "relu"}, "restrict must be one of"),
+        ({"where": "layer9.*"}, "that where='layer9.*' selects"),
+    ],
+)
+def test_impossible_options(options: dict[str, Any], message: str) -> None:
+    model = small()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rbnorm.convert_batchnorm(model, **options)
+    assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_model_without_batchnorm() -> None:
+    with pytest.raises(ValueError, match="model must have a BatchNorm layer, got Linear"):
+        rbnorm.convert_batchnorm(nn.Linear(2, 2))
+
+
+def test_timm_is_not_imported_by_the_library() -> None:
+    code = "import sys, rbnorm; assert not {'timm', 'torchvision', 'rich'} & set(sys.modules)"
+    import subprocess  # noqa: PLC0415
+
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,156 @@
+"""First and second derivatives against finite differences, and what backward keeps alive."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+
+import rbnorm
+from rbnorm.functional import representative_batch_norm
+from rbnorm.reference import RESTRICTIONS
+
+
+def arguments(shape: tuple[int, ...], **options: Any) -> tuple[Any, list[Tensor]]:
+    """A function of (x, five vectors) in float64, and values for them."""
+    torch.manual_seed(0)
+    C = shape[1]
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True)]
+    tensors += [torch.randn(C, dtype=torch.float64, requires_grad=True) for _ in range(5)]
+    mean, var = torch.randn(C, dtype=torch.float64), torch.rand(C, dtype=torch.float64) + 0.5
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, *calibration: Tensor) -> Tensor:
+        w_m, w_v, w_b = calibration
+        return representative_batch_norm(
+            x,
+            mean.clone(),
+            var.clone(),
+            weight,
+            bias,
+            eps=1e-2,
+            center_weight=w_m,
+            scale_weight=w_v,
+            scale_bias=w_b,
+            **options,
+        )
+
+    return function, tensors
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("restrict", [*sorted(RESTRICTIONS), torch.cos])
+def test_gradients_of_restrictions(training: bool, restrict: Any) -> None:
+    function, tensors = arguments((3, 2, 4), training=training, restrict=restrict)
+    assert gradcheck(function, tensors)
+    assert gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("statistic", ["max", "min", "std"])
+def test_gradients_of_statistics(training: bool, statistic: str) -> None:
+    function, tensors = arguments((3, 2, 4), training=training, statistic=statistic)
+    assert gradcheck(function, tensors)
+    assert gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (1, 2, 3), (3, 2, 1), (2, 1, 2, 3), (2, 2, 2, 1, 2)])
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_shapes(shape: tuple[int, ...], training: bool) -> None:
+    function, tensors = arguments(shape, training=training)
+    assert gradcheck(function, tensors)
+    assert gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize(
+    "wanted", [w for w in itertools.product([True, False], repeat=6) if sum(w) in {1, 5}]
+)
+def test_gradients_of_a_subset_of_inputs(wanted: tuple[bool, ...]) -> None:
+    function, tensors = arguments((3, 2, 4), training=True)
+    full = torch.autograd.grad(function(*tensors).square().sum(), tensors)
+    for tensor, keep in zip(tensors, wanted, strict=True):
+        tensor.requires_grad_(keep)
+    chosen = [tensor for tensor in tensors if tensor.requires_grad]
+    part = torch.autograd.grad(function(*tensors).square().sum(), chosen)
+    expected = [grad for grad, keep in zip(full, wanted, strict=True) if keep]
+    for actual, wanted_grad in zip(part, expected, strict=True):
+        assert torch.equal(actual, wanted_grad)
+
+
+def test_gradient_penalty_trains() -> None:
+    """A double backward through an eager layer, as in a gradient penalty, in float32."""
+    torch.manual_seed(0)
+    layer = rbnorm.RepresentativeBatchNorm1d(3)
+    x = torch.randn(5, 3, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+    grad.square().sum().backward()
+    wide = rbnorm.RepresentativeBatchNorm1d(3, dtype=torch.float64)
+    xw = x.detach().double().requires_grad_()
+    (gw,) = torch.autograd.grad(wide(xw).sin().sum(), xw, create_graph=True)
+    gw.square().sum().backward()
+    for (name, p), (_, q) in zip(layer.named_parameters(), wide.named_parameters(), strict=True):
+        assert torch.allclose(p.grad.double(), q.grad, atol=1e-4, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_two_forwards_before_one_backward(training: bool) -> None:
+    """No running buffer is saved, so a second forward does not spoil the first one's backward."""
+    torch.manual_seed(0)
+    layer = rbnorm.RepresentativeBatchNorm2d(3, dtype=torch.float64).train(training)
+    x1, x2 = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64, requires_grad=True).unbind()
+    expected = [torch.autograd.grad(layer(x).square().sum(), x)[0] for x in (x1, x2)]
+    layer.reset_running_stats()
+    y1 = layer(x1)
+    if not training:
+        layer.train()(x2)
+        layer.eval().reset_running_stats()
+    y2 = layer(x2)
+    found = torch.autograd.grad(y1.square().sum() + y2.square().sum(), (x1, x2))
+    for actual, wanted in zip(found, expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+def test_backward_saves_the_input_and_small_tables_only() -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(8)
+    x = torch.randn(4, 8, 16, 16, requires_grad=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(x)
+    big = [tensor for tensor in saved if tensor.numel() > 4 * 8]
+    assert len(big) == 1
+    assert big[0].data_ptr() == x.data_ptr()
+
+
+def test_gradient_in_another_layout_than_the_input() -> None:
+    torch.manual_seed(0)
+    layer = rbnorm.RepresentativeBatchNorm2d(3, dtype=torch.float64)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).requires_grad_()
+    dy = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    expected = torch.autograd.grad(layer(x), x, dy)[0]
+    for other in (dy.to(memory_format=torch.channels_last), dy.mT.contiguous().mT):
+        assert torch.allclose(torch.autograd.grad(layer(x), x, other)[0], expected, atol=1e-15)
+
+
+def test_zero_stride_gradient() -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(3, dtype=torch.float64)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    dense = torch.autograd.grad(layer(x), x, torch.ones_like(x))[0]
+    assert torch.equal(torch.autograd.grad(layer(x).sum(), x)[0], dense)
+
+
+def test_input_of_an_in_place_shortcut_is_untouched() -> None:
+    """The official layer adds to its input in place, which corrupts residual connections."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = rbnorm.RepresentativeBatchNorm2d(2, center_weight_init=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x) + x
+
+    x = torch.randn(3, 2, 4, 4)
+    block = Block().eval()
+    assert torch.equal(block(x) - block.norm(x), (block.norm(x) + x) - block.norm(x))
+    assert torch.equal(block(x), block.norm(x) + x)

@@ -1,0 +1,138 @@
+"""The identities of the original description, and the facts the documentation tells."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rbnorm
+from rbnorm.functional import representative_batch_norm
+from rbnorm.reference import STATISTICS
+
+D = torch.float64
+
+
+def data(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(0)) * 2 + 3
+
+
+def vectors(count: int, channels: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return list(torch.randn(count, channels, dtype=D, generator=generator).unbind())
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).flatten(1).mean(1)
+
+
+def test_mean_of_instance_means_is_the_batch_mean() -> None:
+    """E(X) = E(K_m)."""
+    x = data(4, 3, 5, 6)
+    assert torch.allclose(channel_mean(STATISTICS["mean"](x)), channel_mean(x), atol=1e-14)
+
+
+def test_mean_after_centring_calibration() -> None:
+    """E(X_cm) = (1 + w_m) E(X), as the layer's running mean shows."""
+    x, (w_m,) = data(4, 3, 5, 6), vectors(1, 3)
+    mean, var = torch.zeros(3, dtype=D), torch.ones(3, dtype=D)
+    representative_batch_norm(x, mean, var, training=True, momentum=1.0, center_weight=w_m)
+    assert torch.allclose(mean, (1 + w_m) * channel_mean(x), atol=1e-13)
+
+
+def test_difference_that_centring_makes() -> None:
+    """X_cal - X_no = w_m (K_m - E(X)), before the division by the standard deviation."""
+    x, (w_m,) = data(4, 3, 5, 6), vectors(1, 3)
+    var = torch.zeros(3, dtype=D)
+    centred = representative_batch_norm(
+        x, (1 + w_m) * channel_mean(x), var + 1, eps=0.0, center_weight=w_m
+    )
+    plain = representative_batch_norm(x, channel_mean(x), var + 1, eps=0.0)
+    expected = w_m.view(1, 3, 1, 1) * (STATISTICS["mean"](x) - channel_mean(x).view(1, 3, 1, 1))
+    assert torch.allclose(centred - plain, expected.expand_as(x), atol=1e-13)
+
+
+def test_scaling_calibration_shrinks_the_variance() -> None:
+    """Var(X_cs) < Var(X_s), and below tau^2 of it, as R stays below some tau < 1."""
+    x, (w_v, w_b) = data(4, 3, 5, 6), vectors(2, 3)
+    plain = representative_batch_norm(x, None, None, training=True)
+    scaled = representative_batch_norm(
+        x, None, None, training=True, scale_weight=w_v, scale_bias=w_b
+    )
+    gate = torch.sigmoid(w_v.view(1, 3, 1, 1) * STATISTICS["mean"](plain) + w_b.view(1, 3, 1, 1))
+    tau = gate.amax((0, 2, 3))
+    assert (tau < 1).all()
+    second_moment = [t.square().mean((0, 2, 3)) for t in (plain, scaled)]
+    assert (second_moment[1] <= tau**2 * second_moment[0]).all()
+    assert (scaled.var((0, 2, 3)) < plain.var((0, 2, 3))).all()
+
+
+def test_centre_weight_of_minus_one_removes_the_instance_mean() -> None:
+    x = data(4, 3, 5, 6)
+    y = representative_batch_norm(
+        x, None, None, training=True, center_weight=-torch.ones(3, dtype=D)
+    )
+    assert y.mean((2, 3)).abs().max() < 1e-14
+
+
+def test_single_instance_is_instance_norm_times_the_gate() -> None:
+    x, (w_m, w_v, w_b) = data(1, 3, 5, 6), vectors(3, 3)
+    options = {"center_weight": w_m, "scale_weight": w_v, "scale_bias": w_b}
+    for vector in options.values():
+        vector.requires_grad_()
+    y = representative_batch_norm(x, None, None, training=True, **options)
+    expected = torch.sigmoid(w_b).view(1, 3, 1, 1) * F.instance_norm(x)
+    assert torch.allclose(y, expected, atol=1e-14)
+    y.square().sum().backward()
+    assert w_m.grad is not None
+    assert w_v.grad is not None
+    assert w_m.grad.abs().max() < 1e-14
+    assert w_v.grad.abs().max() < 1e-14
+
+
+def test_fresh_layer_is_batchnorm_times_sigmoid_of_one() -> None:
+    x = data(4, 3, 5, 6)
+    layer = rbnorm.RepresentativeBatchNorm2d(3, dtype=D)
+    expected = F.batch_norm(x, None, None, training=True) * 0.7310585786300049
+    assert torch.allclose(layer(x), expected, atol=1e-14)
+
+
+def network(make: type[nn.Module], **options: object) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False),
+        make(6, **options),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        make(4, momentum=None, **options),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    ).double()
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_neutral_layer_equals_batchnorm_over_a_training_run(absent: bool) -> None:
+    """w_m = w_v = 0 and R = 1, by absence of the calibration or by frozen neutral parameters."""
+    options = {"center": False, "scale": False} if absent else {"restrict": "identity"}
+    ours = network(rbnorm.RepresentativeBatchNorm2d, **options)
+    theirs = network(nn.BatchNorm2d)
+    for name, parameter in ours.named_parameters():
+        if name.split(".")[-1] in {"center_weight", "scale_weight", "scale_bias"}:
+            parameter.requires_grad_(False)
+    losses: list[list[float]] = []
+    for model in (ours, theirs):
+        generator = torch.Generator().manual_seed(3)
+        optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=1e-4
+        )
+        losses.append([])
+        for _ in range(30):
+            x = torch.randn(8, 2, 8, 8, dtype=D, generator=generator)
+            loss = F.cross_entropy(model(x), (x.mean((1, 2, 3)) > 0).long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    state = ours.state_dict()
+    for name, value in theirs.state_dict().items():
+        assert torch.allclose(state[name].double(), value.double(), rtol=1e-8, atol=1e-10), name

@@ -1,0 +1,135 @@
+"""RBN back to BatchNorm on whole models, and the error that is reported."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from models import norms, shake, small
+from torch import nn
+
+import rbnorm
+
+CALIBRATION = {"center_weight", "scale_weight", "scale_bias"}
+
+
+def train_calibration(model: nn.Module, size: float = 0.2) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.split(".")[-1] in CALIBRATION:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.data.add_(size * noise)
+    return model
+
+
+def test_untrained_calibration_reverts_exactly() -> None:
+    model = shake(torchvision.models.resnet18()).double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = model(x)
+    state = copy.deepcopy(model.state_dict())
+    report = rbnorm.revert_batchnorm(rbnorm.convert_batchnorm(model))
+    assert report.model is model
+    assert report.output == 0
+    assert set(report.layers.values()) == {0.0}
+    assert {type(m) for m in norms(model)} == {nn.BatchNorm2d}
+    assert torch.allclose(model(x), expected, atol=1e-12)
+    assert list(model.state_dict()) == list(state)
+
+
+def test_reported_error_is_the_measured_one() -> None:
+    model = train_calibration(rbnorm.convert_batchnorm(shake(torchvision.models.resnet18())))
+    model.double().train()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    twin = copy.deepcopy(model).eval()
+    first_input = twin.conv1(x)
+    expected, expected_first = twin(x), twin.bn1(first_input)
+    report = rbnorm.revert_batchnorm(model, x)
+    assert model.training
+    model.eval()
+    error = (model(x) - expected).norm() / expected.norm()
+    assert report.output == pytest.approx(error.item(), rel=1e-9)
+    assert 0 < report.output < 1
+    first = (model.bn1(first_input) - expected_first).norm() / expected_first.norm()
+    assert report.layers["bn1"] == pytest.approx(first.item(), rel=1e-9)
+    assert len(report.layers) == 20
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_revert_is_exact_for_instances_with_the_batch_mean() -> None:
+    """The static part that is kept: gamma R(w_b), and the running mean of x instead of z."""
+    layer = rbnorm.RepresentativeBatchNorm2d(2, dtype=torch.float64).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    layer.running_mean.copy_(torch.tensor([0.5, -2.0]))
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    target = (layer.running_mean / (1 + layer.center_weight)).view(1, 2, 1, 1)
+    x = x - x.mean((2, 3), keepdim=True) + target
+    expected = layer(x)
+    report = rbnorm.revert_batchnorm(layer, x)
+    assert torch.allclose(layer(x), expected, atol=1e-12)
+    assert report.output < 1e-12
+
+
+def test_dropping_unmeasured_calibration_warns() -> None:
+    model = train_calibration(rbnorm.convert_batchnorm(small()))
+    with pytest.warns(UserWarning, match="of 1 layers without measuring the error; pass inputs="):
+        report = rbnorm.revert_batchnorm(model)
+    assert report.output is None
+    assert report.layers == {"1": None}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+def test_each_kind_of_layer_comes_back(affine: bool, track: bool) -> None:
+    original = shake(nn.BatchNorm1d(3, affine=affine, track_running_stats=track)).double().eval()
+    layer = rbnorm.convert_batchnorm(copy.deepcopy(original))
+    rbnorm.revert_batchnorm(layer)
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    assert type(layer) is nn.BatchNorm1d
+    assert torch.allclose(layer(x), original(x), atol=1e-13)
+    assert list(layer.state_dict()) == list(original.state_dict())
+    assert repr(layer) == repr(original)
+
+
+def test_gate_of_a_layer_without_gamma_becomes_a_frozen_weight() -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(3, affine=False)
+    x = torch.randn(4, 3, 5, 5)
+    expected = layer.eval()(x)
+    rbnorm.revert_batchnorm(layer)
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert not any(p.requires_grad for p in layer.parameters())
+
+
+def test_norm_act_comes_back() -> None:
+    layer = shake(timm.layers.BatchNormAct2d(4)).eval()
+    x = torch.randn(2, 4, 3, 3)
+    expected = layer(x)
+    rbnorm.revert_batchnorm(rbnorm.convert_batchnorm(layer))
+    assert type(layer) is timm.layers.BatchNormAct2d
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+def test_tied_weights_with_different_gates_are_untied() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double().eval()
+    model[1].weight = model[0].weight
+    rbnorm.convert_batchnorm(model)
+    model[1].scale_bias.data.fill_(3)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    expected = model(x)
+    rbnorm.revert_batchnorm(model)
+    assert torch.allclose(model(x), expected, atol=1e-12)
+
+
+def test_failing_forward_leaves_the_model_alone() -> None:
+    model = train_calibration(rbnorm.convert_batchnorm(small())).train()
+    with pytest.raises(RuntimeError):
+        rbnorm.revert_batchnorm(model, torch.randn(2, 2, 9, 9))
+    assert type(model[1]) is rbnorm.RepresentativeBatchNorm2d
+    assert model[1].training
+    assert not model[1]._forward_hooks
+
+
+def test_model_without_rbn() -> None:
+    with pytest.raises(ValueError, match="model must have an RBN layer, got Sequential"):
+        rbnorm.revert_batchnorm(small())
