@@ -154,3 +154,46 @@ def test_input_of_an_in_place_shortcut_is_untouched() -> None:
     block = Block().eval()
     assert torch.equal(block(x) - block.norm(x), (block.norm(x) + x) - block.norm(x))
     assert torch.equal(block(x), block.norm(x) + x)
+
+
+# torch's own forward-mode code calls its deprecated torch.jit.script.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_mode(training: bool) -> None:
+    function, tensors = arguments((3, 2, 4), training=training)
+    assert gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=False)
+
+
+def test_func_transforms_equal_autograd() -> None:
+    """``torch.func.grad``, ``jacrev`` and ``vmap`` over an ensemble, as with BatchNorm."""
+    function, tensors = arguments((3, 2, 4), training=False)
+
+    def loss(*args: Tensor) -> Tensor:
+        return function(*args).square().sum()
+
+    everything = tuple(range(6))
+    found = torch.func.grad(loss, everything)(*tensors)
+    expected = torch.autograd.grad(loss(*tensors), tensors)
+    for actual, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(actual, wanted, atol=1e-12)
+    jacobian = torch.func.jacrev(lambda w: loss(tensors[0], w, *tensors[2:]))(tensors[1])
+    assert torch.allclose(jacobian, expected[1], atol=1e-12)
+    members = [torch.stack([tensor, 2 * tensor]) for tensor in tensors]
+    outputs = torch.func.vmap(function)(*members)
+    for i in range(2):
+        assert torch.allclose(outputs[i], function(*(m[i] for m in members)), atol=1e-12)
+
+
+def test_functional_call_in_evaluation() -> None:
+    """In training torch refuses to update captured buffers, for BatchNorm too."""
+    layer = rbnorm.RepresentativeBatchNorm1d(3, dtype=torch.float64).eval()
+    state = {name: value.detach().clone() for name, value in layer.state_dict().items()}
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+
+    def loss(weight: Tensor) -> Tensor:
+        given = {**state, "weight": weight}
+        return torch.func.functional_call(layer, given, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(state["weight"])
+    layer(x).square().sum().backward()
+    assert torch.allclose(found, layer.weight.grad, atol=1e-12)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rbnorm.ops import portable
 from rbnorm.reference import RESTRICTIONS
@@ -203,19 +204,28 @@ def _differentiable_backward(
     return [next(found) if keep else None for keep in wanted]
 
 
+def _traced() -> bool:
+    """Whether somebody follows the operations: a compiler, ``torch.func``, or forward-mode AD."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
 def normalise(
     x: Tensor, p: Vectors, running: tuple[Tensor, Tensor] | None, eps: float, restrict: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise x, by its own statistics or by the ``running`` mean and variance, each (C,).
 
     ``p`` and ``running`` are in the table dtype, ``restrict`` is a name. Returns y and the (E, V)
-    that were used, which carry no gradient. To a compiler it shows plain PyTorch.
+    that were used, which carry no gradient. Compilers and transforms see plain PyTorch.
     """
     # What is saved for backward must survive a later update of the buffers: mu is a copy.
     fixed = None if running is None else (running[0].clone(), (running[1] + eps).rsqrt())
     E: Any
     V: Any
-    if torch.compiler.is_compiling():
+    if _traced():
         y, _, E, V = _forward(portable, x, p, fixed, eps, restrict)
     else:
         y, E, V = _ClosedForm.apply(x, fixed, eps, restrict, *p)
