@@ -1,0 +1,116 @@
+"""The command line: arguments in, exit status out."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+import rbnorm
+from rbnorm.lab.compare import LR_BATCH_SIZE, Study, compare
+from rbnorm.lab.config import MIXED_PRECISIONS
+from rbnorm.lab.data import NAMES
+from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.models import NORMS
+
+
+def _study(options: argparse.Namespace) -> Study:
+    values = {field.name: getattr(options, field.name) for field in fields(Study)}
+    values["norms"] = _items(options.norms)
+    try:
+        values["batch_sizes"] = [int(item) for item in _items(options.batch_sizes)]
+    except ValueError as error:
+        raise UsageError(f"batch sizes are whole numbers ({first_line(error)})") from error
+    return Study(**values)
+
+
+def _items(values: Sequence[str]) -> list[str]:
+    """A list given with commas, with spaces, or with both."""
+    return [item for value in values for item in value.split(",") if item]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name; None for the process's own.
+
+    Returns:
+        The exit status: 0, 2 for what the user can mend, 130 when interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parser().parse_args(given)
+        compare(_study(options), options.out, shlex.join(["rbnorm", *given]))
+    except UsageError as error:
+        print(f"rbnorm: {error}.".replace("?.", "?"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "rbnorm: interrupted; the same command again continues after the last finished run.",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="rbnorm", description=rbnorm.__doc__)
+    parser.add_argument("--version", action="version", version=f"rbnorm {rbnorm.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compare(
+        commands.add_parser(
+            "compare",
+            help="train one network with several norms and compare them",
+            description="Train one network with several norms, batch sizes and seeds; print a "
+            "table and write report.html. The same command again continues what was interrupted.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
+    return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", default="digits", help=f"one of {', '.join(NAMES)}")
+    add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
+    add(
+        "--model",
+        default="cifar-resnet8",
+        help="cifar-resnet8, 14, 20, ..., or a name of torchvision or timm",
+    )
+    add(
+        "--norms",
+        nargs="+",
+        default=list(NORMS),
+        help="list of norms",
+        metavar="NORM",
+    )
+    add(
+        "--batch-sizes",
+        nargs="+",
+        default=["64", "8"],
+        help="list of batch sizes, over all processes",
+        metavar="N",
+    )
+    add("--seeds", type=int, default=3, help="number of seeds", metavar="N")
+    add("--epochs", type=int, default=3, help="passes over the training images", metavar="N")
+    add(
+        "--lr",
+        type=float,
+        default=0.1,
+        help=f"peak learning rate at batch size {LR_BATCH_SIZE}, scaled in proportion to others",
+    )
+    add("--weight-decay", type=float, default=5e-4, help="weight decay")
+    add("--mixed-precision", default="no", help=f"one of {', '.join(MIXED_PRECISIONS)}")
+    add("--limit", type=int, help="use this many training images", metavar="N")
+    add("--image-size", type=int, help="resize images to this side", metavar="N")
+    add("--workers", type=int, default=0, help="processes that load images", metavar="N")
+    add("--out", type=Path, default=Path("rbnorm-compare"), help="folder of records and report")

@@ -1,0 +1,235 @@
+"""Images to classify: found, checked and prepared; datasets and transforms are torchvision's."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torchvision.datasets import CIFAR10, FashionMNIST
+from torchvision.datasets.utils import extract_archive
+from torchvision.transforms import v2
+
+from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.imagefolder import image_folder
+
+DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
+FOLDER: Final = "imagefolder:"
+NAMES: Final = ("digits", "fashion-mnist", "cifar10", f"{FOLDER}PATH")
+
+_CIFAR_MOMENTS: Final = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_FOLDER_SIDE: Final = 224
+_HELD_OUT_DIGITS: Final = 500
+_SPLIT_SEED: Final = 0
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A classification task.
+
+    Attributes:
+        train: The training images and labels.
+        test: The held-out images and labels.
+        classes: Number of classes.
+        channels: Channels of every image.
+    """
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    classes: int
+    channels: int
+
+    @property
+    def size(self) -> int:
+        """Number of training images."""
+        return len(self.train)  # type: ignore[arg-type]
+
+
+class Tensors(TensorDataset):
+    """Images that fit into memory, indexed a whole batch at a time.
+
+    Indexing and transforming a batch at once instead of image by image makes an epoch of small
+    images several times faster.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]):
+        super().__init__(images, labels)
+        self.transform = transform
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """The batch of these images and labels."""
+        images, labels = self[indices]
+        return self.transform(images), labels
+
+
+def collate(batch: Any) -> Any:
+    """Leave a batch that :class:`Tensors` made as it is, and collate single images."""
+    return batch if isinstance(batch, tuple) else default_collate(batch)
+
+
+def canonical_name(name: str) -> str:
+    """The one spelling of a data set's name: an image folder's path becomes absolute.
+
+    Raises:
+        UsageError: There is no such data set or folder.
+    """
+    if name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER)).expanduser().resolve()
+        if not folder.is_dir():
+            raise UsageError(f"--data {name}: there is no folder {folder}")
+        return f"{FOLDER}{folder}"
+    if name not in NAMES:
+        raise UsageError(f"unknown data {name!r}: choose from {', '.join(NAMES)}")
+    return name
+
+
+def load_data(
+    name: str,
+    root: Path | None = None,
+    *,
+    rgb: bool = False,
+    limit: int | None = None,
+    image_size: int | None = None,
+    quiet: bool = False,
+) -> ImageData:
+    """Load a data set, or fail before anything is written.
+
+    Args:
+        name: Canonical name of the data.
+        root: Folder that holds, or receives, the files of Fashion-MNIST and CIFAR-10. None looks in
+            the place of Debian's package and in ``data``.
+        rgb: Repeat a grey image's channel three times.
+        limit: Number of training images to keep, drawn at random but always the same.
+        image_size: Side to resize to. None for the data's own, 224 for an image folder.
+        quiet: Show no progress.
+
+    Raises:
+        UsageError: The data is missing or broken.
+    """
+    if name.startswith(FOLDER):
+        path = Path(name.removeprefix(FOLDER))
+        data = ImageData(*image_folder(path, image_size or _FOLDER_SIDE, quiet=quiet), channels=3)
+    elif name == "cifar10":
+        data = _cifar10(root or Path("data"), image_size)
+    elif name == "fashion-mnist":
+        data = _fashion_mnist(root, rgb, image_size)
+    else:
+        data = _digits(rgb, image_size)
+    if limit is None or limit >= data.size:
+        return data
+    kept = torch.randperm(data.size, generator=torch.Generator().manual_seed(_SPLIT_SEED))[:limit]
+    return ImageData(Subset(data.train, kept.tolist()), data.test, data.classes, data.channels)
+
+
+def _digits(rgb: bool, image_size: int | None) -> ImageData:
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(
+        range(len(labels)),
+        test_size=_HELD_OUT_DIGITS,
+        stratify=labels,
+        random_state=_SPLIT_SEED,
+    )
+    return _in_memory((images[train], labels[train]), (images[test], labels[test]), rgb, image_size)
+
+
+def _in_memory(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rgb: bool, image_size: int | None
+) -> ImageData:
+    """Grey images (N, 1, H, W) of both parts, standardised by the training images' moments."""
+    values = v2.functional.to_dtype(train[0], torch.float32, scale=True)
+    transform = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([values.mean().item()], [values.std().item()]),
+            *([v2.Resize(image_size)] if image_size else []),
+            *([v2.RGB()] if rgb else []),
+        ]
+    )
+    classes = int(train[1].max()) + 1
+    return ImageData(
+        Tensors(*train, transform), Tensors(*test, transform), classes, 3 if rgb else 1
+    )
+
+
+def _fashion_mnist(root: Path | None, rgb: bool, image_size: int | None) -> ImageData:
+    with _fashion_mnist_root(root) as folder:
+        try:
+            parts = [FashionMNIST(folder, train=train) for train in (True, False)]
+        except (RuntimeError, AssertionError, TypeError, ValueError, OSError) as error:
+            raise UsageError(
+                f"the Fashion-MNIST files in {root or folder} are broken ({first_line(error)})"
+            ) from error
+    train, test = ((part.data.unsqueeze(1), part.targets) for part in parts)
+    return _in_memory(train, test, rgb, image_size)
+
+
+@contextlib.contextmanager
+def _fashion_mnist_root(root: Path | None) -> Iterator[Path]:
+    """A folder in torchvision's layout, made of one flat folder of idx or idx.gz if need be."""
+    home = root or Path("data")
+    with tempfile.TemporaryDirectory() as scratch:
+        raw = Path(scratch, "FashionMNIST", "raw")
+        for folder in (
+            home / "FashionMNIST" / "raw",
+            home,
+            *([] if root else [DEBIAN_FASHION_MNIST]),
+        ):
+            files = sorted(folder.glob("*-ubyte*")) if folder.is_dir() else []
+            if files:
+                raw.mkdir(parents=True)
+                for file in files:
+                    _unpack(file, raw)
+                yield Path(scratch)
+                return
+        yield _download(FashionMNIST, home)
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    if file.suffix != ".gz":
+        (folder / file.name).symlink_to(file.resolve())
+        return
+    try:
+        extract_archive(os.fspath(file), os.fspath(folder))
+    except (OSError, EOFError) as error:
+        raise UsageError(f"{file} cannot be unpacked ({first_line(error)})") from error
+
+
+def _cifar10(root: Path, image_size: int | None) -> ImageData:
+    side = image_size or 32
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*_CIFAR_MOMENTS)]
+    resize = [v2.Resize(side)] if image_size else []
+    augment = [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()]
+    if not (root / CIFAR10.base_folder).is_dir():
+        root = _download(CIFAR10, root)
+    try:
+        train = CIFAR10(root, train=True, transform=v2.Compose([*resize, *augment, *finish]))
+        test = CIFAR10(root, train=False, transform=v2.Compose([*resize, *finish]))
+    except (RuntimeError, OSError) as error:
+        raise UsageError(
+            f"the CIFAR-10 files in {root} are broken ({first_line(error)})"
+        ) from error
+    return ImageData(train, test, len(train.classes), 3)
+
+
+def _download(dataset: Any, root: Path) -> Path:
+    """Let torchvision download into ``root``, where an attempt that fails leaves nothing."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            dataset(scratch, train=True, download=True)
+            shutil.copytree(scratch, root, dirs_exist_ok=True)
+    except (RuntimeError, OSError) as error:
+        raise UsageError(
+            f"{dataset.__name__} is not in {root} and cannot be downloaded ({first_line(error)}): "
+            "name a folder that has it with --data-root"
+        ) from error
+    return root

@@ -1,0 +1,107 @@
+"""A folder of images for every class: torchvision's ImageFolder, checked before it is used."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.progress import track
+from sklearn.model_selection import train_test_split
+from torch.utils.data import Dataset, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms import v2
+
+from rbnorm.lab.errors import UsageError, first_line
+
+_IMAGENET_MOMENTS: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HELD_OUT_SHARE: Final = 0.2
+_SPLIT_SEED: Final = 0
+
+
+def image_folder(path: Path, side: int, *, quiet: bool) -> tuple[Dataset[Any], Dataset[Any], int]:
+    """Training images, held-out images and the number of classes.
+
+    Args:
+        path: A folder of two folders, ``train`` and ``val`` (or ``test``), each with one folder of
+            images for every class; or one folder with those classes itself, of which a fixed fifth
+            is then held out.
+        side: Side of the square the images are cropped to.
+        quiet: Show no progress.
+
+    Raises:
+        UsageError: The folder has another layout, or an image that cannot be decoded.
+    """
+    finish = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(*_IMAGENET_MOMENTS),
+    ]
+    for_training = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *finish])
+    for_test = v2.Compose([v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side), *finish])
+    held_out = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
+    train: Any
+    test: Any
+    if held_out and (path / "train").is_dir():
+        train, test = _folder(path / "train", for_training), _folder(held_out, for_test)
+        if not set(test.classes) <= set(train.classes):
+            raise UsageError(
+                f"{held_out} has {len(test.classes)} classes and {path / 'train'}, which gives the "
+                f"model its head, has {len(train.classes)}: the classes must be the same"
+            )
+        # a class that only the training part has must not shift the others' numbers
+        test.samples = [
+            (file, train.class_to_idx[test.classes[label]]) for file, label in test.samples
+        ]
+        files = [file for file, _ in (*train.samples, *test.samples)]
+        classes = len(train.classes)
+    else:
+        whole = _folder(path, for_training)
+        files, classes = [file for file, _ in whole.samples], len(whole.classes)
+        try:
+            chosen = train_test_split(
+                range(len(files)),
+                test_size=_HELD_OUT_SHARE,
+                stratify=whole.targets,
+                random_state=_SPLIT_SEED,
+            )
+        except ValueError as error:
+            raise UsageError(f"{path} cannot be split ({first_line(error)})") from error
+        train, test = Subset(whole, chosen[0]), Subset(_folder(path, for_test), chosen[1])
+    _check_images(files, quiet=quiet)
+    return train, test, classes
+
+
+def _folder(path: Path, transform: v2.Compose) -> Any:
+    try:
+        return ImageFolder(path, transform)
+    except OSError as error:
+        raise UsageError(
+            f"{path} is no image folder, which has one folder of images for every class "
+            f"({first_line(error)})"
+        ) from error
+
+
+def _check_images(files: Sequence[str], *, quiet: bool) -> None:
+    """Decode every image once, so that a broken one is named before training begins."""
+    with ThreadPoolExecutor() as pool:
+        checks = track(
+            zip(files, pool.map(_fault, files), strict=True),
+            "checking images",
+            total=len(files),
+            disable=quiet,
+            transient=True,
+        )
+        for file, fault in checks:
+            if fault:
+                pool.shutdown(cancel_futures=True)
+                raise UsageError(f"{file} is no readable image ({fault})")
+
+
+def _fault(file: str) -> str | None:
+    try:
+        default_loader(file)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+        return first_line(error)
+    return None

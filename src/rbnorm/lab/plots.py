@@ -1,0 +1,202 @@
+"""Figures of records, drawn with matplotlib's object interface."""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rbnorm.lab.analysis import BASELINE, Row, summarise
+from rbnorm.lab.records import Record
+
+INK: Final = "#1b1b1b"  # nothing else has this colour: inside a page it becomes the text's
+
+# Colours of Okabe and Ito, which colour-blind readers can tell apart; the marker and the dashes say
+# the same in grey print.
+_STYLES: Final = {
+    "bn": ("#0072b2", "o", "-"),
+    "gn": ("#e69f00", "s", "--"),
+    "ln": ("#009e73", "^", "-."),
+    "in": ("#cc79a7", "D", ":"),
+    "rbn": ("#d55e00", "v", "-"),
+    "rbn-center": ("#56b4e9", "P", (0, (6, 1.5))),
+    "rbn-scale": ("#8a8a8a", "X", (0, (3, 1, 1, 1))),
+}
+_RC: Final[dict[Any, Any]] = {
+    "font.size": 10.0,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#8a8a8a",
+    "grid.alpha": 0.25,
+}
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as SVG to stand inside a page, its ink in the colour of the page's text.
+
+    Args:
+        figure: The figure.
+        name: Keeps the identifiers of this figure apart from others on the page.
+    """
+    text = io.StringIO()
+    with mpl.rc_context({**_RC, "svg.hashsalt": name, "svg.id": name}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawing = text.getvalue()
+    drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
+    # without a size of its own it takes the page's; the view box keeps its proportions
+    return re.sub(r' (width|height)="[\d.]+pt"', "", drawing, count=2)
+
+
+def accuracy_figure(rows: Sequence[Row]) -> Figure:
+    """Test accuracy by norm: mean, 95 % interval and every seed, one panel for every batch size."""
+    sizes = _batch_sizes(row.batch_size for row in rows)
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(4.2 * len(sizes), 3.4), layout="constrained")
+        panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+        for axes, size in zip(panels, sizes, strict=True):
+            _accuracy_panel(axes, [row for row in rows if row.batch_size == size])
+            axes.set_title(f"batch size {size}")
+        panels[0].set_ylabel("test accuracy (%)")
+    return figure
+
+
+def _accuracy_panel(axes: Axes, rows: Sequence[Row]) -> None:
+    for x, row in enumerate(rows):
+        color, marker, _ = _STYLES[row.norm]
+        values = 100 * np.asarray(row.accuracy.values)
+        spread = 0.12 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.zeros(1)
+        axes.scatter(x - 0.22 + spread, values, s=14, color=color, marker=marker, alpha=0.55, lw=0)
+        mean = 100 * row.accuracy.mean
+        low, high = (100 * v for v in row.accuracy.interval or (row.accuracy.mean,) * 2)
+        axes.errorbar(
+            x + 0.16,
+            mean,
+            [[mean - low], [min(high, 100) - mean]],
+            color=color,
+            marker=marker,
+            markeredgecolor=INK,
+            markeredgewidth=0.5,
+            capsize=4,
+            linewidth=1.6,
+        )
+    axes.set_xticks(range(len(rows)), [row.norm for row in rows], rotation=30, ha="right")
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.grid(visible=False, axis="x")
+
+
+def curves_figure(records: Sequence[Record]) -> Figure:
+    """Test accuracy and loss after every epoch: mean over seeds, band from least to most."""
+    sizes = _batch_sizes(record.config.batch_size for record in records)
+    quantities = (("test_accuracy", "test accuracy (%)", 100), ("test_loss", "test loss", 1))
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(4.2 * len(sizes), 5.6), layout="constrained")
+        panels = figure.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
+        for row, (quantity, label, factor) in zip(panels, quantities, strict=True):
+            for axes, size in zip(row, sizes, strict=True):
+                _curves(axes, [r for r in records if r.config.batch_size == size], quantity, factor)
+            row[0].set_ylabel(label)
+        for axes, size in zip(panels[0], sizes, strict=True):
+            axes.set_title(f"batch size {size}")
+        for axes in panels[1]:
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(figure, panels[0, 0])
+    return figure
+
+
+def _curves(axes: Axes, records: Sequence[Record], quantity: str, factor: float) -> None:
+    for norm in dict.fromkeys(record.config.norm for record in records):
+        color, marker, dashes = _STYLES[norm]
+        curves = factor * np.array(
+            [
+                [getattr(epoch, quantity) for epoch in record.epochs]
+                for record in records
+                if record.config.norm == norm
+            ],
+            dtype=float,
+        )
+        epochs = np.arange(1, curves.shape[1] + 1)
+        axes.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.12, lw=0)
+        axes.plot(
+            epochs, curves.mean(0), color=color, marker=marker, markersize=4, ls=dashes, label=norm
+        )
+
+
+def channel_figure(records: Sequence[Record]) -> Figure:
+    """Standard deviation of the channel means, layer by layer: every seed thin, the mean thick.
+
+    Shown are BatchNorm and RBN, or every norm in a study that has neither.
+    """
+    sizes = _batch_sizes(record.config.batch_size for record in records)
+    present = dict.fromkeys(record.config.norm for record in records)
+    norms = [norm for norm in (BASELINE, "rbn") if norm in present] or list(present)
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(4.2 * len(sizes), 3.9), layout="constrained")
+        panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+        for axes, size in zip(panels, sizes, strict=True):
+            for norm in norms:
+                _layer_lines(axes, [r for r in records if _group(r) == (size, norm)])
+            axes.set_title(f"batch size {size}")
+            axes.set_xlabel("normalisation layer, input to output")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("std over channels of\nthe channels' mean output")
+        panels[0].set_ylim(bottom=0)
+        _legend(figure, panels[0])
+    return figure
+
+
+def _layer_lines(axes: Axes, records: Sequence[Record]) -> None:
+    if not records:
+        return
+    norm = records[0].config.norm
+    color, marker, dashes = _STYLES[norm]
+    lines = np.array([list(record.channel_mean_std.values()) for record in records], dtype=float)
+    layers = np.arange(1, lines.shape[1] + 1)
+    style: dict[str, Any] = {"color": color, "ls": dashes}
+    axes.plot(layers, lines.T, lw=0.8, alpha=0.35, **style)
+    axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=norm, **style)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=3
+    )
+
+
+def _group(record: Record) -> tuple[int, str]:
+    return record.config.batch_size, record.config.norm
+
+
+def _batch_sizes(values: Iterable[int]) -> list[int]:
+    return sorted(set(values), reverse=True)
+
+
+def figures(records: Sequence[Record]) -> dict[str, Figure]:
+    """The figures of a study by name."""
+    return {
+        "accuracy": accuracy_figure(summarise(records)),
+        "curves": curves_figure(records),
+        "channel-means": channel_figure(records),
+    }
+
+
+def picture(figure: Figure, suffix: str) -> bytes:
+    """A figure as the content of a file of its own, on white."""
+    content = io.BytesIO()
+    with mpl.rc_context({**_RC, "svg.hashsalt": "rbnorm"}):
+        metadata = {"Date": None} if suffix == "svg" else {}
+        figure.savefig(content, format=suffix, dpi=160, facecolor="white", metadata=metadata)
+    return content.getvalue()

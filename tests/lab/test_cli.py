@@ -1,0 +1,143 @@
+"""Bad usage through the command line: status 2, one sentence, nothing written."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import make_record, run
+
+import rbnorm
+from rbnorm import __main__
+from rbnorm.lab import compare
+from rbnorm.lab.cli import main
+from rbnorm.lab.records import RecordStore
+
+BAD = {
+    "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, in, rbn, rbn-center",
+    "--data mnist": "unknown data 'mnist': choose from digits, fashion-mnist, cifar10",
+    "--model resnet81": "unknown model 'resnet81': did you mean",
+    "--model torchvision:squeezenet1_0": "has no BatchNorm",
+    "--model resnet18 --norms in": "with norm 'in' and batch size 64 cannot take the images",
+    "--data imagefolder:missing": "there is no folder",
+    "--data-root . --data cifar10": "CIFAR10 is not in . and cannot be downloaded",
+    "--epochs 0": "epochs must be at least 1, not 0",
+    "--epochs -1": "epochs must be at least 1, not -1",
+    "--epochs two": "argument --epochs: invalid int value: 'two'",
+    "--batch-sizes 0": "batch size must be at least 1, not 0",
+    "--batch-sizes 64,x": "batch sizes are whole numbers",
+    "--batch-sizes 5000": "batch size 5000 is more than the 1297 training images",
+    "--batch-sizes 8 --limit 4": "batch size 8 is more than the 4 training images",
+    "--batch-sizes ,": "needs at least one norm and one batch size",
+    "--seeds 0": "seeds must be at least 1, not 0",
+    "--limit 0": "limit must be at least 1, not 0",
+    "--lr nan": "lr must be a positive number, not nan",
+    "--weight-decay -1": "weight decay must be zero or a positive number, not -1.0",
+    "--mixed-precision fp8": "unknown mixed precision 'fp8': choose from no, fp16, bf16",
+    "--mixed-precision fp16": "mixed precision 'fp16' cannot be had here",
+    "--workers -1": "workers must be at least 0",
+    "--out a-file": "is a file",
+    "--out a-file/below": "is a file",
+    "--colour red": "unrecognized arguments: --colour red",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_usage(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    assert main(["compare", *arguments.split()]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith("rbnorm: ")
+    assert BAD[arguments] in written.err
+    assert written.err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["a-file"]
+
+
+def test_no_command_is_bad_usage(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_a_corrupt_image_is_found_before_anything_is_written(image_folder, tmp_path, capsys):
+    (image_folder / "dark" / "0.png").write_bytes(b"\x89PNG broken")
+    out = tmp_path / "out"
+    assert main(["compare", "--data", f"imagefolder:{image_folder}", "--out", str(out)]) == 2
+    assert "dark/0.png is no readable image" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_more_classes_than_the_head_are_refused(image_folder, tmp_path, capsys):
+    root, out = tmp_path / "parts", tmp_path / "out"
+    shutil.copytree(image_folder / "light", root / "train" / "light")
+    shutil.copytree(image_folder, root / "val")
+    assert main(["compare", "--data", f"imagefolder:{root}", "--out", str(out)]) == 2
+    assert "the classes must be the same" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys):
+    # the superuser may write anywhere, so the refusal is pretended
+    monkeypatch.setattr(compare.os, "access", lambda *_: False)
+    assert main(["compare", "--out", str(tmp_path / "out")]) == 2
+    assert "is not writable" in capsys.readouterr().err
+
+
+def test_a_folder_that_the_system_refuses_is_refused(capsys):
+    assert main(["compare", "--out", "/proc/rbnorm-compare"]) == 2  # not even the superuser may
+    assert "/proc/rbnorm-compare cannot be made" in capsys.readouterr().err
+
+
+def test_records_of_another_schema_stay_untouched(tmp_path, capsys):
+    store = RecordStore(tmp_path)
+    store.append(make_record())
+    other = store.path.read_text().replace('"schema": 1', '"schema": 0')
+    store.path.write_text(other)
+    assert main(["compare", "--out", str(tmp_path)]) == 2
+    assert "line 1 has records of schema 0" in capsys.readouterr().err
+    assert store.path.read_text() == other
+
+
+def test_the_version_is_printed(tmp_path):
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"rbnorm {rbnorm.__version__}\n")
+
+
+def test_the_exit_status_reaches_the_shell(tmp_path):
+    done = run("compare", "--norms", "batch", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_the_extra_the_command_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "_LAB", ("rich", "a_package_nobody_has"))
+    assert __main__.main() == 2
+    assert (
+        'a_package_nobody_has: install it with pip install "rbnorm[lab]"' in capsys.readouterr().err
+    )
+
+
+def test_lists_take_commas_and_spaces(monkeypatch):
+    studies = []
+    monkeypatch.setattr("rbnorm.lab.cli.compare", lambda study, *_: studies.append(study))
+    lists = ["--norms", "bn,rbn", "gn", "--batch-sizes", "4", "16,32"]
+    assert main(["compare", *lists]) == 0
+    assert studies[0].norms == ["bn", "rbn", "gn"]
+    assert studies[0].batch_sizes == [4, 16, 32]
+
+
+def test_an_interrupted_study_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rbnorm.lab.cli.compare", interrupt)
+    assert main(["compare"]) == 130
+    assert "the same command again continues" in capsys.readouterr().err
+
+
+def test_the_library_does_not_import_the_extra():
+    code = "import sys, rbnorm; print('rbnorm.lab' in sys.modules, 'rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"

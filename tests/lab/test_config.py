@@ -1,0 +1,57 @@
+from dataclasses import asdict, fields, replace
+
+import pytest
+from conftest import CONFIG
+
+from rbnorm.lab.config import RunConfig
+from rbnorm.lab.errors import UsageError
+
+OTHER = {
+    "data": "cifar10",
+    "model": "cifar-resnet14",
+    "norm": "rbn",
+    "batch_size": 32,
+    "seed": 1,
+    "epochs": 3,
+    "lr": 0.2,
+    "weight_decay": 0.0,
+    "mixed_precision": "bf16",
+    "limit": 10,
+    "image_size": 16,
+    "workers": 1,
+    "processes": 2,
+}
+
+
+def test_key_never_changes_for_the_same_config():
+    assert CONFIG.key == "2aba558364cc2c94"
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(RunConfig)])
+def test_key_depends_on_every_field(name):
+    assert replace(CONFIG, **{name: OTHER[name]}).key != CONFIG.key
+
+
+def test_survives_a_dictionary():
+    assert RunConfig.from_dict(asdict(CONFIG)) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"speed": 1}, "does not hold for speed"),
+        ({"epochs": "2"}, "epochs is '2'"),
+        ({"lr": None}, "lr is None"),
+        ({"norm": "batch"}, "unknown norm 'batch': choose from bn, gn"),
+    ],
+)
+def test_refuses_a_dictionary_that_is_no_config(change, message):
+    with pytest.raises(UsageError, match=message):
+        RunConfig.from_dict({**asdict(CONFIG), **change})
+
+
+def test_refuses_a_dictionary_without_a_field():
+    values = asdict(CONFIG)
+    del values["seed"]
+    with pytest.raises(UsageError, match="does not hold for seed"):
+        RunConfig.from_dict(values)

@@ -1,0 +1,169 @@
+import gzip
+import shutil
+import struct
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import FashionMNIST
+
+from rbnorm.lab import data
+from rbnorm.lab.data import collate, load_data
+from rbnorm.lab.errors import UsageError
+
+
+def everything(dataset, batch_size=7):
+    images, labels = zip(*DataLoader(dataset, batch_size, collate_fn=collate), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_digits_are_split_once_and_for_all():
+    first, again = load_data("digits"), load_data("digits")
+    assert (first.size, len(first.test), first.classes, first.channels) == (1297, 500, 10, 1)
+    for part in ("train", "test"):
+        a, b = (everything(getattr(d, part)) for d in (first, again))
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    counts = torch.bincount(everything(first.test)[1])
+    assert counts.min() >= 48
+    assert counts.max() <= 51
+
+
+def test_digits_are_standardised_by_the_training_images():
+    images, _ = everything(load_data("digits").train)
+    assert images.shape[1:] == (1, 8, 8)
+    assert images.mean().item() == pytest.approx(0, abs=1e-5)
+    assert images.std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_batch_is_its_images_one_by_one():
+    dataset = load_data("digits").train
+    images, labels = dataset.__getitems__([5, 3])
+    for position, index in enumerate([5, 3]):
+        one, label = dataset.__getitems__([index])
+        assert torch.equal(images[position], one[0])
+        assert labels[position] == label[0]
+
+
+def test_rgb_repeats_the_channel():
+    grey, rgb = load_data("digits"), load_data("digits", rgb=True)
+    images = everything(rgb.test)[0]
+    assert rgb.channels == 3
+    assert torch.equal(images, everything(grey.test)[0].expand_as(images))
+
+
+def test_limit_keeps_the_same_images_every_time():
+    limited = [load_data("digits", limit=50) for _ in range(2)]
+    assert [d.size for d in limited] == [50, 50]
+    assert torch.equal(*(everything(d.train)[0] for d in limited))
+    assert len(limited[0].test) == 500
+
+
+def test_image_size_resizes():
+    assert everything(load_data("digits", image_size=12).test)[0].shape == (500, 1, 12, 12)
+
+
+def idx(values):
+    shape = struct.pack(f">{values.ndim}I", *values.shape)
+    return b"\x00\x00\x08" + bytes([values.ndim]) + shape + bytes(values.flatten().tolist())
+
+
+@pytest.fixture
+def fashion():
+    """12 training and 4 test images of 28 x 28 as idx files, by file name."""
+    torch.manual_seed(0)
+    files = {}
+    for part, count in (("train", 12), ("t10k", 4)):
+        images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8)
+        files[f"{part}-images-idx3-ubyte"] = idx(images)
+        files[f"{part}-labels-idx1-ubyte"] = idx((torch.arange(count) % 4).to(torch.uint8))
+    return files
+
+
+def assert_fashion(loaded, fashion):
+    assert (loaded.size, len(loaded.test), loaded.classes, loaded.channels) == (12, 4, 4, 1)
+    raw = torch.frombuffer(bytearray(fashion["t10k-images-idx3-ubyte"][16:]), dtype=torch.uint8)
+    known = torch.frombuffer(bytearray(fashion["train-images-idx3-ubyte"][16:]), dtype=torch.uint8)
+    known = known.float() / 255
+    expected = (raw.float() / 255 - known.mean()) / known.std()
+    images, labels = everything(loaded.test)
+    torch.testing.assert_close(images.flatten(), expected, rtol=1e-5, atol=1e-5)
+    assert labels.tolist() == [0, 1, 2, 3]
+
+
+def test_fashion_mnist_in_torchvisions_layout(tmp_path, fashion):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in fashion.items():
+        (raw / name).write_bytes(content)
+    assert_fashion(load_data("fashion-mnist", tmp_path), fashion)
+
+
+def test_fashion_mnist_in_debians_layout(tmp_path, fashion, monkeypatch):
+    for name, content in fashion.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert_fashion(load_data("fashion-mnist", tmp_path), fashion)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path)
+    assert_fashion(load_data("fashion-mnist"), fashion)
+
+
+def test_fashion_mnist_that_is_cut_short_is_refused(tmp_path, fashion):
+    for name, content in fashion.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content)[:-30])
+    with pytest.raises(UsageError, match=r"train-images|t10k-images"):
+        load_data("fashion-mnist", tmp_path)
+
+
+def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def unreachable(self):
+        (tmp_path / "started").touch()
+        raise RuntimeError("Error downloading train-images\nsecond line")
+
+    monkeypatch.setattr(FashionMNIST, "download", unreachable)
+    with pytest.raises(
+        UsageError, match=r"cannot be downloaded \(Error downloading train-images\)"
+    ):
+        load_data("fashion-mnist", tmp_path / "root")
+    assert (tmp_path / "started").exists()
+    assert not (tmp_path / "root").exists()
+
+
+def test_one_folder_is_split_by_class(image_folder):
+    loaded = load_data(f"imagefolder:{image_folder}", image_size=16)
+    assert (loaded.size, len(loaded.test), loaded.classes, loaded.channels) == (16, 4, 2, 3)
+    images, labels = everything(loaded.test)
+    assert sorted(labels.tolist()) == [0, 0, 1, 1]
+    assert images[labels == 0].mean() < 0 < images[labels == 1].mean()
+
+
+def test_folders_of_both_parts_are_used_as_they_are(image_folder):
+    root = image_folder.parent / "parts"
+    shutil.copytree(image_folder, root / "train")
+    shutil.copytree(image_folder / "light", root / "val" / "light")
+    loaded = load_data(f"imagefolder:{root}", image_size=16)
+    assert (loaded.size, len(loaded.test), loaded.classes) == (20, 10, 2)
+    assert everything(loaded.test)[1].tolist() == [1] * 10  # the number it has in train
+
+
+def test_more_classes_held_out_than_trained_are_refused(image_folder):
+    root = image_folder.parent / "parts"
+    shutil.copytree(image_folder / "light", root / "train" / "light")
+    shutil.copytree(image_folder, root / "val")
+    with pytest.raises(UsageError, match=r"has 2 classes and .*train.* has 1"):
+        load_data(f"imagefolder:{root}")
+
+
+@pytest.mark.parametrize("damage", ["cut", "text"])
+def test_a_corrupt_image_is_named(image_folder, damage):
+    broken = image_folder / "light" / "3.jpg"
+    Image.effect_noise((64, 64), 50).save(broken)
+    broken.write_bytes(broken.read_bytes()[:600] if damage == "cut" else b"no image")
+    with pytest.raises(UsageError, match=r"light/3\.jpg is no readable image"):
+        load_data(f"imagefolder:{image_folder}", quiet=True)
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is no image folder"):
+        load_data(f"imagefolder:{tmp_path}")

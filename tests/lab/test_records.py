@@ -1,0 +1,116 @@
+import json
+import multiprocessing
+
+import pytest
+from conftest import make_record
+
+from rbnorm.lab.errors import UsageError
+from rbnorm.lab.records import RecordStore, number, select
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RecordStore(tmp_path)
+
+
+def test_what_was_appended_is_loaded(store):
+    records = [make_record(seed=seed) for seed in range(3)]
+    for record in records:
+        store.append(record)
+    assert list(store.load().values()) == records
+
+
+def test_no_file_is_no_record(store):
+    assert store.load() == {}
+
+
+def test_a_torn_last_line_is_ignored(store):
+    store.append(make_record(seed=0))
+    store.append(make_record(seed=1))
+    store.path.write_bytes(store.path.read_bytes()[:-20])
+    assert [record.config.seed for record in store.load().values()] == [0]
+
+
+def test_a_torn_last_line_is_cut_by_the_next_append(store):
+    first, second = make_record(seed=0), make_record(seed=1)
+    store.append(first)
+    whole = store.path.read_bytes()
+    store.append(second)
+    both = store.path.read_bytes()
+    store.path.write_bytes(both[:-1])
+    store.append(second)
+    assert store.path.read_bytes() == both
+    store.path.write_bytes(whole[: len(whole) // 2])
+    store.append(first)
+    assert store.path.read_bytes() == whole
+
+
+def test_a_run_is_never_recorded_twice(store):
+    store.append(make_record(accuracy=0.9))
+    store.append(make_record(accuracy=0.1))
+    assert [record.accuracy for record in store.load().values()] == [0.9]
+    assert store.path.read_bytes().count(b"\n") == 1
+
+
+def test_a_line_copied_by_hand_counts_once(store):
+    store.append(make_record())
+    store.path.write_bytes(store.path.read_bytes() * 2)
+    assert len(store.load()) == 1
+
+
+def test_a_corrupt_line_is_named(store):
+    for seed in range(3):
+        store.append(make_record(seed=seed))
+    lines = store.path.read_bytes().splitlines(keepends=True)
+    store.path.write_bytes(lines[0] + lines[1][:50] + b"\n" + lines[2])
+    with pytest.raises(UsageError, match=r"records\.jsonl line 2 is no record"):
+        store.load()
+
+
+@pytest.mark.parametrize("line", [b"null", b"[]", b"3", b"{}", b'{"schema": 1}', b"\xff"])
+def test_a_line_that_is_something_else_is_named(store, line):
+    store.path.write_bytes(line + b"\n")
+    with pytest.raises(UsageError, match="line 1 is no record"):
+        store.load()
+
+
+def test_another_schema_is_refused(store):
+    store.append(make_record())
+    values = json.loads(store.path.read_text())
+    store.path.write_text(json.dumps({**values, "schema": 2}) + "\n")
+    with pytest.raises(UsageError, match="schema 2 and this version reads schema 1"):
+        store.load()
+
+
+def test_a_config_edited_by_hand_is_refused(store):
+    store.append(make_record(seed=0))
+    store.path.write_text(store.path.read_text().replace('"seed": 0', '"seed": 5'))
+    with pytest.raises(UsageError, match="line 1 was changed"):
+        store.load()
+
+
+def _append(folder, seeds):
+    for seed in seeds:
+        RecordStore(folder).append(make_record(seed=seed))
+
+
+def test_processes_that_append_at_once_lose_and_double_nothing(store):
+    context = multiprocessing.get_context("spawn")
+    shares = [range(30), range(15, 45)]
+    writers = [context.Process(target=_append, args=(store.path.parent, s)) for s in shares]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert sorted(r.config.seed for r in store.load().values()) == list(range(45))
+    assert store.path.read_bytes().count(b"\n") == 45
+
+
+def test_select_keeps_the_order_of_the_configs(store):
+    records = {r.config.key: r for r in (make_record(seed=seed) for seed in range(3))}
+    wanted = [make_record(seed=seed).config for seed in (2, 7, 0)]
+    assert [record.config.seed for record in select(records, wanted)] == [2, 0]
+
+
+def test_a_number_that_is_not_finite_is_none():
+    assert [number(float(text)) for text in ("nan", "inf", "0.5")] == [None, None, 0.5]
