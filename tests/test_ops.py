@@ -54,7 +54,7 @@ def expected(name: str, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if name == "affine":
         return (view[2] * (view[0] - view[1]) + view[3],)
     if name == "grad_moments":
-        return total(view[0]), total(view[0] * (view[1] - view[2]))
+        return total(view[0]) / L, total(view[0] * (view[1] - view[2])) / L
     return (view[3] * view[0] + view[4] * (view[1] - view[2]) + view[5],)
 
 

@@ -45,12 +45,32 @@ class Vectors(NamedTuple):
     scale_bias: Tensor | None
 
 
-class _Standardised(NamedTuple):
-    """What the table math derives from an instance's mean: see the module's docstring."""
+class _Saved(NamedTuple):
+    """What backward needs; mu is None in training."""
 
-    t: Tensor
-    s: Tensor | None
-    g: Tensor | float
+    x: Tensor
+    m: Tensor
+    r: Tensor
+    mu: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    center_weight: Tensor | None
+    scale_weight: Tensor | None
+    scale_bias: Tensor | None
+
+    @property
+    def vectors(self) -> Vectors:
+        return Vectors(*self[4:])
+
+
+class _Forward(NamedTuple):
+    """What a forward pass computes; E and V are None in evaluation."""
+
+    y: Tensor
+    m: Tensor
+    r: Tensor
+    E: Tensor | None
+    V: Tensor | None
 
 
 def _deviation(m: Tensor) -> Tensor:
@@ -59,20 +79,21 @@ def _deviation(m: Tensor) -> Tensor:
     return offset - offset.mean(0)
 
 
-def _amplify(center_weight: Tensor | None, table: Tensor) -> Tensor:
-    return table if center_weight is None else (1 + center_weight) * table
+def _amplify(table: Tensor, center_weight: Tensor | None) -> Tensor:
+    """``(1 + w_m) table``."""
+    return table if center_weight is None else torch.addcmul(table, center_weight, table)
 
 
-def _standardise(d: Tensor, r: Tensor, p: Vectors, restrict: str) -> _Standardised:
-    t = d * r
+def _scale(table: Tensor, factor: Tensor | None) -> Tensor:
+    return table if factor is None else factor * table
+
+
+def _gate(t: Tensor, p: Vectors, restrict: str) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """``s`` and ``g = R(s)``, or nothing without the scaling calibration."""
     if p.scale_weight is None or p.scale_bias is None:
-        return _Standardised(t, None, 1.0)
-    s = p.scale_weight * t + p.scale_bias
-    return _Standardised(t, s, RESTRICTIONS[restrict](s))
-
-
-def _or_one(weight: Tensor | None) -> Tensor | float:
-    return 1.0 if weight is None else weight
+        return None, None
+    s = torch.addcmul(p.scale_bias, p.scale_weight, t)
+    return s, RESTRICTIONS[restrict](s)
 
 
 def _forward(
@@ -82,25 +103,28 @@ def _forward(
     running: tuple[Tensor, Tensor] | None,
     eps: float,
     restrict: str,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> _Forward:
     """The forward pass over ``sweeps``: ``torch.ops.rbnorm``, or ``portable`` to be traced.
 
-    ``running`` is (E, r) in evaluation and None in training. Returns y, m, and in training E, V.
+    ``running`` is (E, r) in evaluation and None in training.
     """
     E = V = None
     if running is None:
         m, v = sweeps.moments(x)
-        d = _amplify(p.center_weight, _deviation(m))
-        E = _amplify(p.center_weight, m.mean(0))
-        V = (v + d * d).mean(0)
+        d = _amplify(_deviation(m), p.center_weight)
+        E = _amplify(m.mean(0), p.center_weight)
+        V = torch.addcmul(v, d, d).mean(0)
         r = (V + eps).rsqrt()
     else:
         m, (mu, r) = sweeps.mean(x), running
-        d = _amplify(p.center_weight, m) - mu
-    t, _, g = _standardise(d, r, p, restrict)
-    gain = _or_one(p.weight) * g
-    shift = gain * t if p.bias is None else gain * t + p.bias
-    return sweeps.affine(x, m, (gain * r).expand_as(m), shift), m, E, V
+        d = _amplify(m, p.center_weight) - mu
+    t = d * r
+    _, g = _gate(t, p, restrict)
+    gain = p.weight if g is None else _scale(g, p.weight)
+    shift = _scale(t, gain)
+    if p.bias is not None:
+        shift = shift + p.bias
+    return _Forward(sweeps.affine(x, m, _scale(r, gain).expand_as(m), shift), m, r, E, V)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -117,88 +141,81 @@ class _ClosedForm(torch.autograd.Function):
         restrict: str,
         *vectors: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        y, m, E, V = _forward(torch.ops.rbnorm, x, Vectors(*vectors), running, eps, restrict)
-        ctx.training, ctx.eps, ctx.restrict = running is None, eps, restrict
-        ctx.save_for_backward(x, m, *vectors, *(running or (V,)))
+        y, m, r, E, V = _forward(torch.ops.rbnorm, x, Vectors(*vectors), running, eps, restrict)
+        ctx.eps, ctx.restrict = eps, restrict
+        ctx.save_for_backward(x, m, r, None if running is None else running[0], *vectors)
         ctx.mark_non_differentiable(*(table for table in (E, V) if table is not None))
         ctx.set_materialize_grads(False)
         return y, E, V
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        dy = grads[0]
-        x, m, *rest = ctx.saved_tensors
-        p, statistics = Vectors(*rest[:5]), rest[5:]
+        dy, saved = grads[0], _Saved(*ctx.saved_tensors)
         wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
         if dy is None:
             found: list[Tensor | None] = [None] * len(wanted)
         elif torch.is_grad_enabled():
-            found = _differentiable_backward(ctx, dy, x, p, statistics, wanted)
+            found = _differentiable_backward(dy, saved, wanted, ctx.eps, ctx.restrict)
         else:
-            found = _backward(ctx, dy, x, m, p, statistics)
+            found = _backward(dy, saved, ctx.restrict)
         dx, *dp = (g if keep else None for g, keep in zip(found, wanted, strict=True))
         return dx, None, None, None, *dp
 
 
-def _backward(
-    ctx: Any, dy: Tensor, x: Tensor, m: Tensor, p: Vectors, statistics: list[Tensor]
-) -> list[Tensor | None]:
-    """Gradients for x and the five vectors; a vector the layer lacks gets a spare table or None."""
-    sweeps = torch.ops.rbnorm
-    L = portable.positions(x)
-    if ctx.training:
-        r = (statistics[0] + ctx.eps).rsqrt()
-        deviation = _deviation(m)
-        d = _amplify(p.center_weight, deviation)
-    else:
-        mu, r = statistics
-        d = _amplify(p.center_weight, m) - mu
-    t, s, g = _standardise(d, r, p, ctx.restrict)
-    gain = _or_one(p.weight) * g
+def _backward(dy: Tensor, saved: _Saved, restrict: str) -> list[Tensor | None]:
+    """Gradients for x and the five vectors; tables are means over the positions, not sums."""
+    x, m, r, mu = saved[:4]
+    p, sweeps = saved.vectors, torch.ops.rbnorm
+    deviation = _deviation(m) if mu is None else m
+    d = _amplify(deviation, p.center_weight)
+    t = (d if mu is None else d - mu) * r
+    s, g = _gate(t, p, restrict)
+    gain = p.weight if g is None else _scale(g, p.weight)
 
     S1, S2 = sweeps.grad_moments(dy, x, m)
-    D = r * S2 + t * S1  # sum_i dy o
-    h = gain * S1  # sum_i do
-    ho = gain * D  # sum_i do o
-    dw_m = dw_v = dw_b = e = None
-    if s is not None and isinstance(g, Tensor):
-        q = _or_one(p.weight) * D * DERIVATIVES[ctx.restrict](s, g)
-        dw_v, dw_b, e = (q * t).sum(0), q.sum(0), q * p.scale_weight
-        h, ho = h + e, ho + e * t
-    dbeta, dgamma = S1.sum(0), (g * D).sum(0)
-
-    if ctx.training:
-        M = x.shape[0] * L
-        a1, a2 = h.sum(0) / M, ho.sum(0) / M
-        residual = -(a1 + t * a2)
-        Z = r * (h + L * residual)  # sum_i dz
-    else:
-        residual, Z = torch.zeros_like(t), r * h
-    u = r * (residual if e is None else residual + e / L)
+    D = torch.addcmul(r * S2, t, S1)  # dy o
+    h, ho = _scale(S1, gain), _scale(D, gain)  # do and do o
+    dw_m = dw_v = dw_b = None
+    u: Tensor | float = 0.0
+    if p.scale_weight is not None and s is not None and g is not None:
+        dw_b = _scale(D, p.weight) * DERIVATIVES[restrict](s, g)
+        dw_v = dw_b * t
+        u = dw_b * p.scale_weight
+        h, ho = h + u, torch.addcmul(ho, u, t)
+    if mu is None:  # what reaches x through E and V
+        slope = ho.mean(0)
+        common = torch.addcmul(h.mean(0), t, slope)
+        h, u = h - common, u - common
+    u = r * u
     if p.center_weight is not None:
-        # sum_n Z = 0 in training, so the common mean drops out; keeping it would cost float32 dw_m.
-        dw_m = ((deviation if ctx.training else m) * Z).sum(0)
-        u = u + p.center_weight * Z / L
-    scale = (gain * r).expand_as(m)
-    if ctx.training:
-        dx = sweeps.grad_affine(dy, x, m, scale, -r * r * a2, u)
+        # In training `h` sums to 0 over the instances, so the common mean drops out of dw_m;
+        # keeping it would cost float32 the result where the mean is large.
+        Z = r * h
+        dw_m = deviation * Z
+        u = torch.addcmul(u, p.center_weight, Z)
+    scale = _scale(r, gain).expand_as(m)
+    if mu is None:
+        dx = sweeps.grad_affine(dy, x, m, scale, -r * r * slope, u)
     else:
-        dx = sweeps.affine(dy, None, scale, u).to(x.dtype)
-    return [dx, dgamma, dbeta, dw_m, dw_v, dw_b]
+        dx = sweeps.affine(dy, None, scale, u.expand_as(m)).to(x.dtype)
+    dgamma = D if g is None else g * D
+    tables = (dgamma, S1, dw_m, dw_v, dw_b)
+    L = portable.positions(x)
+    return [dx, *(None if table is None else L * table.sum(0) for table in tables)]
 
 
 def _differentiable_backward(
-    ctx: Any,
     dy: Tensor,
-    x: Tensor,
-    p: Vectors,
-    statistics: list[Tensor],
+    saved: _Saved,
     wanted: list[bool],
+    eps: float,
+    restrict: str,
 ) -> list[Tensor | None]:
     """The same gradients, differentiable in dy, x and the vectors: the double backward."""
-    running = None if ctx.training else (statistics[0], statistics[1])
+    x, p = saved.x, saved.vectors
+    running = None if saved.mu is None else (saved.mu, saved.r)
     with torch.enable_grad():
-        y = _forward(portable, x, p, running, ctx.eps, ctx.restrict)[0]
+        y = _forward(portable, x, p, running, eps, restrict).y
         chosen = [v for v, keep in zip((x, *p), wanted, strict=True) if keep and v is not None]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return [next(found) if keep else None for keep in wanted]
@@ -226,7 +243,7 @@ def normalise(
     E: Any
     V: Any
     if _traced():
-        y, _, E, V = _forward(portable, x, p, fixed, eps, restrict)
+        y, _, _, E, V = _forward(portable, x, p, fixed, eps, restrict)
     else:
         y, E, V = _ClosedForm.apply(x, fixed, eps, restrict, *p)
     return y, *(running or (E, V))

@@ -121,7 +121,7 @@ def test_without_the_extra_the_command_says_how_to_install_it(monkeypatch, capsy
 
 def test_lists_take_commas_and_spaces(monkeypatch):
     studies = []
-    monkeypatch.setattr("rbnorm.lab.cli.compare", lambda study, *_: studies.append(study))
+    monkeypatch.setattr("rbnorm.lab.compare.compare", lambda study, *_: studies.append(study))
     lists = ["--norms", "bn,rbn", "gn", "--batch-sizes", "4", "16,32"]
     assert main(["compare", *lists]) == 0
     assert studies[0].norms == ["bn", "rbn", "gn"]
@@ -132,7 +132,7 @@ def test_an_interrupted_study_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rbnorm.lab.cli.compare", interrupt)
+    monkeypatch.setattr("rbnorm.lab.compare.compare", interrupt)
     assert main(["compare"]) == 130
     assert "the same command again continues" in capsys.readouterr().err
 

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from rbnorm import RepresentativeBatchNorm2d
+from rbnorm.lab.config import NORMS
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.models import NORMS, build_model, canonical_name
+from rbnorm.lab.models import SWAPS, build_model, canonical_name
 
 EXPECTED = {
     "bn": nn.BatchNorm2d,
@@ -27,14 +28,14 @@ def norms_of(model):
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", SWAPS)
 def test_every_norm_replaces_every_batchnorm(norm):
     layers = norms_of(build("cifar-resnet8", norm))
     assert [type(layer) for layer in layers] == [EXPECTED[norm]] * 9
 
 
 @pytest.mark.parametrize("name", ["cifar-resnet8", "torchvision:resnet18", "timm:resnet10t"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", SWAPS)
 def test_the_initial_weights_do_not_depend_on_the_norm(name, norm):
     def weights(model):
         kinds = (nn.Conv2d, nn.Linear)
@@ -45,7 +46,7 @@ def test_the_initial_weights_do_not_depend_on_the_norm(name, norm):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", SWAPS)
 def test_the_initial_affine_parameters_do_not_depend_on_the_norm(norm):
     # timm starts the last norm of every residual block at zero
     expected = [layer.weight.mean().item() for layer in norms_of(build("timm:resnet10t", "bn"))]
@@ -75,18 +76,18 @@ def test_halves_of_rbn_have_the_parameters_of_their_half():
 @pytest.mark.parametrize(("channels", "groups"), [(16, 16), (48, 24), (64, 32), (34, 17), (7, 7)])
 def test_group_norm_has_the_most_groups_up_to_32(channels, groups):
     model = nn.Sequential(nn.BatchNorm2d(channels))
-    assert NORMS["gn"](model)[0].num_groups == groups
+    assert SWAPS["gn"](model)[0].num_groups == groups
 
 
 def test_layer_norm_is_over_the_whole_image():
     x = torch.randn(4, 6, 5, 5) * 3 + 2
-    y = NORMS["ln"](nn.Sequential(nn.BatchNorm2d(6)))(x)
+    y = SWAPS["ln"](nn.Sequential(nn.BatchNorm2d(6)))(x)
     torch.testing.assert_close(y, nn.functional.layer_norm(x, x.shape[1:]), rtol=1e-5, atol=1e-5)
 
 
 def test_the_activation_of_timms_norm_stays():
     layer = timm.layers.BatchNormAct2d(8, act_layer=nn.ReLU)
-    swapped = NORMS["gn"](nn.Sequential(layer))
+    swapped = SWAPS["gn"](nn.Sequential(layer))
     x = torch.randn(2, 8, 4, 4)
     expected = nn.functional.group_norm(x, 8, eps=layer.eps).relu()
     torch.testing.assert_close(swapped(x), expected)
@@ -94,13 +95,13 @@ def test_the_activation_of_timms_norm_stays():
 
 def test_a_shared_layer_stays_shared():
     layer = nn.BatchNorm2d(4)
-    swapped = NORMS["gn"](nn.Sequential(layer, nn.ReLU(), layer))
+    swapped = SWAPS["gn"](nn.Sequential(layer, nn.ReLU(), layer))
     assert isinstance(swapped[0], nn.GroupNorm)
     assert swapped[0] is swapped[2]
 
 
 def test_without_affine_parameters_there_are_none_afterwards():
-    swapped = NORMS["in"](nn.Sequential(nn.BatchNorm2d(4, affine=False, eps=0.5)))
+    swapped = SWAPS["in"](nn.Sequential(nn.BatchNorm2d(4, affine=False, eps=0.5)))
     assert list(swapped.parameters()) == []
     assert swapped[0].eps == 0.5
 
@@ -148,4 +149,8 @@ def test_a_model_without_batchnorm_is_refused():
 
 def test_instance_norm_needs_images():
     with pytest.raises(UsageError, match="replaces BatchNorm2d"):
-        NORMS["in"](nn.Sequential(nn.BatchNorm1d(4)))
+        SWAPS["in"](nn.Sequential(nn.BatchNorm1d(4)))
+
+
+def test_every_norm_has_its_swap() -> None:
+    assert tuple(SWAPS) == NORMS

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
 from rbnorm import RepresentativeBatchNorm2d, reference
+from rbnorm.lab.errors import UsageError
+from rbnorm.lab.report import replace
 
 # ResNet-50's BatchNorm inputs at batch 32 and 1, CIFAR's at batch 128, and a map of 16 kB.
 SHAPES = (
@@ -73,13 +79,37 @@ def _time(layers: dict[str, nn.Module], x: Tensor, dy: Tensor, repeats: int) -> 
     return seconds
 
 
-def rows(repeats: int, progress: Progress) -> Iterator[dict[str, Any]]:
+def bench(repeats: int, out: Path | None, shapes: Sequence[tuple[int, ...]] = SHAPES) -> None:
+    """Time every candidate, print a table of ratios, and write the rows to ``out``.
+
+    Args:
+        repeats: Timed calls of each candidate; their median counts.
+        out: File for the rows, one JSON object a line, written whole or not at all.
+        shapes: Input shapes (N, C, H, W).
+
+    Raises:
+        UsageError: ``repeats`` is below 1, or ``out`` cannot be written.
+    """
+    if repeats < 1:
+        raise UsageError(f"repeats must be at least 1, not {repeats}")
+    if out is not None and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        raise UsageError(f"--out {out} cannot be written: {out.parent} is no writable folder")
+    with Progress() as progress:
+        measured = list(_rows(repeats, shapes, progress))
+    Console().print(_table(measured))
+    if out is not None:
+        replace(out, "".join(json.dumps(row) + "\n" for row in measured).encode())
+
+
+def _rows(
+    repeats: int, shapes: Sequence[tuple[int, ...]], progress: Progress
+) -> Iterator[dict[str, Any]]:
     """One row per mode, memory format, shape and candidate, with the ratio to BatchNorm."""
     formats = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-    task = progress.add_task("timing", total=2 * len(formats) * len(SHAPES))
+    task = progress.add_task("timing", total=2 * len(formats) * len(shapes))
     for training in (True, False):
         for layout, memory_format in formats.items():
-            for shape in SHAPES:
+            for shape in shapes:
                 x, dy = (
                     torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(2)
                 )
@@ -88,7 +118,7 @@ def rows(repeats: int, progress: Progress) -> Iterator[dict[str, Any]]:
                 median = {name: statistics.median(values) for name, values in seconds.items()}
                 for name, values in seconds.items():
                     yield {
-                        "mode": "forward+backward" if training else "inference",
+                        "mode": "training" if training else "inference",
                         "layout": layout,
                         "shape": list(shape),
                         "candidate": name,
@@ -103,7 +133,7 @@ def rows(repeats: int, progress: Progress) -> Iterator[dict[str, Any]]:
                 progress.advance(task)
 
 
-def table(measured: list[dict[str, Any]]) -> Table:
+def _table(measured: list[dict[str, Any]]) -> Table:
     """Ratios to BatchNorm with the geometric mean of each mode and layout."""
     result = Table("mode", "layout", "shape", "batchnorm", "rbnorm", "literal")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}

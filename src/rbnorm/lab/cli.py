@@ -9,21 +9,28 @@ from pathlib import Path
 from typing import NoReturn
 
 import rbnorm
-from rbnorm.lab.compare import LR_BATCH_SIZE, Study, compare
-from rbnorm.lab.config import MIXED_PRECISIONS
-from rbnorm.lab.data import NAMES
+from rbnorm.lab.config import DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NORMS
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.models import NORMS
+
+# A command imports what it runs: libraries that take seconds to load must not delay --help.
 
 
-def _study(options: argparse.Namespace) -> Study:
+def _compare(options: argparse.Namespace, command: str) -> None:
+    from rbnorm.lab.compare import Study, compare  # noqa: PLC0415
+
     values = {field.name: getattr(options, field.name) for field in fields(Study)}
     values["norms"] = _items(options.norms)
     try:
         values["batch_sizes"] = [int(item) for item in _items(options.batch_sizes)]
     except ValueError as error:
         raise UsageError(f"batch sizes are whole numbers ({first_line(error)})") from error
-    return Study(**values)
+    compare(Study(**values), options.out, command)
+
+
+def _bench(options: argparse.Namespace, command: str) -> None:
+    from rbnorm.lab.bench import bench  # noqa: PLC0415
+
+    bench(options.repeats, options.out)
 
 
 def _items(values: Sequence[str]) -> list[str]:
@@ -48,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(given)
-        compare(_study(options), options.out, shlex.join(["rbnorm", *given]))
+        options.run(options, shlex.join(["rbnorm", *given]))
     except UsageError as error:
         print(f"rbnorm: {error}.".replace("?.", "?"), file=sys.stderr)
         return 2
@@ -74,12 +81,28 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
+    _add_bench(
+        commands.add_parser(
+            "bench",
+            help="time a layer next to BatchNorm and the literal definition",
+            description="Time BatchNorm, RBN and the literal definition of RBN call by call in "
+            "turn, on the sizes of ResNet-50 and CIFAR; print the ratios to BatchNorm.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
     return parser
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_bench)
+    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each", metavar="N")
+    parser.add_argument("--out", type=Path, help="file to write the rows to, as JSON lines")
+
+
 def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_compare)
     add = parser.add_argument
-    add("--data", default="digits", help=f"one of {', '.join(NAMES)}")
+    add("--data", default="digits", help=f"one of {', '.join(DATA)}")
     add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
     add(
         "--model",

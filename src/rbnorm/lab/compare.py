@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from rbnorm.lab import analysis
-from rbnorm.lab.config import RunConfig
+from rbnorm.lab.config import LR_BATCH_SIZE, RunConfig
 from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.data import canonical_name as data_name
 from rbnorm.lab.errors import UsageError
@@ -29,9 +29,6 @@ from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.records import Record, RecordStore, select
 from rbnorm.lab.report import PAGE, write_report
 from rbnorm.lab.train import check_run, count_processes, first_images, make_accelerator, train_run
-
-LR_BATCH_SIZE = 64
-"""The batch size that a study's learning rate is for; other batch sizes scale it in proportion."""
 
 _SMALL_IMAGE = 16 * 16  # pixels
 
@@ -42,7 +39,7 @@ class Study:
 
     Attributes:
         seeds: Number of seeds, counted from 0.
-        lr: Peak learning rate at batch size :data:`LR_BATCH_SIZE`.
+        lr: Peak learning rate at batch size :data:`rbnorm.lab.config.LR_BATCH_SIZE`.
         data_root: Where the files of data sets are; see :func:`rbnorm.lab.data.load_data`.
     """
 

@@ -1,16 +1,20 @@
-"""One training run, described completely."""
+"""One training run, described completely, and the names a description may use."""
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.models import NORMS
 
-MIXED_PRECISIONS = ("no", "fp16", "bf16")
+NORMS: Final = ("bn", "gn", "ln", "in", "rbn", "rbn-center", "rbn-scale")
+MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
+FOLDER: Final = "imagefolder:"
+DATA: Final = ("digits", "fashion-mnist", "cifar10", f"{FOLDER}PATH")
+LR_BATCH_SIZE: Final = 64
+"""The batch size that a study's learning rate is for; other batch sizes scale it in proportion."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class RunConfig:
     Attributes:
         data: Name of the data, with an absolute path where it has one.
         model: Name of the model as :func:`rbnorm.lab.models.canonical_name` gives it.
-        norm: One of :data:`rbnorm.lab.models.NORMS`.
+        norm: One of :data:`NORMS`.
         batch_size: Images per optimiser step, over all processes.
         seed: Seed of the initial weights, of the data order and of augmentation.
         epochs: Passes over the training images.

@@ -18,12 +18,11 @@ from torchvision.datasets import CIFAR10, FashionMNIST
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
+from rbnorm.lab.config import DATA, FOLDER
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.imagefolder import image_folder
 
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
-FOLDER: Final = "imagefolder:"
-NAMES: Final = ("digits", "fashion-mnist", "cifar10", f"{FOLDER}PATH")
 
 _CIFAR_MOMENTS: Final = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _FOLDER_SIDE: Final = 224
@@ -86,8 +85,8 @@ def canonical_name(name: str) -> str:
         if not folder.is_dir():
             raise UsageError(f"--data {name}: there is no folder {folder}")
         return f"{FOLDER}{folder}"
-    if name not in NAMES:
-        raise UsageError(f"unknown data {name!r}: choose from {', '.join(NAMES)}")
+    if name not in DATA:
+        raise UsageError(f"unknown data {name!r}: choose from {', '.join(DATA)}")
     return name
 
 

@@ -111,7 +111,7 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
 
     Args:
         name: Canonical name of the model.
-        norm: One of :data:`NORMS`.
+        norm: One of :data:`rbnorm.lab.config.NORMS`.
         classes: Number of classes.
         channels: Channels of the images.
         seed: Seed of the initial weights.
@@ -130,7 +130,7 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
         model = _timm().create_model(bare, num_classes=classes, in_chans=channels)
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UsageError(f"model {name} has no BatchNorm, so there is no norm to compare")
-    return NORMS[norm](model)
+    return SWAPS[norm](model)
 
 
 def _group_norm(layer: _BatchNorm, most_groups: int) -> nn.Module:
@@ -170,7 +170,7 @@ def _keep(model: nn.Module) -> nn.Module:
     return model
 
 
-NORMS: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {
+SWAPS: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {
     "bn": _keep,
     "gn": partial(_replace, partial(_group_norm, most_groups=32)),
     "ln": partial(_replace, partial(_group_norm, most_groups=1)),

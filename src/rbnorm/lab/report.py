@@ -24,9 +24,9 @@ def write_report(records: Sequence[Record], out: Path, command: str) -> None:
         command: The command line that makes this page again.
     """
     figures = plots.figures(records)
-    _replace(out / PAGE, page(records, command, figures).encode())
+    replace(out / PAGE, page(records, command, figures).encode())
     for suffix in ("svg", "png"):
-        _replace(out / f"accuracy.{suffix}", plots.picture(figures["accuracy"], suffix))
+        replace(out / f"accuracy.{suffix}", plots.picture(figures["accuracy"], suffix))
 
 
 def page(records: Sequence[Record], command: str, figures: dict[str, Figure]) -> str:
@@ -58,7 +58,8 @@ def _distinct(records: Sequence[Record]) -> dict[str, str]:
     return {name: ", ".join(values) for name, values in facts.items()}
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:

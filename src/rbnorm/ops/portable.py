@@ -20,10 +20,9 @@ def _spread(table: Tensor, x: Tensor) -> Tensor:
     return table.reshape(table.shape + (1,) * (x.ndim - 2))
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Sum over the positions; an (N, C) input has one, and an empty ``dim`` would mean all."""
-    dtype = table_dtype(x.dtype)
-    return x.to(dtype, copy=True) if x.ndim == 2 else x.sum(tuple(range(2, x.ndim)), dtype=dtype)
+def _axes(x: Tensor) -> tuple[int, ...]:
+    """The axes of the positions; an (N, C) input has none, and an empty ``dim`` would mean all."""
+    return tuple(range(2, x.ndim))
 
 
 def positions(x: Tensor) -> int:
@@ -33,7 +32,8 @@ def positions(x: Tensor) -> int:
 
 def mean(x: Tensor) -> Tensor:
     """The mean of each instance and channel."""
-    return _sum(x) / positions(x)
+    dtype = table_dtype(x.dtype)
+    return x.to(dtype, copy=True) if x.ndim == 2 else x.mean(_axes(x), dtype=dtype)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +57,8 @@ def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Te
 
 
 def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    """``sum(dy)`` and ``sum(dy * (x - center))`` of each instance and channel."""
-    return _sum(dy), _sum((x - _spread(center, x)).mul_(dy))
+    """The means of ``dy`` and ``dy * (x - center)`` over each instance and channel."""
+    return mean(dy), mean((x - _spread(center, x)).mul_(dy))
 
 
 def grad_affine(
