@@ -109,8 +109,8 @@ def test_callable_of_the_wrong_shape(
 
 V = torch.ones(3)
 FUNCTIONAL = [
-    ({"eps": -1.0}, "eps must be non-negative, got -1.0"),
-    ({"eps": 0.0, "training": True}, "eps must be positive in training, got 0.0"),
+    ({"eps": -1.0}, "eps must be non-negative and finite, got -1.0"),
+    ({"eps": 0.0, "training": True}, "eps must be positive and finite in training, got 0.0"),
     ({"scale_weight": V}, "scale_weight and scale_bias must be given together"),
     ({"running_var": None}, "running_mean and running_var must be given together"),
     ({"running_mean": None, "running_var": None}, "must be given in evaluation, got None"),
@@ -119,16 +119,37 @@ FUNCTIONAL = [
     ({"input": torch.zeros(3)}, "input must have shape (N, C, ...), got (3,)"),
     ({"statistic": "median"}, "statistic must be one of"),
     ({"restrict": "relu"}, "restrict must be one of"),
+    ({"restrict": "relu", "input": X[:0], "training": True}, "restrict must be one of"),
+    ({"momentum": math.nan, "training": True}, "momentum must be a finite number, got nan"),
+    ({"eps": math.inf}, "eps must be non-negative and finite, got inf"),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), FUNCTIONAL)
 def test_functional(options: dict[str, Any], message: str) -> None:
-    arguments = {"input": X, "running_mean": V.clone(), "running_var": V.clone(), **options}
+    mean, var = V.clone(), V.clone()
+    arguments = {"input": X, "running_mean": mean, "running_var": var, **options}
     with pytest.raises(ValueError, match=re.escape(message)):
         representative_batch_norm(**arguments)
+    assert torch.equal(mean, V)
+    assert torch.equal(var, V)
 
 
 def test_integer_vector() -> None:
     with pytest.raises(TypeError, match=r"weight must be float16.* got int64"):
         representative_batch_norm(X, V, V, torch.ones(3, dtype=torch.long))
+
+
+def test_unknown_option_of_a_conversion() -> None:
+    message = "unknown option 'centre'; accepted are center, scale, statistic, restrict"
+    with pytest.raises(TypeError, match=message):
+        rbnorm.convert_batchnorm(torch.nn.BatchNorm2d(3), centre=False)
+
+
+def test_momentum_spoilt_after_construction() -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(3)
+    layer.momentum = math.inf
+    with pytest.raises(ValueError, match="momentum must be a finite number, got inf"):
+        layer(torch.randn(2, 3, 4, 4))
+    assert layer.running_mean.tolist() == [0, 0, 0]
+    assert layer.num_batches_tracked == 0

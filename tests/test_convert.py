@@ -12,7 +12,7 @@ import torch
 import torchvision
 from models import norms, shake, small
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import rbnorm
 
@@ -65,10 +65,13 @@ def test_function_is_preserved(name: str) -> None:
 def test_each_layer_preserves_its_function(layer: nn.Module, training: bool, restrict: Any) -> None:
     layer = shake(copy.deepcopy(layer)).double().train(training)
     rank = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}[type(layer)]
-    x = torch.randn(5, 4, 3, 2, 2, dtype=torch.float64)[(..., *([0] * (5 - rank)))]
+    # A layer without a tensor has no dtype, and its constant is a float32.
+    dtype = torch.float64 if layer.state_dict() else torch.float32
+    x = torch.randn(5, 4, 3, 2, 2, dtype=dtype)[(..., *([0] * (5 - rank)))]
     expected = copy.deepcopy(layer)(x)
     assert rbnorm.convert_batchnorm(layer, restrict=restrict) is layer
-    assert torch.allclose(layer(x), expected, atol=1e-13)
+    atol = {torch.float64: 1e-13, torch.float32: 2e-6}[dtype]
+    assert torch.allclose(layer(x), expected, rtol=0, atol=atol)
 
 
 def test_gamma_is_divided_by_the_gate() -> None:
@@ -136,7 +139,7 @@ def test_shared_module_is_converted_once() -> None:
     expected = model(x)
     rbnorm.convert_batchnorm(model)
     assert model[0] is model[2]
-    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert torch.allclose(model(x), expected, rtol=0, atol=1e-6)
 
 
 def test_tied_weights_are_divided_once() -> None:
@@ -146,7 +149,7 @@ def test_tied_weights_are_divided_once() -> None:
     expected = model(x)
     rbnorm.convert_batchnorm(model)
     assert model[0].weight is model[1].weight
-    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert torch.allclose(model(x), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,33 @@ def test_filter_by_name(where: Any) -> None:
         if isinstance(module, nn.BatchNorm2d):
             converted = isinstance(module, rbnorm.RepresentativeBatchNorm2d)
             assert converted == name.startswith("layer4.")
+
+
+def test_shared_module_without_gamma_gets_one_constant() -> None:
+    norm = nn.BatchNorm2d(4, affine=False)
+    model = nn.Sequential(norm, nn.ReLU(), norm).eval()
+    x = torch.randn(2, 4, 3, 3)
+    expected = model(x)
+    assert torch.allclose(rbnorm.convert_batchnorm(model)(x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_layer_without_tensors_takes_the_models_dtype(dtype: torch.dtype) -> None:
+    norm = nn.BatchNorm2d(4, affine=False, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), norm).to(dtype)
+    rbnorm.convert_batchnorm(model)
+    assert {tensor.dtype for tensor in model[1].state_dict().values()} == {dtype}
+
+
+def test_weight_shared_with_something_else_is_refused() -> None:
+    """Dividing it would change what is not converted."""
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="weight of '1' is also the weight of a BatchNorm"):
+        rbnorm.convert_batchnorm(model, where="0")
+    assert type(model[0]) is nn.BatchNorm2d
+    assert model[1].weight.tolist() == [1, 1, 1, 1]
+    rbnorm.convert_batchnorm(model, preserve=False, where="0")
 
 
 def test_second_conversion_changes_nothing() -> None:
@@ -181,7 +211,7 @@ def test_norm_act_keeps_its_activation() -> None:
     expected = layer(x)
     rbnorm.convert_batchnorm(layer)
     assert type(layer) is rbnorm.RepresentativeBatchNormAct2d
-    assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
 
 
 def test_constant_of_a_layer_without_gamma_is_state_but_not_learnt() -> None:
@@ -211,10 +241,41 @@ def parametrized() -> nn.Module:
     return layer
 
 
+def pruned() -> nn.Module:
+    return prune.random_unstructured(nn.BatchNorm2d(4), "weight", 0.5)
+
+
+def replaced() -> nn.Module:
+    layer = nn.BatchNorm2d(4)
+    layer.forward = layer.forward  # as hooks of other libraries do
+    return layer
+
+
+def occupied() -> nn.Module:
+    layer = nn.BatchNorm2d(4)
+    layer.scale_bias = 0
+    return layer
+
+
+class OwnCheck(nn.BatchNorm2d):
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def of_inference() -> nn.Module:
+    with torch.inference_mode():
+        return nn.BatchNorm2d(4)
+
+
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
-    (lambda: nn.SyncBatchNorm(4), "layer '1' is a SyncBatchNorm, which cannot become RBN"),
-    (lambda: OwnForward(4), "layer '1' is a OwnForward, which cannot become RBN"),
-    (parametrized, "layer '1' is a ParametrizedBatchNorm2d, which cannot become RBN"),
+    (lambda: nn.SyncBatchNorm(4), "layer '1' is a SyncBatchNorm that cannot become RBN"),
+    (lambda: OwnForward(4), "layer '1' is a OwnForward that cannot become RBN"),
+    (lambda: OwnCheck(4), "layer '1' is a OwnCheck that cannot become RBN"),
+    (pruned, "layer '1' is a BatchNorm2d that cannot become RBN"),
+    (replaced, "layer '1' is a BatchNorm2d that cannot become RBN"),
+    (occupied, "layer '1' is a BatchNorm2d that cannot become RBN"),
+    (of_inference, "layer '1' was made in inference mode"),
+    (parametrized, "layer '1' is a ParametrizedBatchNorm2d that cannot become RBN"),
 ]
 
 

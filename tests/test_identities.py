@@ -28,7 +28,7 @@ def channel_mean(x: Tensor) -> Tensor:
 def test_mean_of_instance_means_is_the_batch_mean() -> None:
     """E(X) = E(K_m)."""
     x = data(4, 3, 5, 6)
-    assert torch.allclose(channel_mean(STATISTICS["mean"](x)), channel_mean(x), atol=1e-14)
+    assert torch.allclose(channel_mean(STATISTICS["mean"](x)), channel_mean(x), rtol=0, atol=1e-14)
 
 
 def test_mean_after_centring_calibration() -> None:
@@ -36,7 +36,7 @@ def test_mean_after_centring_calibration() -> None:
     x, (w_m,) = data(4, 3, 5, 6), vectors(1, 3)
     mean, var = torch.zeros(3, dtype=D), torch.ones(3, dtype=D)
     representative_batch_norm(x, mean, var, training=True, momentum=1.0, center_weight=w_m)
-    assert torch.allclose(mean, (1 + w_m) * channel_mean(x), atol=1e-13)
+    assert torch.allclose(mean, (1 + w_m) * channel_mean(x), rtol=0, atol=1e-13)
 
 
 def test_difference_that_centring_makes() -> None:
@@ -48,7 +48,7 @@ def test_difference_that_centring_makes() -> None:
     )
     plain = representative_batch_norm(x, channel_mean(x), var + 1, eps=0.0)
     expected = w_m.view(1, 3, 1, 1) * (STATISTICS["mean"](x) - channel_mean(x).view(1, 3, 1, 1))
-    assert torch.allclose(centred - plain, expected.expand_as(x), atol=1e-13)
+    assert torch.allclose(centred - plain, expected.expand_as(x), rtol=0, atol=1e-13)
 
 
 def test_scaling_calibration_shrinks_the_variance() -> None:
@@ -81,7 +81,7 @@ def test_single_instance_is_instance_norm_times_the_gate() -> None:
         vector.requires_grad_()
     y = representative_batch_norm(x, None, None, training=True, **options)
     expected = torch.sigmoid(w_b).view(1, 3, 1, 1) * F.instance_norm(x)
-    assert torch.allclose(y, expected, atol=1e-14)
+    assert torch.allclose(y, expected, rtol=0, atol=1e-14)
     y.square().sum().backward()
     assert w_m.grad is not None
     assert w_v.grad is not None
@@ -93,7 +93,7 @@ def test_fresh_layer_is_batchnorm_times_sigmoid_of_one() -> None:
     x = data(4, 3, 5, 6)
     layer = rbnorm.RepresentativeBatchNorm2d(3, dtype=D)
     expected = F.batch_norm(x, None, None, training=True) * 0.7310585786300049
-    assert torch.allclose(layer(x), expected, atol=1e-14)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-14)
 
 
 def network(make: type[nn.Module], **options: object) -> nn.Sequential:

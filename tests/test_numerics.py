@@ -26,14 +26,14 @@ def errors(x: Tensor, dy: Tensor) -> tuple[list[float], list[float]]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("channels_last", [False, True])
+CASES = [(shape, False) for shape in SHAPES] + [(s, True) for s in SHAPES if len(s) == 4]
+
+
+@pytest.mark.parametrize(("shape", "channels_last"), CASES)
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 def test_no_worse_than_batchnorm(shape: tuple[int, ...], channels_last: bool, mean: float) -> None:
     """Mean over ten draws of the worst error, for data with mean / std of 0 and of 1000."""
     torch.manual_seed(0)
-    if channels_last and len(shape) != 4:
-        return
     ours, theirs = torch.zeros(2), torch.zeros(2)
     for _ in range(10):
         x, dy = torch.randn(shape) + mean, torch.randn(shape)
@@ -57,15 +57,15 @@ def test_constant_channels_give_the_bias() -> None:
 def test_center_gradient_survives_a_large_common_mean() -> None:
     """dw_m sums m Z with sum Z = 0: taken naively, float32 loses it when the mean is large."""
     torch.manual_seed(0)
-    x = torch.randn(16, 2, 6, 6) + 1e3
-    dy = torch.randn(16, 2, 6, 6)
+    x = torch.randn(64, 2, 16, 16) + 1e4
+    dy = torch.randn(64, 2, 16, 16)
     grads = []
     for dtype in (torch.float32, torch.float64):
         w_m = torch.full((2,), 0.3, dtype=dtype, requires_grad=True)
         y = representative_batch_norm(x.to(dtype), None, None, training=True, center_weight=w_m)
         y.backward(dy.to(dtype))
         grads.append(w_m.grad.double())
-    assert torch.allclose(*grads, rtol=1e-3)
+    assert torch.allclose(*grads, rtol=2e-3)  # the naive sum is off by 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -89,6 +89,16 @@ def test_half_output_is_one_rounding_of_the_exact_one(dtype: torch.dtype) -> Non
     exact = representative_batch_norm(x.double(), None, None, training=True)
     spacing = torch.finfo(dtype).eps * exact.abs().clamp_min(torch.finfo(dtype).tiny)
     assert ((y.double() - exact).abs() <= 0.51 * spacing).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_general_path_takes_half_statistics_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(8, 3, 33, 33) + 4).to(dtype)
+    mean, var = torch.zeros(3), torch.ones(3)
+    representative_batch_norm(x, mean, var, training=True, momentum=1.0, restrict=torch.cos)
+    assert torch.allclose(mean, x.double().mean((0, 2, 3)).float(), rtol=1e-6, atol=0)
+    assert torch.allclose(var, x.double().var((0, 2, 3)).float(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -33,7 +33,7 @@ def test_untrained_calibration_reverts_exactly() -> None:
     assert report.output == 0
     assert set(report.layers.values()) == {0.0}
     assert {type(m) for m in norms(model)} == {nn.BatchNorm2d}
-    assert torch.allclose(model(x), expected, atol=1e-12)
+    assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
     assert list(model.state_dict()) == list(state)
 
 
@@ -67,7 +67,7 @@ def test_revert_is_exact_for_instances_with_the_batch_mean() -> None:
     x = x - x.mean((2, 3), keepdim=True) + target
     expected = layer(x)
     report = rbnorm.revert_batchnorm(layer, x)
-    assert torch.allclose(layer(x), expected, atol=1e-12)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-12)
     assert report.output < 1e-12
 
 
@@ -87,7 +87,7 @@ def test_each_kind_of_layer_comes_back(affine: bool, track: bool) -> None:
     rbnorm.revert_batchnorm(layer)
     x = torch.randn(5, 3, 4, dtype=torch.float64)
     assert type(layer) is nn.BatchNorm1d
-    assert torch.allclose(layer(x), original(x), atol=1e-13)
+    assert torch.allclose(layer(x), original(x), rtol=0, atol=1e-13)
     assert list(layer.state_dict()) == list(original.state_dict())
     assert repr(layer) == repr(original)
 
@@ -97,7 +97,7 @@ def test_gate_of_a_layer_without_gamma_becomes_a_frozen_weight() -> None:
     x = torch.randn(4, 3, 5, 5)
     expected = layer.eval()(x)
     rbnorm.revert_batchnorm(layer)
-    assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
     assert not any(p.requires_grad for p in layer.parameters())
 
 
@@ -107,7 +107,7 @@ def test_norm_act_comes_back() -> None:
     expected = layer(x)
     rbnorm.revert_batchnorm(rbnorm.convert_batchnorm(layer))
     assert type(layer) is timm.layers.BatchNormAct2d
-    assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
 
 
 def test_tied_weights_with_different_gates_are_untied() -> None:
@@ -118,7 +118,7 @@ def test_tied_weights_with_different_gates_are_untied() -> None:
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     expected = model(x)
     rbnorm.revert_batchnorm(model)
-    assert torch.allclose(model(x), expected, atol=1e-12)
+    assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
 
 
 def test_failing_forward_leaves_the_model_alone() -> None:
@@ -133,3 +133,65 @@ def test_failing_forward_leaves_the_model_alone() -> None:
 def test_model_without_rbn() -> None:
     with pytest.raises(ValueError, match="model must have an RBN layer, got Sequential"):
         rbnorm.revert_batchnorm(small())
+
+
+def test_weight_tied_to_a_plain_batchnorm_is_left_to_it() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double().eval()
+    model[1].weight = model[0].weight
+    rbnorm.convert_batchnorm(model, preserve=False, where="0")
+    model[0].weight.requires_grad_(False)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    expected = model(x)
+    report = rbnorm.revert_batchnorm(model, x)
+    assert report.output < 1e-12
+    assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
+    assert not model[0].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("center", "statistic", "kept"),
+    [(-1.0, "mean", True), (1.0, "max", True), (1.0, "mean", False)],
+)
+def test_running_mean_is_kept_where_that_of_x_is_unknown(
+    center: float, statistic: str, kept: bool
+) -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(1, statistic=statistic, center_weight_init=center)
+    layer.eval().running_mean.fill_(3)
+    rbnorm.revert_batchnorm(layer, torch.randn(2, 1, 4, 4))
+    assert layer.running_mean.item() == (3.0 if kept else 1.5)
+
+
+class Odd(nn.Module):
+    """Calls one norm by keyword, writes to its input, and never reaches the other norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = rbnorm.RepresentativeBatchNorm2d(2, center_weight_init=0.5)
+        self.unused = rbnorm.RepresentativeBatchNorm2d(2, center_weight_init=0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(input=x.mul_(2))
+
+
+def test_odd_model_is_measured_on_equal_inputs() -> None:
+    torch.manual_seed(0)
+    model, x = Odd(), torch.randn(2, 2, 4, 4)
+    before = x.clone()
+    report = rbnorm.revert_batchnorm(model, x)
+    assert torch.equal(x, before)
+    assert report.layers["unused"] is None
+    assert report.layers["used"] == pytest.approx(report.output)
+    assert 0 < report.output < 1
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rbnorm.LazyRepresentativeBatchNorm2d(), "has no size yet"),
+        (lambda: rbnorm.RepresentativeBatchNorm2d(3, device="meta"), "is on the meta device"),
+    ],
+)
+def test_layer_without_values_is_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rbnorm.revert_batchnorm(nn.Sequential(make()))

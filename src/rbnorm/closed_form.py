@@ -212,9 +212,11 @@ def _differentiable_backward(
     restrict: str,
 ) -> list[Tensor | None]:
     """The same gradients, differentiable in dy, x and the vectors: the double backward."""
-    x, p = saved.x, saved.vectors
     running = None if saved.mu is None else (saved.mu, saved.r)
     with torch.enable_grad():
+        # Views are differentiated in place of their bases, whose history may have them in common.
+        x = saved.x.view_as(saved.x)
+        p = Vectors(*(v if v is None else v.view_as(v) for v in saved.vectors))
         y = _forward(portable, x, p, running, eps, restrict).y
         chosen = [v for v, keep in zip((x, *p), wanted, strict=True) if keep and v is not None]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
@@ -222,9 +224,10 @@ def _differentiable_backward(
 
 
 def _traced() -> bool:
-    """Whether somebody follows the operations: a compiler, ``torch.func``, or forward-mode AD."""
+    """Whether somebody follows the operations: a compiler, a tracer, a transform, forward mode."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
@@ -236,7 +239,7 @@ def normalise(
     """Normalise x, by its own statistics or by the ``running`` mean and variance, each (C,).
 
     ``p`` and ``running`` are in the table dtype, ``restrict`` is a name. Returns y and the (E, V)
-    that were used, which carry no gradient. Compilers and transforms see plain PyTorch.
+    that were used. Compilers, tracers and transforms see plain PyTorch.
     """
     # What is saved for backward must survive a later update of the buffers: mu is a copy.
     fixed = None if running is None else (running[0].clone(), (running[1] + eps).rsqrt())

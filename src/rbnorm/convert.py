@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 
 from rbnorm.modules import (
+    NAMES,
     Calibration,
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
@@ -42,22 +43,52 @@ def counterparts() -> dict[type[_BatchNorm], type[_RepresentativeBatchNorm]]:
     return {**norm_act, **_COUNTERPARTS}
 
 
+def _is_plain(layer: _BatchNorm, kind: type[_BatchNorm]) -> bool:
+    """Whether a layer computes what ``kind`` does, from tensors of its own, and can hold ours."""
+    derived = type(layer).__mro__[: type(layer).__mro__.index(kind)]
+    overrides = [name for cls in derived for name in vars(cls) if not name.startswith("__")]
+    taken = any(hasattr(layer, name) for name in (*NAMES, "calibration"))
+    # A forward put on the instance, pruning, parametrisation and the like leave these traces.
+    tampered = "forward" in vars(layer) or not {"weight", "bias"} <= layer._parameters.keys()
+    return not (overrides or taken or tampered)
+
+
 def _counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
-    """The RBN class for a BatchNorm, provided that it computes what that class computes."""
+    """The RBN class for a BatchNorm that can become one."""
     if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
         raise ValueError(
             f"layer {name!r} is a {type(layer).__name__} without a size yet; "
             "run the model on one batch first"
         )
+    if layer.weight is not None and layer.weight.is_inference():
+        raise ValueError(
+            f"layer {name!r} was made in inference mode, which fixes its tensors; "
+            "make the model outside of it"
+        )
     for kind, counterpart in counterparts().items():
-        own = type(layer).forward is kind.forward and "parametrizations" not in layer._modules
-        if isinstance(layer, kind) and own:
+        if isinstance(layer, kind) and _is_plain(layer, kind):
             return counterpart
     raise ValueError(
-        f"layer {name!r} is a {type(layer).__name__}, which cannot become RBN; accepted are "
-        "BatchNorm1d, BatchNorm2d, BatchNorm3d, timm's BatchNormAct2d, and subclasses that keep "
-        "their forward: exclude the layer with where=, or convert it to one of these first"
+        f"layer {name!r} is a {type(layer).__name__} that cannot become RBN; accepted are plain "
+        "BatchNorm1d, BatchNorm2d, BatchNorm3d and timm's BatchNormAct2d: no own methods, "
+        "replaced forward, pruning or parametrisation; exclude the layer with where=, or convert "
+        "it to one of these first"
     )
+
+
+def _check_ties(model: nn.Module, layers: list[_BatchNorm]) -> None:
+    """Refuse to divide a weight that something outside of ``layers`` uses too."""
+    planned = {id(layer) for layer in layers}
+    weights = {id(layer.weight) for layer in layers if layer.weight is not None}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            own = id(module) in planned and key == "weight"
+            if id(parameter) in weights and not own:
+                raise ValueError(
+                    f"{key} of {name!r} is also the weight of a BatchNorm to convert, which "
+                    "preserve=True divides; convert all layers that share it in one call, or pass "
+                    "preserve=False"
+                )
 
 
 def _selected(
@@ -93,26 +124,28 @@ def _preserving_gate(calibration: Calibration) -> float:
     return gate
 
 
-def _anchor(layer: _BatchNorm) -> Tensor:
-    """The tensor whose device and dtype the calibration parameters share."""
-    state = (layer.weight, layer.bias, layer.running_mean)
-    return next((tensor for tensor in state if tensor is not None), torch.empty(0))
+def _anchor(layer: _BatchNorm, model: nn.Module) -> tuple[Tensor, bool]:
+    """A tensor with the device and dtype for the calibration, and whether that is trained."""
+    state = (layer.weight, layer.bias, layer.running_mean, *model.parameters(), *model.buffers())
+    floating = (t for t in state if t is not None and t.is_floating_point())
+    anchor = next(floating, torch.empty(0))
+    if layer.weight is not None:
+        return anchor, layer.weight.requires_grad
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    return anchor, any(flags) or not flags
 
 
 def _become_rbn(
-    layer: _BatchNorm, kind: type[_RepresentativeBatchNorm], calibration: Calibration
+    layer: _BatchNorm,
+    kind: type[_RepresentativeBatchNorm],
+    calibration: Calibration,
+    anchor: Tensor,
+    requires_grad: bool,
 ) -> None:
-    anchor = _anchor(layer)
-    requires_grad = anchor.requires_grad or not isinstance(anchor, Parameter)
     layer.__class__ = kind
     assert isinstance(layer, _RepresentativeBatchNorm)
-    layer.calibrate(
-        calibration,
-        lambda: Parameter(
-            torch.empty(layer.num_features, device=anchor.device, dtype=anchor.dtype),
-            requires_grad=requires_grad,
-        ),
-    )
+    empty = torch.empty(layer.num_features, device=anchor.device, dtype=anchor.dtype)
+    layer.calibrate(calibration, lambda: Parameter(empty.clone(), requires_grad=requires_grad))
     layer.reset_calibration()
 
 
@@ -129,8 +162,8 @@ def convert_batchnorm(
     flags, ``requires_grad``, dtype, device, ``eps``, ``momentum`` and references held elsewhere,
     such as an optimizer's, remain valid; add the new parameters to an optimizer made before.
     Converted are torch's BatchNorm1d, 2d and 3d, timm's BatchNormAct2d, and subclasses of these
-    that keep their forward. RBN layers stay as they are. The calibration parameters of a layer
-    with a frozen ``weight`` are frozen too.
+    that define no methods or attributes of their own. RBN layers stay as they are. The calibration
+    of a layer with a frozen ``weight``, or without one in a frozen model, is frozen too.
 
     Args:
         model: Any module, or a single BatchNorm.
@@ -148,33 +181,36 @@ def convert_batchnorm(
         ``model`` itself.
 
     Raises:
-        ValueError: No layer was found, a selected BatchNorm cannot be converted (synchronised,
-            lazy without a size, parametrised, or with a forward of its own), or the function
-            cannot be preserved with these options. The model is then unchanged.
+        ValueError: No layer was found; a selected BatchNorm cannot be converted (synchronised,
+            lazy without a size, pruned, parametrised, with methods of its own or a replaced
+            forward); the function cannot be preserved with these options; or a weight is shared
+            with something that is not converted. The model is then unchanged.
         TypeError: An unknown keyword argument.
     """
-    options = Calibration(**calibration)
-    options.check()
+    options = Calibration.of(**calibration)
     gate = _preserving_gate(options) if preserve else 1.0
     selected = [(n, m) for n, m in _selected(model, where) if isinstance(m, _BatchNorm)]
     if not selected:
         wanted = "" if where is None else f" that where={where!r} selects"
         raise ValueError(f"model must have a BatchNorm layer{wanted}, got {type(model).__name__}")
     plan = [
-        (layer, _counterpart(name, layer))
+        (layer, _counterpart(name, layer), *_anchor(layer, model))
         for name, layer in selected
         if not isinstance(layer, _RepresentativeBatchNorm)
     ]
+    if gate != 1.0:
+        _check_ties(model, [layer for layer, *_ in plan])
     divided: set[int] = set()
-    for layer, kind in plan:
-        _become_rbn(layer, kind, options)
+    for layer, kind, anchor, requires_grad in plan:
+        _become_rbn(layer, kind, options, anchor, requires_grad)
         if gate == 1.0:
             continue
         if layer.weight is None:
-            anchor = _anchor(layer)
             del layer._parameters["weight"]
-            constant = torch.full((layer.num_features,), 1 / gate)
-            layer.register_buffer("weight", constant.to(anchor.device, anchor.dtype))
+            constant = torch.full(
+                (layer.num_features,), 1 / gate, device=anchor.device, dtype=anchor.dtype
+            )
+            layer.register_buffer("weight", constant)
         elif id(layer.weight) not in divided:  # tied weights are divided once
             divided.add(id(layer.weight))
             with torch.no_grad():

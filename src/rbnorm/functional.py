@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,8 @@ def _check(x: Tensor, training: bool, eps: float, running_mean: Tensor | None) -
         raise TypeError(f"input must be {_ACCEPTED}, got {_dtype_name(x)}")
     if x.ndim < 2:
         raise ValueError(f"input must have shape (N, C, ...), got {tuple(x.shape)}")
-    if not (eps > 0 if training else eps >= 0):
-        accepted = "positive in training" if training else "non-negative"
+    if not (0 < eps < math.inf if training else 0 <= eps < math.inf):
+        accepted = "positive and finite in training" if training else "non-negative and finite"
         raise ValueError(f"eps must be {accepted}, got {eps}")
     if not training and running_mean is None:
         raise ValueError("running_mean and running_var must be given in evaluation, got None")
@@ -70,8 +72,6 @@ def _normalise(
     restrict: str | Restriction,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the path; returns y and the E and V that standardised it."""
-    resolve("statistic", statistic, STATISTICS)
-    resolve("restrict", restrict, RESTRICTIONS)
     dtype = portable.table_dtype(x.dtype)
     p = Vectors(*(vector if vector is None else vector.to(dtype) for vector in p))
     if running is not None:
@@ -81,7 +81,7 @@ def _normalise(
     y, E, V = reference.representative_batch_norm(
         x.to(dtype), *p, statistics=running, eps=eps, statistic=statistic, restrict=restrict
     )
-    return y.to(x.dtype), E, V
+    return portable.standard(y.to(x.dtype)), E, V
 
 
 def _update(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
@@ -122,8 +122,8 @@ def representative_batch_norm(
     affine sweep over the input, as BatchNorm, with its own backward. Another statistic, or a
     callable restriction, takes the literal path of :mod:`rbnorm.reference`, which keeps several
     activations alive. Both differentiate twice. Statistics are taken in float32 (float64 for a
-    float64 input) and the output has the dtype and memory format of the input, which is never
-    modified; autocast changes nothing.
+    float64 input) and the output has the dtype of the input, which is never modified; autocast
+    changes nothing.
 
     Args:
         input: :math:`x` of shape (N, C) or (N, C, ...), floating. An empty batch gives an empty
@@ -144,7 +144,7 @@ def representative_batch_norm(
             callable that maps a tensor to one of the same shape.
 
     Returns:
-        :math:`y`, with the shape, dtype and memory format of ``input``.
+        :math:`y`, with the shape and dtype of ``input``; contiguous, or channels_last if it is.
 
     Raises:
         ValueError: A wrong shape, an unknown name, a bad ``eps``, a single value per channel in
@@ -159,6 +159,10 @@ def representative_batch_norm(
     _check_vectors(
         input, {**vectors._asdict(), "running_mean": running_mean, "running_var": running_var}
     )
+    resolve("statistic", statistic, STATISTICS)
+    resolve("restrict", restrict, RESTRICTIONS)
+    if not isinstance(momentum, Tensor) and not math.isfinite(momentum):
+        raise ValueError(f"momentum must be a finite number, got {momentum}")
     if input.numel() == 0:
         return _untouched(input, vectors)
     given = None if running_mean is None or running_var is None else (running_mean, running_var)

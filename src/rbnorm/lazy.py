@@ -15,6 +15,7 @@ from rbnorm.modules import (
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,
     _RepresentativeBatchNorm,
+    bias_option,
 )
 
 __all__ = [
@@ -50,21 +51,24 @@ class _LazyRepresentativeBatchNorm(_LazyNormBase, _RepresentativeBatchNorm):
         bias: bool = True,
         **calibration: Any,
     ) -> None:
-        options: dict[str, Any] = {} if bias else {"bias": False}
+        chosen = Calibration.of(**calibration)
+        options = bias_option(bias)
         super().__init__(eps, momentum, affine, track_running_stats, device, dtype, **options)
-        chosen = Calibration(**calibration)
-        chosen.check()
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.calibrate(chosen, lambda: cast("Parameter", UninitializedParameter(**place)))
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Give every parameter and buffer the channel count of ``input``."""
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        fresh = self.has_uninitialized_params()  # and not loaded from a checkpoint
+        self.num_features = input.shape[1]
         for name in self.calibration.initial():
             parameter = getattr(self, name)
             if isinstance(parameter, UninitializedParameter):
-                parameter.materialize((input.shape[1],))
+                parameter.materialize((self.num_features,))
         super().initialize_parameters(input)
-        self.reset_calibration()
+        if fresh:
+            self.reset_parameters()
 
 
 class LazyRepresentativeBatchNorm1d(_LazyRepresentativeBatchNorm, RepresentativeBatchNorm1d):

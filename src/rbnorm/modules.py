@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,6 +46,16 @@ class Calibration(NamedTuple):
             if on
         }
 
+    @classmethod
+    def of(cls, **options: Any) -> Calibration:
+        """Checked options; an unknown name raises TypeError, a bad value ValueError."""
+        unknown = sorted(options.keys() - set(cls._fields))
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r}; accepted are {', '.join(cls._fields)}")
+        calibration = cls(**options)
+        calibration.check()
+        return calibration
+
     def check(self) -> None:
         """Raise ValueError for an option that no layer can take."""
         resolve("statistic", self.statistic, STATISTICS)
@@ -53,6 +64,11 @@ class Calibration(NamedTuple):
             value = getattr(self, f"{name}_init")
             if not math.isfinite(value):
                 raise ValueError(f"{name}_init must be a finite number, got {value}")
+
+
+def bias_option(bias: bool) -> dict[str, bool]:
+    """The argument for torch's BatchNorm, whose older releases do not have it."""
+    return {} if bias else {"bias": False}
 
 
 class _RepresentativeBatchNorm(_BatchNorm):
@@ -92,12 +108,11 @@ class _RepresentativeBatchNorm(_BatchNorm):
             scale_bias_init,
         )
         calibration.check()
-        if not eps >= 0:
+        if not 0 <= eps < math.inf:
             raise ValueError(f"eps must be a non-negative number, got {eps}")
         if momentum is not None and not math.isfinite(momentum):
             raise ValueError(f"momentum must be a finite number or None, got {momentum}")
-        # Older releases of torch have no `bias` argument; only a caller who uses it needs it.
-        options: dict[str, Any] = {} if bias else {"bias": False}
+        options = bias_option(bias)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, **options
         )
@@ -259,6 +274,10 @@ class RepresentativeBatchNorm3d(_RepresentativeBatchNorm, nn.BatchNorm3d):
     """RBN over (N, C, D, H, W) inputs; all else as :class:`RepresentativeBatchNorm2d`."""
 
 
+def _takes_inplace(make: Callable[..., nn.Module]) -> bool:
+    return "inplace" in inspect.signature(make).parameters
+
+
 class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
     r"""RBN followed by drop and activation, ``act(drop(RBN(x)))``: timm's norm-act slot.
 
@@ -269,9 +288,9 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         affine: See there.
         track_running_stats: See there.
         apply_act: Apply the activation at all.
-        act_layer: Makes the activation; a class or a function.
-        act_kwargs: Arguments for ``act_layer``; replaces ``inplace``.
-        inplace: Pass ``inplace=True`` to ``act_layer``.
+        act_layer: Makes the activation; a class, a function, or None for no activation.
+        act_kwargs: More arguments for ``act_layer``.
+        inplace: Pass ``inplace=True`` to ``act_layer`` if it has that argument.
         drop_layer: Makes the drop layer; None for none.
         device: See there.
         dtype: See there.
@@ -286,7 +305,7 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         affine: bool = True,
         track_running_stats: bool = True,
         apply_act: bool = True,
-        act_layer: Callable[..., nn.Module] = nn.ReLU,
+        act_layer: Callable[..., nn.Module] | None = nn.ReLU,
         act_kwargs: dict[str, Any] | None = None,
         inplace: bool = True,
         drop_layer: Callable[[], nn.Module] | None = None,
@@ -297,9 +316,11 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, **calibration
         )
-        arguments = {"inplace": True} if act_kwargs is None and inplace else act_kwargs or {}
         self.drop = nn.Identity() if drop_layer is None else drop_layer()
-        self.act = act_layer(**arguments) if apply_act else nn.Identity()
+        self.act: nn.Module = nn.Identity()
+        if apply_act and act_layer is not None:
+            options = {"inplace": True} if inplace and _takes_inplace(act_layer) else {}
+            self.act = act_layer(**options, **(act_kwargs or {}))
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise, calibrate, drop, activate."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from rbnorm.convert import counterparts
 from rbnorm.modules import NAMES, RepresentativeBatchNormAct2d, _RepresentativeBatchNorm
+from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import RESTRICTIONS, resolve
 
 __all__ = ["RevertReport", "revert_batchnorm"]
@@ -32,7 +34,8 @@ class RevertReport:
     Attributes:
         model: The reverted model, the same object as before.
         layers: Per reverted layer, the error of its own output on the inputs it had in the RBN
-            model; 0 where the calibration was untrained; None where it was not measured.
+            model; None where it was not measured, as in a layer that was not reached. Without
+            ``inputs``, 0 where the calibration was untrained.
         output: The error of the model's output, or None where it was not measured.
     """
 
@@ -61,6 +64,10 @@ class _Static:
         )
 
 
+def _wide(vector: Tensor) -> Tensor:
+    return vector.to(table_dtype(vector.dtype))
+
+
 @torch.no_grad()
 def _static(layer: _RepresentativeBatchNorm) -> _Static:
     """Fold ``R(w_b)`` into gamma, and undo ``E(z) = (1 + w_m) E(x)`` where that is possible."""
@@ -68,13 +75,13 @@ def _static(layer: _RepresentativeBatchNorm) -> _Static:
     mean = layer.running_mean
     if layer.scale_bias is not None:
         restrict = resolve("restrict", layer.calibration.restrict, RESTRICTIONS)
-        gate = restrict(layer.scale_bias.double())
-        weight = (gate if weight is None else weight.double() * gate).to(layer.scale_bias.dtype)
+        gate = restrict(_wide(layer.scale_bias))
+        weight = (gate if weight is None else _wide(weight) * gate).to(layer.scale_bias.dtype)
     if layer.center_weight is not None and mean is not None:
-        gain = 1 + layer.center_weight.double()
+        gain = 1 + _wide(layer.center_weight)
         # Near w_m = -1 the running mean of z says nothing of that of x; it is kept as it is.
         known = (gain.abs() > 1e-3) & (layer.calibration.statistic == "mean")
-        mean = torch.where(known, mean / gain, mean.double()).to(mean.dtype)
+        mean = torch.where(known, mean / gain, _wide(mean)).to(mean.dtype)
     dropped = (layer.center_weight, layer.scale_weight)
     exact = not any(vector.any() for vector in dropped if vector is not None)
     return _Static(weight, mean, exact)
@@ -88,8 +95,12 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
             raise ValueError(
                 f"layer {name!r} needs timm's BatchNormAct2d to be reverted to; install timm"
             ) from None
-    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
-        raise ValueError(f"layer {name!r} has no size yet; run the model on one batch first")
+    if isinstance(layer, LazyModuleMixin):
+        raise ValueError(  # noqa: TRY004 - the layer's state is wrong, not its type
+            f"layer {name!r} has no size yet; run the model on one batch first"
+        )
+    if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
+        raise ValueError(f"layer {name!r} is on the meta device; give it values first")
     return next(bn for bn, rbn in counterparts().items() if isinstance(layer, rbn))
 
 
@@ -105,7 +116,7 @@ def _set_static(layer: _RepresentativeBatchNorm, static: _Static, shared: set[in
     if static.running_mean is not None and layer.running_mean is not None:
         layer.running_mean.copy_(static.running_mean)
     if layer.affine and static.weight is not None and layer.weight is not None:
-        if id(layer.weight) in shared:
+        if id(layer.weight) in shared:  # another module needs the old values
             layer.weight = Parameter(static.weight, layer.weight.requires_grad)
         else:
             layer.weight.copy_(static.weight)
@@ -123,13 +134,16 @@ class _Error:
 
     def __init__(self) -> None:
         self.difference = self.norm = 0.0
+        self.measured = False
 
     def add(self, actual: Tensor, expected: Tensor) -> None:
-        self.difference += float((actual.double() - expected.double()).square().sum())
-        self.norm += float(expected.double().square().sum())
+        actual, expected = actual.cpu().double(), expected.cpu().double()
+        self.difference += float((actual - expected).square().sum())
+        self.norm += float(expected.square().sum())
+        self.measured = True
 
-    def value(self) -> float:
-        return math.sqrt(self.difference / self.norm) if self.norm else math.sqrt(self.difference)
+    def value(self) -> float | None:
+        return math.sqrt(self.difference / (self.norm or 1.0)) if self.measured else None
 
 
 Plan = dict[str, tuple[_RepresentativeBatchNorm, type[_BatchNorm], _Static]]
@@ -137,6 +151,8 @@ Plan = dict[str, tuple[_RepresentativeBatchNorm, type[_BatchNorm], _Static]]
 
 def _evaluate(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> list[Tensor]:
     modes = [(module, module.training) for module in model.modules()]
+    # A model may write to its inputs; both runs must see the same ones.
+    inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     model.eval()
     try:
         with torch.no_grad():
@@ -154,14 +170,15 @@ def _measure_layers(
     errors = {name: _Error() for name in plan}
 
     def hook(name: str, static: _Static) -> Callable[..., None]:
-        def compare(layer: _RepresentativeBatchNorm, args: tuple[Tensor], _: Tensor) -> None:
-            expected = _RepresentativeBatchNorm.forward(layer, args[0])
-            errors[name].add(static(layer, args[0]), expected)
+        def compare(layer: _RepresentativeBatchNorm, args: Any, kwargs: Any, _: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            errors[name].add(static(layer, x), _RepresentativeBatchNorm.forward(layer, x))
 
         return compare
 
     handles = [
-        layer.register_forward_hook(hook(name, static)) for name, (layer, _, static) in plan.items()
+        layer.register_forward_hook(hook(name, static), with_kwargs=True)
+        for name, (layer, _, static) in plan.items()
     ]
     try:
         outputs = _evaluate(model, inputs)
@@ -177,9 +194,11 @@ def revert_batchnorm(
     r"""Turn every RBN layer of a model back into BatchNorm, in place, and measure what that costs.
 
     The static part of the calibration is kept: :math:`\gamma R(w_b)` becomes the weight, and
-    :math:`E(z) / (1 + w_m)`, the mean of :math:`x`, the running mean. What depends on the instance
-    is dropped, so the result is exact where :math:`w_m = w_v = 0`. A layer without :math:`\gamma`
-    gets a frozen ``weight`` and ``bias`` unless :math:`R(w_b)` was compensated by a constant.
+    :math:`E(z) / (1 + w_m)`, the mean of :math:`x`, the running mean; for another statistic than
+    the mean, and for :math:`w_m` within 0.001 of -1, the running mean stays as it is. What depends
+    on the instance is dropped, so the result is exact where :math:`w_m = w_v = 0`. A layer without
+    :math:`\gamma` gets a frozen ``weight`` and ``bias`` unless :math:`R(w_b)` was compensated by a
+    constant.
 
     Args:
         model: A model with RBN layers, or one such layer.
@@ -190,8 +209,9 @@ def revert_batchnorm(
         A :class:`RevertReport`.
 
     Raises:
-        ValueError: The model has no RBN layer, one has no size yet, or one needs timm and timm is
-            not installed. The model is then unchanged, as it is when running it raises.
+        ValueError: The model has no RBN layer, or one without values yet (lazy, meta device), or
+            one that needs timm while timm is not installed. The model is then unchanged, as it
+            is when running it raises.
 
     Warns:
         UserWarning: A trained calibration is dropped and ``inputs`` was not given.
@@ -216,8 +236,8 @@ def revert_batchnorm(
             )
     else:
         expected, errors = _measure_layers(model, inputs, plan)
-    weights = [id(layer.weight) for layer, _, _ in plan.values() if layer.weight is not None]
-    shared = {weight for weight in weights if weights.count(weight) > 1}
+    uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    shared = {parameter for parameter, count in uses.items() if count > 1}
     for layer, kind, static in plan.values():
         _set_static(layer, static, shared)
         _become_batchnorm(layer, kind)

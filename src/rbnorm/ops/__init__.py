@@ -2,7 +2,7 @@
 
 The dispatcher chooses what runs. The portable implementation serves every device; a compiled one
 registers itself for its own dispatch key and nothing above this package changes. The ops carry no
-autograd: :mod:`rbnorm.functional` owns the derivative of the whole layer.
+autograd: :mod:`rbnorm.closed_form` owns the derivative of the whole layer.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def _table(x: Tensor) -> Tensor:
 
 
 def _like_first(x: Tensor, *_: Tensor | None) -> Tensor:
-    return torch.empty_like(x)
+    return portable.standard(torch.empty_like(x))
 
 
 def _like_second(dy: Tensor, x: Tensor, *_: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return portable.standard(torch.empty_like(x))
 
 
 def _two_tables(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:

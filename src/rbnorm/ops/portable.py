@@ -30,10 +30,20 @@ def positions(x: Tensor) -> int:
     return x.shape[2:].numel()
 
 
+def standard(y: Tensor) -> Tensor:
+    """``y`` in BatchNorm's output layout: contiguous, or channels_last where it is that already."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if y.ndim in formats and y.is_contiguous(memory_format=formats[y.ndim]):
+        return y
+    return y.contiguous()
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean of each instance and channel."""
     dtype = table_dtype(x.dtype)
-    return x.to(dtype, copy=True) if x.ndim == 2 else x.mean(_axes(x), dtype=dtype)
+    if x.ndim == 2:
+        return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return x.mean(_axes(x), dtype=dtype).contiguous()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,12 +58,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale * (x - center) + shift`` in the dtype and layout of ``x``."""
-    if center is None:
-        y = torch.addcmul(_spread(shift, x), _spread(scale, x), x)
-    else:
-        y = (x - _spread(center, x)).mul_(_spread(scale, x)).add_(_spread(shift, x))
-    return y.to(x.dtype)
+    """``scale * (x - center) + shift`` in the dtype of ``x``, laid out as BatchNorm does."""
+    centered = x if center is None else x - _spread(center, x)
+    return standard(torch.addcmul(_spread(shift, x), _spread(scale, x), centered).to(x.dtype))
 
 
 def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,6 +71,6 @@ def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]
 def grad_affine(
     dy: Tensor, x: Tensor, center: Tensor, dy_scale: Tensor, x_scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """``dy_scale * dy + x_scale * (x - center) + shift`` like ``x``; ``x_scale`` is (C,)."""
+    """``dy_scale * dy + x_scale * (x - center) + shift``, as ``affine``; ``x_scale`` is (C,)."""
     dx = (x - _spread(center, x)).mul_(_spread(x_scale, x))
-    return dx.addcmul_(_spread(dy_scale, x), dy).add_(_spread(shift, x)).to(x.dtype)
+    return standard(dx.addcmul_(_spread(dy_scale, x), dy).add_(_spread(shift, x)).to(x.dtype))
