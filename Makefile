@@ -5,7 +5,8 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# The stamp carries the choice of torch and Python: another choice makes the environment anew.
+READY := $(VENV)/.ready-$(shell echo '$(PYTHON) $(TORCH_SPEC)' | cksum | cut -d' ' -f1)
 
 .PHONY: demo test check bench env browser clean
 
@@ -27,7 +28,7 @@ bench: env
 env: $(READY)
 
 $(READY): pyproject.toml constraints.txt Makefile
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH_SPEC)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab,dev]"

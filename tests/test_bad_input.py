@@ -28,6 +28,7 @@ CONSTRUCTOR = [
     ),
     ({"restrict": None}, "got None"),
     ({"statistic": 3}, "got 3"),
+    ({"restrict": torch.nn.PReLU()}, "got PReLU(num_parameters=1) with parameters"),
     ({"scale_bias_init": math.inf}, "scale_bias_init must be a finite number, got inf"),
     ({"center_weight_init": math.nan}, "center_weight_init must be a finite number, got nan"),
 ]
@@ -91,6 +92,11 @@ CALLABLES = [
         {"restrict": lambda s: s.sum()},
         ValueError,
         "restrict must return a tensor that has the shape (2, 3, 1, 1), got ()",
+    ),
+    (
+        {"restrict": lambda s: s + 1j},
+        TypeError,
+        "restrict must return real floating numbers, got torch.complex64",
     ),
     ({"restrict": lambda s: None}, TypeError, "restrict must return a tensor, got NoneType"),
 ]

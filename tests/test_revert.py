@@ -188,7 +188,7 @@ def test_odd_model_is_measured_on_equal_inputs() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rbnorm.LazyRepresentativeBatchNorm2d(), "has no size yet"),
+        (rbnorm.LazyRepresentativeBatchNorm2d, "has no size yet"),
         (lambda: rbnorm.RepresentativeBatchNorm2d(3, device="meta"), "is on the meta device"),
     ],
 )

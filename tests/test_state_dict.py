@@ -108,3 +108,11 @@ def test_wrong_channel_count_is_reported() -> None:
         rbnorm.RepresentativeBatchNorm2d(4).load_state_dict(
             rbnorm.RepresentativeBatchNorm2d(3).state_dict()
         )
+
+
+def test_single_entry_does_not_reset_the_calibration() -> None:
+    layer = trained(rbnorm.RepresentativeBatchNorm2d(3))
+    before = layer.center_weight.clone()
+    layer.load_state_dict({"weight": torch.ones(3)}, strict=False)
+    assert torch.equal(layer.center_weight, before)
+    assert layer.weight.tolist() == [1, 1, 1]

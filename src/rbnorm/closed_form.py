@@ -157,12 +157,12 @@ class _ClosedForm(torch.autograd.Function):
         elif torch.is_grad_enabled():
             found = _differentiable_backward(dy, saved, wanted, ctx.eps, ctx.restrict)
         else:
-            found = _backward(dy, saved, ctx.restrict)
+            found = _backward(dy, saved, ctx.restrict, wanted[0])
         dx, *dp = (g if keep else None for g, keep in zip(found, wanted, strict=True))
         return dx, None, None, None, *dp
 
 
-def _backward(dy: Tensor, saved: _Saved, restrict: str) -> list[Tensor | None]:
+def _backward(dy: Tensor, saved: _Saved, restrict: str, want_dx: bool) -> list[Tensor | None]:
     """Gradients for x and the five vectors; tables are means over the positions, not sums."""
     x, m, r, mu = saved[:4]
     p, sweeps = saved.vectors, torch.ops.rbnorm
@@ -194,9 +194,10 @@ def _backward(dy: Tensor, saved: _Saved, restrict: str) -> list[Tensor | None]:
         dw_m = deviation * Z
         u = torch.addcmul(u, p.center_weight, Z)
     scale = _scale(r, gain).expand_as(m)
-    if mu is None:
+    dx = None
+    if want_dx and mu is None:
         dx = sweeps.grad_affine(dy, x, m, scale, -r * r * slope, u)
-    else:
+    elif want_dx:
         dx = sweeps.affine(dy, None, scale, u.expand_as(m)).to(x.dtype)
     dgamma = D if g is None else g * D
     tables = (dgamma, S1, dw_m, dw_v, dw_b)

@@ -196,11 +196,10 @@ class _RepresentativeBatchNorm(_BatchNorm):
 
     def _complete_batchnorm(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Add the initial calibration to a BatchNorm's checkpoint, which has nothing of it."""
-        own = (self._parameters.get("weight"), self._buffers.get("running_mean"))
-        found = [state_dict.get(prefix + name) for name in ("weight", "running_mean")]
-        known = [value for value in found if isinstance(value, Tensor)]
-        foreign = any(value is not None for value in own) and not known
-        if foreign or any(prefix + name in state_dict for name in NAMES):
+        own = {"weight": self._parameters.get("weight"), "running_mean": self.running_mean}
+        wanted = [name for name, tensor in own.items() if tensor is not None]
+        known = [state_dict[prefix + name] for name in wanted if prefix + name in state_dict]
+        if len(known) < len(wanted) or any(prefix + name in state_dict for name in NAMES):
             return
         for name, value in self.calibration.initial().items():
             parameter = getattr(self, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Statistic = Callable[[Tensor], Tensor]
@@ -50,10 +50,13 @@ def resolve(
     """Look up a statistic or restriction by name; a callable stands for itself."""
     if isinstance(choice, str) and choice in table:
         return table[choice]
-    if not isinstance(choice, str) and callable(choice):
+    # A module's parameters would be neither trained nor moved nor saved with the layer.
+    stateful = isinstance(choice, nn.Module) and next(choice.parameters(), None) is not None
+    if not isinstance(choice, str) and callable(choice) and not stateful:
         return choice
     raise ValueError(
-        f"{kind} must be one of {', '.join(map(repr, table))} or a callable, got {choice!r}"
+        f"{kind} must be one of {', '.join(map(repr, table))} or a callable, "
+        f"got {choice!r}{' with parameters' if stateful else ''}"
     )
 
 
@@ -65,6 +68,8 @@ def per_channel(vector: Tensor, x: Tensor) -> Tensor:
 def _calibration(kind: str, value: object, accepted: torch.Size, exact: bool) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{kind} must return a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{kind} must return real floating numbers, got {value.dtype}")
     fits = value.ndim <= len(accepted) and all(
         size == wanted or (size == 1 and not exact)
         for size, wanted in zip(reversed(value.shape), reversed(accepted), strict=False)
