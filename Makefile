@@ -42,4 +42,4 @@ browser:
 	else echo "make test needs Chromium or Chrome on the PATH: install one of them" >&2; exit 1; fi
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,5 @@
 import gzip
+import pickle
 import shutil
 import struct
 
@@ -167,3 +168,30 @@ def test_a_corrupt_image_is_named(image_folder, damage):
 def test_a_folder_without_classes_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is no image folder"):
         load_data(f"imagefolder:{tmp_path}")
+
+
+def test_cifar10_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = torch.randint(256, (6, 3072), generator=torch.Generator().manual_seed(0)).byte()
+    files = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for label, (name, row) in enumerate(zip(files, pixels, strict=True)):
+        content = {"data": row.numpy()[None], "labels": [label]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    names = {"label_names": [f"class {i}" for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(names))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    loaded = load_data("cifar10", tmp_path)
+    assert (loaded.size, len(loaded.test), loaded.classes, loaded.channels) == (5, 1, 10, 3)
+    assert everything(loaded.train)[1].tolist() == [0, 1, 2, 3, 4]
+    image, label = loaded.test[0]
+    expected = pixels[5].view(3, 32, 32) / 255
+    mean, std = (torch.tensor(m).view(3, 1, 1) for m in data._CIFAR_MOMENTS)
+    assert torch.allclose(image * std + mean, expected, rtol=0, atol=1e-6)
+    assert label == 5
+
+
+def test_broken_cifar10_is_refused(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(UsageError, match="the CIFAR-10 files in .* are broken"):
+        load_data("cifar10", tmp_path)
