@@ -193,5 +193,5 @@ def test_cifar10_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
 
 def test_broken_cifar10_is_refused(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(UsageError, match="the CIFAR-10 files in .* are broken"):
+    with pytest.raises(UsageError, match=r"the CIFAR-10 files in .* are broken"):
         load_data("cifar10", tmp_path)
