@@ -14,9 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 
+from rbnorm.calibration import NAMES, Calibration
 from rbnorm.modules import (
-    NAMES,
-    Calibration,
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from rbnorm.calibration import Calibration
 from rbnorm.modules import (
-    Calibration,
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,

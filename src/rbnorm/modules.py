@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 
+from rbnorm.calibration import NAMES, Calibration
 from rbnorm.functional import representative_batch_norm
 from rbnorm.ops.portable import table_dtype
-from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
+from rbnorm.reference import Restriction, Statistic
 
 __all__ = [
     "RepresentativeBatchNorm1d",
@@ -22,48 +23,6 @@ __all__ = [
     "RepresentativeBatchNorm3d",
     "RepresentativeBatchNormAct2d",
 ]
-
-NAMES = ("center_weight", "scale_weight", "scale_bias")
-
-
-class Calibration(NamedTuple):
-    """The options that RBN adds to BatchNorm: the keyword-only arguments of every layer."""
-
-    center: bool = True
-    scale: bool = True
-    statistic: str | Statistic = "mean"
-    restrict: str | Restriction = "sigmoid"
-    center_weight_init: float = 0.0
-    scale_weight_init: float = 0.0
-    scale_bias_init: float = 1.0
-
-    def initial(self) -> dict[str, float]:
-        """The calibration parameters the layer has, with their initial values."""
-        present = (self.center, self.scale, self.scale)
-        return {
-            name: getattr(self, f"{name}_init")
-            for name, on in zip(NAMES, present, strict=True)
-            if on
-        }
-
-    @classmethod
-    def of(cls, **options: Any) -> Calibration:
-        """Checked options; an unknown name raises TypeError, a bad value ValueError."""
-        unknown = sorted(options.keys() - set(cls._fields))
-        if unknown:
-            raise TypeError(f"unknown option {unknown[0]!r}; accepted are {', '.join(cls._fields)}")
-        calibration = cls(**options)
-        calibration.check()
-        return calibration
-
-    def check(self) -> None:
-        """Raise ValueError for an option that no layer can take."""
-        resolve("statistic", self.statistic, STATISTICS)
-        resolve("restrict", self.restrict, RESTRICTIONS)
-        for name in NAMES:
-            value = getattr(self, f"{name}_init")
-            if not math.isfinite(value):
-                raise ValueError(f"{name}_init must be a finite number, got {value}")
 
 
 def bias_option(bias: bool) -> dict[str, bool]:

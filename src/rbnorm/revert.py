@@ -17,8 +17,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rbnorm.calibration import NAMES
 from rbnorm.convert import counterparts
-from rbnorm.modules import NAMES, RepresentativeBatchNormAct2d, _RepresentativeBatchNorm
+from rbnorm.modules import RepresentativeBatchNormAct2d, _RepresentativeBatchNorm
 from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import RESTRICTIONS, resolve
 
