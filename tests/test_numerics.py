@@ -68,6 +68,15 @@ def test_center_gradient_survives_a_large_common_mean() -> None:
     assert torch.allclose(*grads, rtol=2e-3)  # the naive sum is off by 1e-2
 
 
+def test_instance_variance_with_a_large_mean() -> None:
+    """The rounding of the first pass's mean, 1e-3 here, must not enter the variance squared."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 16, 16) + 1e4
+    _, v = torch.ops.rbnorm.moments(x)
+    expected = x.double().var((2, 3), correction=0)
+    assert torch.allclose(v.double(), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_statistics_are_taken_in_float32(dtype: torch.dtype) -> None:
     """4096 ones summed in half precision would stop growing at 256 or 2048."""

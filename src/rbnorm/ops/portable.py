@@ -49,12 +49,13 @@ def mean(x: Tensor) -> Tensor:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and biased variance of each instance and channel, in two passes.
 
-    The second one also corrects the mean for the rounding of the first one's sums, which is
+    The second one also corrects both for the rounding of the first one's sums, which is
     what limits the accuracy of float32 when the mean is large against the spread.
     """
     rough = mean(x)
     deviation = x - _spread(rough, x)
-    return rough + mean(deviation), mean(deviation.square_())
+    rest = mean(deviation)
+    return rough + rest, (mean(deviation.square_()) - rest * rest).clamp_min(0)
 
 
 def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
