@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import rbnorm
 from rbnorm.ops import SCHEMAS
 
+SWEEPS = sorted(SCHEMAS.keys() - {"forward", "inference", "backward"})
 SHAPES = [(3, 2, 4, 5), (4, 3), (1, 2, 7), (2, 2, 3, 1, 2), (0, 2, 4, 4), (3, 1, 1)]
 
 
@@ -58,7 +59,7 @@ def expected(name: str, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (view[3] * view[0] + view[4] * (view[1] - view[2]) + view[5],)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMAS))
+@pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -72,7 +73,7 @@ def test_op_equals_its_definition(
         assert_close(actual, wanted, actual.dtype, scale=8.0)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMAS))
+@pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:

@@ -14,6 +14,7 @@ from rbnorm.modules import (
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
+from rbnorm.ops import backends, use_backend
 from rbnorm.revert import RevertReport, revert_batchnorm
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "RepresentativeBatchNormAct2d",
     "RevertReport",
     "__version__",
+    "backends",
     "convert_batchnorm",
     "functional",
     "reference",
     "revert_batchnorm",
+    "use_backend",
 ]

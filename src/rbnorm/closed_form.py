@@ -1,130 +1,48 @@
-"""RBN in closed form: sweep, table math, sweep, and its own backward.
-
-Every symbol is per instance n and channel c unless it says otherwise:
-
-    m, v   mean and biased variance of x over the L positions             first sweep
-    d      (1 + w_m) m - E            with E, V per channel: from the batch, or the running ones
-    r      (V + eps)^(-1/2)           per channel
-    t      d r                        = K(o), the instance mean of the standardised feature
-    g      R(w_v t + w_b)
-    y      gamma g r (x - m) + (beta + gamma g t)                         second sweep
-
-which is the paper's definition rearranged: o = r (x - m) + t. Writing it around the instance mean
-costs no extra memory traffic and keeps float32 exact when the mean is large against the spread.
-"""
+"""The layer in closed form as an autograd function over the ops, differentiable twice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rbnorm.ops import portable
-from rbnorm.reference import RESTRICTIONS
+from rbnorm import ops
+from rbnorm.ops import fused, portable
+from rbnorm.ops.fused import Options, Vectors
 
-# R'(s), given s and g = R(s): what the closed-form backward needs to know of a restriction.
-DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "sigmoid": lambda s, g: g * (1 - g),
-    "tanh": lambda s, g: 1 - g * g,
-    "hardsigmoid": lambda s, g: (s.abs() <= 3).to(s.dtype) / 6,
-    "softsign": lambda s, g: (1 + s.abs()).square().reciprocal(),
-    "identity": lambda s, g: torch.ones_like(s),
-}
+Running = tuple[Tensor, Tensor]
 
 
-class Vectors(NamedTuple):
-    """The per-channel parameters, each (C,) or None where the layer has none."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    center_weight: Tensor | None
-    scale_weight: Tensor | None
-    scale_bias: Tensor | None
+def _fits(running: Running, x: Tensor) -> bool:
+    """Whether the op can read and write these buffers."""
+    dtype = portable.table_dtype(x.dtype)
+    return all(buffer.dtype == dtype and buffer.is_contiguous() for buffer in running)
 
 
-class _Saved(NamedTuple):
-    """What backward needs; mu is None in training."""
-
-    x: Tensor
-    m: Tensor
-    r: Tensor
-    mu: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    center_weight: Tensor | None
-    scale_weight: Tensor | None
-    scale_bias: Tensor | None
-
-    @property
-    def vectors(self) -> Vectors:
-        return Vectors(*self[4:])
+def _fitting(running: Running, x: Tensor) -> Running:
+    dtype = portable.table_dtype(x.dtype)
+    return running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
 
 
-class _Forward(NamedTuple):
-    """What a forward pass computes; E and V are None in evaluation."""
-
-    y: Tensor
-    m: Tensor
-    r: Tensor
-    E: Tensor | None
-    V: Tensor | None
-
-
-def _deviation(m: Tensor) -> Tensor:
-    """``m - mean_n m``, taken around the first instance so that a large common mean cancels."""
-    offset = m - m[:1]
-    return offset - offset.mean(0)
-
-
-def _amplify(table: Tensor, center_weight: Tensor | None) -> Tensor:
-    """``(1 + w_m) table``."""
-    return table if center_weight is None else torch.addcmul(table, center_weight, table)
-
-
-def _scale(table: Tensor, factor: Tensor | None) -> Tensor:
-    return table if factor is None else factor * table
-
-
-def _gate(t: Tensor, p: Vectors, restrict: str) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """``s`` and ``g = R(s)``, or nothing without the scaling calibration."""
-    if p.scale_weight is None or p.scale_bias is None:
-        return None, None
-    s = torch.addcmul(p.scale_bias, p.scale_weight, t)
-    return s, RESTRICTIONS[restrict](s)
-
-
-def _forward(
-    sweeps: Any,
+def _train(
+    forward: Any,
     x: Tensor,
+    residual: Tensor | None,
     p: Vectors,
-    running: tuple[Tensor, Tensor] | None,
-    eps: float,
-    restrict: str,
-) -> _Forward:
-    """The forward pass over ``sweeps``: ``torch.ops.rbnorm``, or ``portable`` to be traced.
-
-    ``running`` is (E, r) in evaluation and None in training.
-    """
-    E = V = None
+    running: Running | None,
+    momentum: float | Tensor,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op in training; buffers it cannot write, and a tensor's momentum, are met after it."""
     if running is None:
-        m, v = sweeps.moments(x)
-        d = _amplify(_deviation(m), p.center_weight)
-        E = _amplify(m.mean(0), p.center_weight)
-        V = torch.addcmul(v, d, d).mean(0)
-        r = (V + eps).rsqrt()
-    else:
-        m, (mu, r) = sweeps.mean(x), running
-        d = _amplify(m, p.center_weight) - mu
-    t = d * r
-    _, g = _gate(t, p, restrict)
-    gain = p.weight if g is None else _scale(g, p.weight)
-    shift = _scale(t, gain)
-    if p.bias is not None:
-        shift = shift + p.bias
-    return _Forward(sweeps.affine(x, m, _scale(r, gain).expand_as(m), shift), m, r, E, V)
+        return forward(x, residual, *p, None, None, True, 0.0, *options)  # type: ignore[no-any-return]
+    if not isinstance(momentum, Tensor) and _fits(running, x):
+        return forward(x, residual, *p, *running, True, momentum, *options)  # type: ignore[no-any-return]
+    y, m, E, V = forward(x, residual, *p, None, None, True, 0.0, *options)
+    fused.update(running, E, V, x, momentum)
+    return y, m, E, V
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -136,90 +54,63 @@ class _ClosedForm(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        running: tuple[Tensor, Tensor] | None,
-        eps: float,
-        restrict: str,
+        residual: Tensor | None,
+        running: Running | None,
+        momentum: float | Tensor | None,
+        options: Options,
         *vectors: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        y, m, r, E, V = _forward(torch.ops.rbnorm, x, Vectors(*vectors), running, eps, restrict)
-        ctx.eps, ctx.restrict = eps, restrict
-        ctx.save_for_backward(x, m, r, None if running is None else running[0], *vectors)
-        ctx.mark_non_differentiable(*(table for table in (E, V) if table is not None))
+    ) -> Tensor:
+        ctx.ops = ops.active()
+        p = Vectors(*vectors)
+        if momentum is not None:
+            y, m, E, V = _train(ctx.ops.forward, x, residual, p, running, momentum, options)
+        else:
+            assert running is not None
+            given = _fitting(running, x)
+            y, m, E, V = ctx.ops.forward(x, residual, *p, *given, False, 0.0, *options)
+        ctx.training, ctx.options = momentum is not None, options
+        # An activation's derivative needs what entered it, and with it the residual.
+        kept = residual if options.activation else None
+        ctx.save_for_backward(x, kept, m, E, V, *vectors)
         ctx.set_materialize_grads(False)
-        return y, E, V
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        dy, saved = grads[0], _Saved(*ctx.saved_tensors)
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        (dy,) = grads
         if dy is None:
-            found: list[Tensor | None] = [None] * len(wanted)
-        elif torch.is_grad_enabled():
-            found = _differentiable_backward(dy, saved, wanted, ctx.eps, ctx.restrict)
+            return (None,) * len(ctx.needs_input_grad)
+        x, residual, m, E, V, *p = ctx.saved_tensors
+        want_x, want_residual, _, _, _, *want = ctx.needs_input_grad
+        dresidual = dy if want_residual else None
+        wanted = (want_x, want_residual and bool(ctx.options.activation), *want)
+        if torch.is_grad_enabled():
+            running = None if ctx.training else (E, V)
+            found = _differentiable(dy, x, residual, Vectors(*p), running, ctx.options, wanted)
         else:
-            found = _backward(dy, saved, ctx.restrict, wanted[0])
-        dx, *dp = (g if keep else None for g, keep in zip(found, wanted, strict=True))
-        return dx, None, None, None, *dp
+            found = ctx.ops.backward(
+                dy, x, residual, m, E, V, *p, ctx.training, *ctx.options, *wanted[:2]
+            )
+        dx, dz, *dp = (g if keep else None for g, keep in zip(found, wanted, strict=True))
+        return dx, dresidual if dz is None else dz, None, None, None, *dp
 
 
-def _backward(dy: Tensor, saved: _Saved, restrict: str, want_dx: bool) -> list[Tensor | None]:
-    """Gradients for x and the five vectors; tables are means over the positions, not sums."""
-    x, m, r, mu = saved[:4]
-    p, sweeps = saved.vectors, torch.ops.rbnorm
-    deviation = _deviation(m) if mu is None else m
-    d = _amplify(deviation, p.center_weight)
-    t = (d if mu is None else d - mu) * r
-    s, g = _gate(t, p, restrict)
-    gain = p.weight if g is None else _scale(g, p.weight)
-
-    S1, S2 = sweeps.grad_moments(dy, x, m)
-    D = torch.addcmul(r * S2, t, S1)  # dy o
-    h, ho = _scale(S1, gain), _scale(D, gain)  # do and do o
-    dw_m = dw_v = dw_b = None
-    u: Tensor | float = 0.0
-    if p.scale_weight is not None and s is not None and g is not None:
-        dw_b = _scale(D, p.weight) * DERIVATIVES[restrict](s, g)
-        dw_v = dw_b * t
-        u = dw_b * p.scale_weight
-        h, ho = h + u, torch.addcmul(ho, u, t)
-    if mu is None:  # what reaches x through E and V
-        slope = ho.mean(0)
-        common = torch.addcmul(h.mean(0), t, slope)
-        h, u = h - common, u - common
-    u = r * u
-    if p.center_weight is not None:
-        # In training `h` sums to 0 over the instances, so the common mean drops out of dw_m;
-        # keeping it would cost float32 the result where the mean is large.
-        Z = r * h
-        dw_m = deviation * Z
-        u = torch.addcmul(u, p.center_weight, Z)
-    scale = _scale(r, gain).expand_as(m)
-    dx = None
-    if want_dx and mu is None:
-        dx = sweeps.grad_affine(dy, x, m, scale, -r * r * slope, u)
-    elif want_dx:
-        dx = sweeps.affine(dy, None, scale, u.expand_as(m)).to(x.dtype)
-    dgamma = D if g is None else g * D
-    tables = (dgamma, S1, dw_m, dw_v, dw_b)
-    L = portable.positions(x)
-    return [dx, *(None if table is None else L * table.sum(0) for table in tables)]
-
-
-def _differentiable_backward(
+def _differentiable(
     dy: Tensor,
-    saved: _Saved,
-    wanted: list[bool],
-    eps: float,
-    restrict: str,
+    x: Tensor,
+    residual: Tensor | None,
+    p: Vectors,
+    running: Running | None,
+    options: Options,
+    wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """The same gradients, differentiable in dy, x and the vectors: the double backward."""
-    running = None if saved.mu is None else (saved.mu, saved.r)
     with torch.enable_grad():
         # Views are differentiated in place of their bases, whose history may have them in common.
-        x = saved.x.view_as(saved.x)
-        p = Vectors(*(v if v is None else v.view_as(v) for v in saved.vectors))
-        y = _forward(portable, x, p, running, eps, restrict).y
-        chosen = [v for v, keep in zip((x, *p), wanted, strict=True) if keep and v is not None]
+        x = x.view_as(x)
+        inputs = [x, *(v if v is None else v.view_as(v) for v in (residual, *p))]
+        y = fused.normalise(x, inputs[1], Vectors(*inputs[2:]), running, options)[0]
+        chosen = [v for v, keep in zip(inputs, wanted, strict=True) if keep and v is not None]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return [next(found) if keep else None for keep in wanted]
 
@@ -235,19 +126,30 @@ def _traced() -> bool:
 
 
 def normalise(
-    x: Tensor, p: Vectors, running: tuple[Tensor, Tensor] | None, eps: float, restrict: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise x, by its own statistics or by the ``running`` mean and variance, each (C,).
+    x: Tensor,
+    residual: Tensor | None,
+    p: Vectors,
+    running: Running | None,
+    momentum: float | Tensor | None,
+    options: Options,
+) -> Tensor:
+    """Normalise x, and in training, where ``momentum`` is given, update ``running`` in place.
 
-    ``p`` and ``running`` are in the table dtype, ``restrict`` is a name. Returns y and the (E, V)
-    that were used. Compilers, tracers and transforms see plain PyTorch.
+    ``p`` is in the table dtype. Compilers, tracers and transforms see plain PyTorch.
     """
-    # What is saved for backward must survive a later update of the buffers: mu is a copy.
-    fixed = None if running is None else (running[0].clone(), (running[1] + eps).rsqrt())
-    E: Any
-    V: Any
     if _traced():
-        y, _, _, E, V = _forward(portable, x, p, fixed, eps, restrict)
-    else:
-        y, E, V = _ClosedForm.apply(x, fixed, eps, restrict, *p)
-    return y, *(running or (E, V))
+        given = _fitting(running, x) if momentum is None and running is not None else None
+        y, _, E, V = fused.normalise(x, residual, p, given, options)
+        if momentum is not None and running is not None:
+            fused.update(running, E, V, x, momentum)
+        return y
+    if torch.is_grad_enabled():
+        for tensor in (x, residual, *p):
+            if tensor is not None and tensor.requires_grad:
+                return _ClosedForm.apply(x, residual, running, momentum, options, *p)  # type: ignore[no-any-return]
+    implementation = ops.active()
+    if momentum is not None:
+        return _train(implementation.forward, x, residual, p, running, momentum, options)[0]
+    assert running is not None
+    mean, var = running if _fits(running, x) else _fitting(running, x)
+    return implementation.inference(x, residual, *p, mean, var, *options)  # type: ignore[no-any-return]

@@ -7,15 +7,44 @@ import math
 import torch
 from torch import Tensor
 
-from rbnorm import closed_form, reference
-from rbnorm.closed_form import Vectors
-from rbnorm.ops import portable
+from rbnorm import closed_form, ops, reference
+from rbnorm.ops import fused, portable
+from rbnorm.ops.fused import ACTIVATIONS, Options, Vectors
 from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
 
 __all__ = ["representative_batch_norm"]
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _ACCEPTED = "float16, bfloat16, float32 or float64"
+
+
+# The names that have a closed form, as the numbers by which the ops know them.
+_CHOICES: dict[tuple[str, str | None], tuple[int, int]] = {
+    (restrict, activation): (i, j)
+    for i, restrict in enumerate(RESTRICTIONS)
+    for j, activation in enumerate(ACTIVATIONS)
+}
+_CHOICES |= {(restrict, None): (i, 0) for i, restrict in enumerate(RESTRICTIONS)}
+
+
+def _is_direct(
+    x: Tensor,
+    p: Vectors,
+    running: tuple[Tensor | None, Tensor | None],
+    training: bool,
+    momentum: float | Tensor,
+) -> bool:
+    """Whether the op that will run can take all this as it is, and checks it itself."""
+    if x.device.type not in ops.active().checks:
+        return False
+    dtype = portable.table_dtype(x.dtype)
+    for vector in p:
+        if vector is not None and vector.dtype is not dtype:
+            return False
+    mean, var = running
+    if mean is None or var is None:
+        return mean is var and training
+    return isinstance(momentum, Tensor) or math.isfinite(momentum)
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -54,40 +83,87 @@ def _check_vectors(x: Tensor, vectors: dict[str, Tensor | None]) -> None:
             raise ValueError(f"{first} and {second} must be given together, got only one of them")
 
 
-def _untouched(x: Tensor, vectors: Vectors) -> Tensor:
+def _check_residual(x: Tensor, residual: Tensor | None) -> None:
+    if residual is None:
+        return
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual must have the shape of the input, {tuple(x.shape)}, "
+            f"got {tuple(residual.shape)}"
+        )
+    if residual.dtype != x.dtype:
+        raise TypeError(
+            f"residual must have the dtype of the input, {_dtype_name(x)}, "
+            f"got {_dtype_name(residual)}"
+        )
+
+
+def _untouched(x: Tensor, residual: Tensor | None, vectors: Vectors) -> Tensor:
     """An empty output that depends on every parameter, so that each gets a gradient of zeros."""
-    y = x.clone()
+    y = x.clone() if residual is None else x + residual
     for vector in vectors:
         if vector is not None:
             y = y + vector.sum().to(x.dtype)
     return y
 
 
-def _normalise(
+def _literal(
     x: Tensor,
+    residual: Tensor | None,
     p: Vectors,
-    running: tuple[Tensor, Tensor] | None,
-    eps: float,
-    statistic: str | Statistic,
-    restrict: str | Restriction,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the path; returns y and the E and V that standardised it."""
+    running: closed_form.Running | None,
+    momentum: float | Tensor | None,
+    options: tuple[float, str | Statistic, str | Restriction, str, float],
+) -> Tensor:
+    """The literal path, for a statistic or a restriction without a closed form."""
+    eps, statistic, restrict, activation, slope = options
     dtype = portable.table_dtype(x.dtype)
-    p = Vectors(*(vector if vector is None else vector.to(dtype) for vector in p))
-    if running is not None:
-        running = running[0].to(dtype), running[1].to(dtype)
-    if statistic == "mean" and isinstance(restrict, str):
-        return closed_form.normalise(x, p, running, eps, restrict)
+    given = None
+    if momentum is None and running is not None:
+        given = running[0].to(dtype), running[1].to(dtype)
     y, E, V = reference.representative_batch_norm(
-        x.to(dtype), *p, statistics=running, eps=eps, statistic=statistic, restrict=restrict
+        x.to(dtype), *p, statistics=given, eps=eps, statistic=statistic, restrict=restrict
     )
-    return portable.standard(y.to(x.dtype)), E, V
+    y = y if residual is None else y + residual
+    y = fused.ACTIVATIONS[activation](y, slope)
+    if momentum is not None and running is not None:
+        fused.update(running, E, V, x, momentum)
+    return portable.standard(y.to(x.dtype))
 
 
-def _update(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
-    if isinstance(momentum, Tensor):
-        momentum = momentum.to(running.dtype)
-    running.lerp_(batch.detach().to(running.dtype), momentum)
+def _checked(
+    x: Tensor,
+    residual: Tensor | None,
+    vectors: Vectors,
+    given: tuple[Tensor | None, Tensor | None],
+    training: bool,
+    momentum: float | Tensor,
+    options: tuple[float, str | Statistic, str | Restriction, str, float],
+) -> Tensor:
+    """Check everything, bring the vectors to the table dtype, and choose the path."""
+    eps, statistic, restrict, activation, slope = options
+    running_mean, running_var = given
+    _check(x, training, eps, running_mean)
+    named = vectors._asdict()
+    _check_vectors(x, {**named, "running_mean": running_mean, "running_var": running_var})
+    _check_residual(x, residual)
+    resolve("statistic", statistic, STATISTICS)
+    resolve("restrict", restrict, RESTRICTIONS)
+    if not isinstance(momentum, Tensor) and not math.isfinite(momentum):
+        raise ValueError(f"momentum must be a finite number, got {momentum}")
+    if activation not in ACTIVATIONS:
+        accepted = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activation must be None or one of {accepted}, got {activation!r}")
+    if x.numel() == 0:
+        return _untouched(x, residual, vectors)
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    dtype = portable.table_dtype(x.dtype)
+    p = Vectors(*(v if v is None or v.dtype == dtype else v.to(dtype) for v in vectors))
+    factor = momentum if training else None
+    if statistic == "mean" and isinstance(restrict, str):
+        choice = Options(eps, *_CHOICES[restrict, activation], slope)
+        return closed_form.normalise(x, residual, p, running, factor, choice)
+    return _literal(x, residual, p, running, factor, options)
 
 
 def representative_batch_norm(
@@ -105,6 +181,9 @@ def representative_batch_norm(
     scale_bias: Tensor | None = None,
     statistic: str | Statistic = "mean",
     restrict: str | Restriction = "sigmoid",
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
 ) -> Tensor:
     r"""Representative Batch Normalization of a batch; the counterpart of ``F.batch_norm``.
 
@@ -117,6 +196,8 @@ def representative_batch_norm(
     :math:`R` a restricting function (sigmoid by default), and :math:`E, V` are the mean and biased
     variance of :math:`z` per channel over the batch in training, or ``running_mean`` and
     ``running_var`` in evaluation.
+
+    With ``residual`` and ``activation`` the result is ``act(y + residual)``, rounded once.
 
     The default statistic with a named restriction runs in closed form: one reduction and one
     affine sweep over the input, as BatchNorm, with its own backward. Another statistic, or a
@@ -142,9 +223,13 @@ def representative_batch_norm(
             tensor of the input's shape to one that broadcasts against it.
         restrict: :math:`R`: "sigmoid", "tanh", "hardsigmoid", "softsign", "identity", or a
             callable that maps a tensor to one of the same shape.
+        residual: Added to :math:`y` before the activation; of the shape and dtype of ``input``.
+        activation: "relu", "leaky_relu", "silu", "hardswish", or None for none. It and the
+            residual are part of the second sweep, at no further pass over memory.
+        negative_slope: Of "leaky_relu".
 
     Returns:
-        :math:`y`, with the shape and dtype of ``input``; contiguous, or channels_last if it is.
+        The result, with the shape and dtype of ``input``; contiguous, or channels_last if it is.
 
     Raises:
         ValueError: A wrong shape, an unknown name, a bad ``eps``, a single value per channel in
@@ -154,21 +239,28 @@ def representative_batch_norm(
     Source: Gao et al., *Representative Batch Normalization with Feature Calibration*, CVPR 2021;
     the closed form and its backward are this project's.
     """
-    vectors = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    _check(input, training, eps, running_mean)
-    _check_vectors(
-        input, {**vectors._asdict(), "running_mean": running_mean, "running_var": running_var}
+    p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
+    given = (running_mean, running_var)
+    if statistic == "mean" and _is_direct(input, p, given, training, momentum):
+        choice = _CHOICES.get((restrict, activation))  # type: ignore[arg-type]
+        if choice is not None:
+            try:
+                return closed_form.normalise(
+                    input,
+                    residual,
+                    p,
+                    None if running_mean is None else given,  # type: ignore[arg-type]
+                    momentum if training else None,
+                    Options(eps, *choice, negative_slope),
+                )
+            except RuntimeError:
+                pass  # What is wrong has a better sentence below; nothing has changed yet.
+    return _checked(
+        input,
+        residual,
+        p,
+        given,
+        training,
+        momentum,
+        (eps, statistic, restrict, activation or "none", negative_slope),
     )
-    resolve("statistic", statistic, STATISTICS)
-    resolve("restrict", restrict, RESTRICTIONS)
-    if not isinstance(momentum, Tensor) and not math.isfinite(momentum):
-        raise ValueError(f"momentum must be a finite number, got {momentum}")
-    if input.numel() == 0:
-        return _untouched(input, vectors)
-    given = None if running_mean is None or running_var is None else (running_mean, running_var)
-    y, E, V = _normalise(input, vectors, None if training else given, eps, statistic, restrict)
-    if training and given is not None:
-        M = input.numel() // input.shape[1]
-        _update(given[0], E, momentum)
-        _update(given[1], V * (M / (M - 1)), momentum)
-    return y

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -100,29 +100,39 @@ class _RepresentativeBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise and calibrate; see the class."""
+        return self._normalise(input)
+
+    def _normalise(self, input: Tensor, **tail: Any) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         track = self.training and self.track_running_stats
-        buffers = not self.training or self.track_running_stats
-        running_mean = self.running_mean if buffers else None
-        running_var = self.running_var if buffers else None
+        mean, var = self._vector("running_mean"), self._vector("running_var")
+        used = not self.training or self.track_running_stats
         output = representative_batch_norm(
             input,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
+            mean if used else None,
+            var if used else None,
+            self._vector("weight"),
+            self._vector("bias"),
+            self.training or (mean is None and var is None),
             self._factor() if track else 0.0,
             self.eps,
-            center_weight=self.center_weight,
-            scale_weight=self.scale_weight,
-            scale_bias=self.scale_bias,
+            center_weight=self._vector("center_weight"),
+            scale_weight=self._vector("scale_weight"),
+            scale_bias=self._vector("scale_bias"),
             statistic=self.calibration.statistic,
             restrict=self.calibration.restrict,
+            **tail,
         )
         if track and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return output
+
+    def _vector(self, name: str) -> Tensor | None:
+        """``getattr(self, name)``, without the long way on which torch looks for parameters."""
+        for own in (self._parameters, self._buffers):
+            if name in own:
+                return own[name]
+        return getattr(self, name)  # type: ignore[no-any-return] # pruned, or parametrised
 
     def _factor(self) -> float | Tensor:
         """The share of this batch in the running statistics."""
@@ -232,12 +242,37 @@ class RepresentativeBatchNorm3d(_RepresentativeBatchNorm, nn.BatchNorm3d):
     """RBN over (N, C, D, H, W) inputs; all else as :class:`RepresentativeBatchNorm2d`."""
 
 
+# The activations that are part of the op.
+_ACTIVATIONS: dict[type[nn.Module], str | None] = {
+    nn.Identity: None,
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+}
+
+
+def _is_bare(module: nn.Module, kinds: Container[type[nn.Module]]) -> bool:
+    """Whether a module is exactly of one of these kinds, and nobody listens to its calls."""
+    return type(module) in kinds and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def _takes_inplace(make: Callable[..., nn.Module]) -> bool:
     return "inplace" in inspect.signature(make).parameters
 
 
 class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
     r"""RBN followed by drop and activation, ``act(drop(RBN(x)))``: timm's norm-act slot.
+
+    Called with a ``residual`` of the input's shape and dtype it is
+    ``act(drop(RBN(x)) + residual)``.
+    ReLU, LeakyReLU, SiLU and Hardswish, and the residual, are computed in RBN's own second sweep;
+    nothing more is kept for backward than the residual.
 
     Args:
         num_features: As in :class:`RepresentativeBatchNorm2d`, like all that are not listed here.
@@ -280,7 +315,15 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
             options = {"inplace": True} if inplace and _takes_inplace(act_layer) else {}
             self.act = act_layer(**options, **(act_kwargs or {}))
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise, calibrate, drop, activate."""
-        output: Tensor = self.act(self.drop(super().forward(input)))
-        return output
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalise, calibrate, drop, add the residual, activate; in one op where that is known."""
+        if _is_bare(self.drop, (nn.Identity,)) and _is_bare(self.act, _ACTIVATIONS):
+            return self._normalise(
+                input,
+                residual=residual,
+                activation=_ACTIVATIONS[type(self.act)],
+                negative_slope=getattr(self.act, "negative_slope", 0.0),
+            )
+        output: Tensor = self.drop(self._normalise(input))
+        output = output if residual is None else output + residual
+        return self.act(output)  # type: ignore[no-any-return]

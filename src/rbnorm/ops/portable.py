@@ -58,10 +58,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return rough + rest, (mean(deviation.square_()) - rest * rest).clamp_min(0)
 
 
+def affine_table(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """``scale * (x - center) + shift`` in the table dtype."""
+    centered = x if center is None else x - _spread(center, x)
+    return torch.addcmul(_spread(shift, x), _spread(scale, x), centered)
+
+
 def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
     """``scale * (x - center) + shift`` in the dtype of ``x``, laid out as BatchNorm does."""
-    centered = x if center is None else x - _spread(center, x)
-    return standard(torch.addcmul(_spread(shift, x), _spread(scale, x), centered).to(x.dtype))
+    return standard(affine_table(x, center, scale, shift).to(x.dtype))
 
 
 def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,73 @@
+// How a tensor is cut into areas, and which of them are worked on together.
+//
+// Included once per instruction set, inside its namespace.
+
+constexpr int64_t chunk_positions = 8192;  // of one run: its values stay in the first-level cache
+constexpr int64_t chunk_values = 1 << 17;  // of the rows of one chunk
+constexpr int64_t unit_bytes = 1 << 17;    // of the channels that go through all phases together
+constexpr int64_t run_bytes = 1 << 14;     // of one instance: a few whole pages are read together
+constexpr int64_t task_values = 1 << 15;   // below this a second thread costs more than it gives
+
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The areas of the channels [c0, c1): N instances times blocks of channels times chunks of
+// positions, numbered so that those of one instance follow one another.
+struct Grid {
+  Shape shape;
+  int64_t c0, c1, block, chunk, blocks, chunks;
+
+  Grid(const Shape& s, int64_t c0, int64_t c1, int64_t block)
+      : shape(s), c0(c0), c1(c1), block(block) {
+    chunk = s.channels_last ? std::max<int64_t>(chunk_values / s.C, least_head) : chunk_positions;
+    blocks = ceil_div(c1 - c0, block);
+    chunks = ceil_div(s.L, chunk);
+  }
+  int64_t size() const { return shape.N * blocks * chunks; }
+  int64_t row(const Area& a) const { return a.n * chunks + a.i0 / chunk; }
+  Area operator[](int64_t item) const {
+    const int64_t k = item % chunks, b = item / chunks % blocks, n = item / chunks / blocks;
+    return {n, c0 + b * block, std::min(c1, c0 + (b + 1) * block), k * chunk,
+            std::min(shape.L, (k + 1) * chunk)};
+  }
+  int64_t positions(int64_t k) const { return std::min(shape.L, (k + 1) * chunk) - k * chunk; }
+
+  // Inside an area of another parallel_for this one runs on the calling thread alone.
+  template <class F>
+  void for_areas(F f) const {
+    const int64_t values = std::max<int64_t>(block * std::min(shape.L, chunk), 1);
+    torch::stable::parallel_for(0, size(), ceil_div(task_values, values),
+                                [&](int64_t begin, int64_t end) {
+                                  for (int64_t item = begin; item < end; item++) f((*this)[item]);
+                                });
+  }
+};
+
+// Channels of one area.
+template <class S>
+int64_t block_of(const Shape& shape) {
+  if (shape.channels_last) return shape.C;
+  const int64_t run = std::max<int64_t>(shape.L * sizeof(S), 1);
+  const int64_t wanted = std::max(unit_bytes / (std::max<int64_t>(shape.N, 1) * run), run_bytes / run);
+  return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(shape.C, 1));
+}
+
+// Calls f(grid) for all channels. Where there are enough of them each thread takes its own through
+// all phases, so that they are still in its cache in the later ones; otherwise all threads go
+// through the phases together.
+template <class S, class F>
+void for_units(const Shape& shape, F f) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t block = std::min(block_of<S>(shape), std::max<int64_t>(shape.C / (4 * threads), 1));
+  const int64_t units = ceil_div(shape.C, block);
+  if (shape.channels_last || units < threads) {
+    f(Grid(shape, 0, shape.C, shape.channels_last ? shape.C : block_of<S>(shape)));
+    return;
+  }
+  const int64_t values = std::max<int64_t>(block * shape.N * shape.L, 1);
+  torch::stable::parallel_for(0, units, ceil_div(task_values, values),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t u = begin; u < end; u++)
+                                  f(Grid(shape, u * block, std::min(shape.C, (u + 1) * block),
+                                         block));
+                              });
+}
