@@ -2,8 +2,8 @@
 
 ``forward``, ``inference`` and ``backward`` are the whole layer in closed form; the others are its
 sweeps over big tensors, for a layer that does something of its own between them. The dispatcher
-chooses what runs. The portable implementation serves every device; a compiled one registers itself for its
-own dispatch key and nothing above this package changes. The ops carry no autograd:
+chooses what runs. The portable implementation serves every device; a compiled one registers
+itself for its own dispatch key and nothing above this package changes. The ops carry no autograd:
 :mod:`rbnorm.closed_form` owns the derivative of the whole layer.
 """
 

@@ -70,10 +70,12 @@ INLINE std::array<double, Sums> sum_run(int64_t n, F terms) {
   return result;
 }
 
-// Positions that are averaged first to give sums of squares their centre. If the centre is the
-// mean of a part f of the values, the variance loses at most a factor 1/f of its precision.
-constexpr int64_t least_head = 16, head_share = 16;
+// Sums of squares around a centre that lies `far` standard deviations from the mean cost the variance
+// a factor 1 + far^2 of its precision; farther ones are taken again, around the mean.
+constexpr double far = 4;
 
+// Rows whose mean is the centre of the others: never farther than the root of rows / head.
+constexpr int64_t least_head = 16, head_share = 16;
 INLINE int64_t head_of(int64_t n) { return std::min(n, std::max(least_head, n / head_share)); }
 
 // Rows that are read side by side.
@@ -83,27 +85,32 @@ template <class S, bool Variance>
 void moments_of_runs(const Shape& shape, const Area& a, const S* x, table_t<S>* mean,
                      table_t<S>* variance) {
   using T = table_t<S>;
-  const int64_t n = a.i1 - a.i0, head = head_of(n);
+  const int64_t n = a.i1 - a.i0;
   const double part = 1.0 / n;
   for (int64_t c = a.c0; c < a.c1; c++) {
     const S* p = x + shape.offset(a.n, c, a.i0);
     T center = first_of(p);
-    if constexpr (Variance) {
-      const auto rough = sum_run<T, 1>(
-          head, [&](auto at, int k) { return std::array{at.load(p, k) - center}; });
-      center += T(rough[0] / head);
-      const auto sums = sum_run<T, 2>(n, [&](auto at, int k) {
+    const auto sweep = [&] {
+      auto sums = sum_run<T, Variance ? 2 : 1>(n, [&](auto at, int k) {
         const Vec<T> d = at.load(p, k) - center;
-        return std::array{d, d * d};
+        if constexpr (Variance)
+          return std::array{d, d * d};
+        else
+          return std::array{d};
       });
-      const double rest = sums[0] * part;
-      mean[c - a.c0] = T(center + rest);
-      variance[c - a.c0] = T(std::max(sums[1] * part - rest * rest, 0.0));
-    } else {
-      const auto sums =
-          sum_run<T, 1>(n, [&](auto at, int k) { return std::array{at.load(p, k) - center}; });
-      mean[c - a.c0] = T(center + sums[0] * part);
+      for (double& sum : sums) sum *= part;
+      return sums;
+    };
+    auto means = sweep();
+    if constexpr (Variance) {
+      const auto spread = [&] { return std::max(means[1] - means[0] * means[0], 0.0); };
+      if (means[0] * means[0] > far * far * spread()) {
+        center = T(center + means[0]);
+        means = sweep();
+      }
+      variance[c - a.c0] = T(spread());
     }
+    mean[c - a.c0] = T(center + means[0]);
   }
 }
 

@@ -45,25 +45,43 @@ INLINE Vec<double> load(const double* p) { return read<Vec<double>>(p); }
 INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
 INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
 
-INLINE Vec<float> load(const BFloat16* p) {
-  return bits<Vec<float>>(__builtin_convertvector(read<Shorts>(p), Words) << 16);
+// A bfloat16 is the upper half of a float32.
+INLINE Words widened(const BFloat16* p) {
+#if RBNORM_VECTOR_BYTES == 64
+  return bits<Words>(_mm512_cvtepu16_epi32(read<__m256i>(p)));
+#elif RBNORM_VECTOR_BYTES == 32
+  return bits<Words>(_mm256_cvtepu16_epi32(read<__m128i>(p)));
+#else
+  return __builtin_convertvector(read<Shorts>(p), Words);
+#endif
 }
+
+INLINE Shorts narrowed(const Words& words) {
+#if RBNORM_VECTOR_BYTES == 32
+  const __m256i all = bits<__m256i>(words);
+  return bits<Shorts>(
+      _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+#else
+  return __builtin_convertvector(words, Shorts);
+#endif
+}
+
+INLINE Vec<float> load(const BFloat16* p) { return bits<Vec<float>>(widened(p) << 16); }
 
 INLINE void store(BFloat16* p, Vec<float> v) {
   const Words word = bits<Words>(v);
   const Words rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const Words nan = bits<Words>(v != v);
-  const Shorts half = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Shorts);
+  const Shorts half = narrowed(v != v ? Words{} + 0x7fc0 : rounded);
   std::memcpy(p, &half, sizeof(half));
 }
 
-#if defined(__AVX512F__)
+#if RBNORM_VECTOR_BYTES == 64
 INLINE Vec<float> load(const Half* p) { return _mm512_cvtph_ps(read<__m256i>(p)); }
 INLINE void store(Half* p, Vec<float> v) {
   const __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
   std::memcpy(p, &half, sizeof(half));
 }
-#elif defined(__F16C__)
+#elif RBNORM_VECTOR_BYTES == 32
 INLINE Vec<float> load(const Half* p) { return _mm256_cvtph_ps(read<__m128i>(p)); }
 INLINE void store(Half* p, Vec<float> v) {
   const __m128i half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
