@@ -5,6 +5,8 @@
 constexpr int64_t chunk_positions = 8192;  // of one run: its values stay in the first-level cache
 constexpr int64_t chunk_values = 1 << 17;  // of the rows of one chunk
 constexpr int64_t unit_bytes = 1 << 17;    // of the channels that go through all phases together
+constexpr int64_t part_rows = 2048;        // channels_last rows that are few enough to take part
+constexpr int64_t part_channels = 128;     // of them at a time: more rows fall out of the cache
 constexpr int64_t run_bytes = 1 << 14;     // of one instance: a few whole pages are read together
 constexpr int64_t task_values = 1 << 15;   // below this a second thread costs more than it gives
 
@@ -18,7 +20,7 @@ struct Grid {
 
   Grid(const Shape& s, int64_t c0, int64_t c1, int64_t block)
       : shape(s), c0(c0), c1(c1), block(block) {
-    chunk = s.channels_last ? std::max<int64_t>(chunk_values / s.C, least_head) : chunk_positions;
+    chunk = s.channels_last ? std::max<int64_t>(chunk_values / block, least_head) : chunk_positions;
     blocks = ceil_div(c1 - c0, block);
     chunks = ceil_div(s.L, chunk);
   }
@@ -31,24 +33,39 @@ struct Grid {
   }
   int64_t positions(int64_t k) const { return std::min(shape.L, (k + 1) * chunk) - k * chunk; }
 
-  // Inside an area of another parallel_for this one runs on the calling thread alone.
+  // Inside another parallel_for this one runs on the calling thread alone.
   template <class F>
   void for_areas(F f) const {
+    each([&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; item++) f((*this)[item]);
+    });
+  }
+  // The same backwards: what a sweep before this one read last may still be in the cache.
+  template <class F>
+  void for_areas_back(F f) const {
+    each([&](int64_t begin, int64_t end) {
+      for (int64_t item = end; item-- > begin;) f((*this)[item]);
+    });
+  }
+  template <class F>
+  void each(F f) const {
     const int64_t values = std::max<int64_t>(block * std::min(shape.L, chunk), 1);
-    torch::stable::parallel_for(0, size(), ceil_div(task_values, values),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t item = begin; item < end; item++) f((*this)[item]);
-                                });
+    torch::stable::parallel_for(0, size(), ceil_div(task_values, values), f);
   }
 };
 
 // Channels of one area.
 template <class S>
 int64_t block_of(const Shape& shape) {
-  if (shape.channels_last) return shape.C;
+  const int64_t C = std::max<int64_t>(shape.C, 1), threads = torch::stable::get_num_threads();
+  if (shape.channels_last) {
+    const int64_t part = std::clamp(C / (2 * threads), part_channels, 2 * part_channels);
+    return shape.N * shape.L <= part_rows && C >= part * threads ? part : C;
+  }
   const int64_t run = std::max<int64_t>(shape.L * sizeof(S), 1);
-  const int64_t wanted = std::max(unit_bytes / (std::max<int64_t>(shape.N, 1) * run), run_bytes / run);
-  return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(shape.C, 1));
+  const int64_t instances = std::max<int64_t>(shape.N, 1);
+  const int64_t wanted = std::max(unit_bytes / (instances * run), run_bytes / run);
+  return std::clamp<int64_t>(std::min(wanted, C / (4 * threads)), 1, C);
 }
 
 // Calls f(grid) for all channels. Where there are enough of them each thread takes its own through
@@ -56,11 +73,9 @@ int64_t block_of(const Shape& shape) {
 // through the phases together.
 template <class S, class F>
 void for_units(const Shape& shape, F f) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t block = std::min(block_of<S>(shape), std::max<int64_t>(shape.C / (4 * threads), 1));
-  const int64_t units = ceil_div(shape.C, block);
-  if (shape.channels_last || units < threads) {
-    f(Grid(shape, 0, shape.C, shape.channels_last ? shape.C : block_of<S>(shape)));
+  const int64_t block = block_of<S>(shape), units = ceil_div(shape.C, block);
+  if (units < torch::stable::get_num_threads()) {
+    f(Grid(shape, 0, shape.C, block));
     return;
   }
   const int64_t values = std::max<int64_t>(block * shape.N * shape.L, 1);

@@ -29,11 +29,17 @@ struct Columns {
   }
 };
 
+constexpr int64_t task_rows = 1024;  // vectors of a table that are worth a second thread
+
 template <class T, class F>
 void for_columns(const Grid& grid, F f) {
   const int64_t channels = grid.c1 - grid.c0;
-  for (int64_t i = 0; i < channels; i += width<T>)
-    f(Columns<T>{i, std::min(width<T>, channels - i)});
+  const int64_t grain = ceil_div(task_rows, std::max<int64_t>(grid.shape.N, 1));
+  torch::stable::parallel_for(
+      0, ceil_div(channels, width<T>), grain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin * width<T>; i < std::min(channels, end * width<T>); i += width<T>)
+          f(Columns<T>{i, std::min(width<T>, channels - i)});
+      });
 }
 
 // Merges the moments of the chunks of one instance into those of the first (Chan et al.).
@@ -194,7 +200,7 @@ void forward(const Forward& f) {
         merge_chunks<T>(grid, mean[n * grid.chunks],
                         f.layer.training ? variance[n * grid.chunks] : nullptr, mean.ld);
     forward_tables<T>(f, grid, mean, variance, scale, shift);
-    grid.for_areas([&](const Area& a) {
+    grid.for_areas_back([&](const Area& a) {
       const int64_t j = a.c0 - grid.c0;
       const Tables<T> tables{mean[a.n * grid.chunks] + j, scale[a.n] + j, shift[a.n] + j};
       affine<S>(grid.shape, a, tables, x, tail, static_cast<S*>(f.y));
@@ -304,7 +310,7 @@ void backward(const Backward& b) {
     }
     backward_tables<T>(b, grid, first, second, scale, x_scale);
     if (!b.dx && !b.dresidual) return;
-    grid.for_areas([&](const Area& a) {
+    grid.for_areas_back([&](const Area& a) {
       const int64_t j = a.c0 - grid.c0;
       Tables<T> all = tables(a);
       if (b.layer.training) all.x_scale = x_scale[0] + j;
