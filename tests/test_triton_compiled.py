@@ -38,8 +38,12 @@ def test_sweep_moves_128_bits_and_does_not_spill(target, name, layout, dtype):
     compiled = ahead.build(sweep(name, layout), dtype, ahead.TARGETS[target], sweeps.CONFIGS[0])
     found = ahead.usage(compiled)
     assert found.spills == 0
-    assert found.loads.get(128, 0) > 0
-    # What is narrower are tables: never the data of a half type, but for the mean's first value.
+    # So many 128-bit loads hold a tile of every tensor that is read; what is narrower are tables,
+    # and the one value around which moments are taken.
+    threads = ahead.TARGETS[target].warp_size * 4
+    per_tensor = 2048 * (2 if dtype == "bf16" else 4) // (16 * threads)
+    tensors = 1 + name.startswith("grad") + ("residual" in name)
+    assert found.loads.get(128, 0) >= tensors * per_tensor
     assert found.loads.get(16, 0) <= 1
     if "affine" in name:
         assert set(found.stores) == {128}

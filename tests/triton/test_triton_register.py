@@ -11,13 +11,16 @@ from rbnorm.ops.triton import OPS, register
 VECTORS = (
     "Tensor? weight, Tensor? bias, Tensor? center_weight, Tensor? scale_weight, Tensor? scale_bias"
 )
+OPTIONS = "float eps, int restrict, int activation, float slope"
 FUSED = {
+    "inference": f"(Tensor x, Tensor? residual, {VECTORS}, Tensor running_mean, "
+    f"Tensor running_var, {OPTIONS}) -> Tensor",
     "forward": f"(Tensor x, Tensor? residual, {VECTORS}, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_var, bool training, float momentum, float eps, int restrict, "
-    "int activation, float slope) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor(b!)? running_var, bool training, float momentum, {OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     "backward": f"(Tensor dy, Tensor x, Tensor? residual, Tensor m, Tensor E, Tensor V, {VECTORS}, "
-    "bool training, float eps, int restrict, int activation, float slope, bool want_dx, "
-    "bool want_dresidual) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"bool training, {OPTIONS}, bool want_dx, bool want_dresidual) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 }
 
 
@@ -25,7 +28,7 @@ FUSED = {
 def ops():
     """A library of its own, whose ops run the kernels on CPU tensors."""
     library = torch.library.Library("rbnorm_interpreted", "DEF")
-    for name, schema in {**SCHEMAS, **FUSED}.items():
+    for name, schema in {**FUSED, **SCHEMAS}.items():
         library.define(name + schema)
     for name, fake in FAKES.items():
         torch.library.register_fake(f"rbnorm_interpreted::{name}", fake, lib=library)
@@ -67,6 +70,10 @@ def test_fused_ops_keep_to_their_schema(ops, training):
     forward = (x, x + 1, *vectors, *running, training, 0.1, *tail)
     torch.library.opcheck(ops.forward.default, forward, test_utils="test_schema")
     _, m, E, V = ops.forward(*forward)
+    if not training:
+        inference = (x, x + 1, *vectors, *running, *tail)
+        torch.library.opcheck(ops.inference.default, inference, test_utils="test_schema")
+        assert torch.equal(ops.inference(*inference), ops.forward(*forward)[0])
     backward = (x + 2, x, x + 1, m, E, V, *vectors, training, *tail, True, True)
     torch.library.opcheck(ops.backward.default, backward, test_utils="test_schema")
 

@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-OPS = ("mean", "moments", "affine", "grad_moments", "grad_affine", "forward", "backward")
+OPS = (
+    "forward",
+    "inference",
+    "backward",
+    "mean",
+    "moments",
+    "affine",
+    "grad_moments",
+    "grad_affine",
+)
 
 
 def _deferred(name: str) -> Callable[..., Any]:

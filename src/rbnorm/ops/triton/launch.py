@@ -149,6 +149,28 @@ def forward(
     return y, m, E, V
 
 
+def inference(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    center_weight: Tensor | None,
+    scale_weight: Tensor | None,
+    scale_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    restrict: int,
+    activation: int,
+    slope: float,
+) -> Tensor:
+    """``y`` of :func:`forward` in evaluation."""
+    return forward(
+        x, residual, weight, bias, center_weight, scale_weight, scale_bias,
+        running_mean, running_var, False, 0.0, eps, restrict, activation, slope,
+    )[0]  # fmt: skip
+
+
 def backward(
     dy: Tensor,
     x: Tensor,
@@ -201,7 +223,14 @@ def backward(
                 sweeps.grad_affine, p, dy, x, residual, m, scale, shift, x_scale, u, dx, dresidual,
                 *p.sizes, slope, ACTIVATION=activation,
             )  # fmt: skip
-    return tuple(x.new_empty(0) if g is None else g for g in (dx, dresidual, *grads))
+    return _or_empty(x, dx, dresidual, grads)
+
+
+def _or_empty(x: Tensor, dx: Any, dresidual: Any, grads: Any) -> tuple[Tensor, ...]:
+    """The gradients, those that are missing without elements."""
+    data = [x.new_empty(0) if g is None else g for g in (dx, dresidual)]
+    missing = x.new_empty(0, dtype=portable.table_dtype(x.dtype))
+    return *data, *(missing.clone() if g is None else g for g in grads)
 
 
 def _forward_of_nothing(x: Tensor, running: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -220,7 +249,6 @@ def _backward_of_nothing(
     want_dresidual: bool,
 ) -> tuple[Tensor, ...]:
     """The sums over no values."""
-    empty = x.new_empty(0)
-    dx = torch.empty_like(x) if want_dx else empty
-    dresidual = torch.empty_like(x) if want_dresidual else empty
-    return dx, dresidual, *(empty if v is None else torch.zeros_like(v) for v in given)
+    dx = torch.empty_like(x) if want_dx else None
+    dresidual = torch.empty_like(x) if want_dresidual else None
+    return _or_empty(x, dx, dresidual, [None if v is None else torch.zeros_like(v) for v in given])
