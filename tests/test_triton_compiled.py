@@ -174,3 +174,13 @@ def test_documented_kernels_are_the_ones_that_exist():
     for line in lines:
         assert len(line) == 3 + len(ahead.TARGETS)
         assert all(cell.endswith(" / 0") for cell in line[3:])
+
+
+def test_rewriting_the_table_leaves_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "rows", lambda: ["| new |"])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- resources -->\n| old |\n<!-- /resources -->\nafter\n")
+    ahead.rewrite(page)
+    ahead.rewrite(page)
+    expected = "before\n<!-- resources -->\n\n| new |\n\n<!-- /resources -->\nafter\n"
+    assert page.read_text() == expected
