@@ -8,13 +8,19 @@ BIN := $(VENV)/bin
 # The stamp carries the choice of torch and Python: another choice makes the environment anew.
 READY := $(VENV)/.ready-$(shell echo '$(PYTHON) $(TORCH_SPEC)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check bench env browser clean
+.PHONY: demo test test-gpu check bench env browser clean
 
 demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
 
 test: env browser
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report=
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton --cov --cov-append --cov-report=term
+
+test-gpu: env
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
+		'make test-gpu needs a CUDA or ROCm device that PyTorch can use, and found none')"
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: env
 	$(BIN)/ruff check .

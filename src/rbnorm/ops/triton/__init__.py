@@ -1,0 +1,46 @@
+"""The ops on CUDA and ROCm devices, one Triton source for both.
+
+Nothing of Triton is imported before an op is first called on such a device. The ops are opaque to
+compilers, which trace the table form in plain PyTorch instead and fuse it with its neighbours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+OPS = (
+    "forward",
+    "inference",
+    "backward",
+    "mean",
+    "moments",
+    "affine",
+    "grad_moments",
+    "grad_affine",
+)
+
+
+def _deferred(name: str) -> Callable[..., Any]:
+    """The launcher ``name``, imported when it is first called."""
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module("rbnorm.ops.triton.launch"), name)(*args)
+
+    return call
+
+
+def register(library: torch.library.Library, key: str = "CUDA") -> str | None:
+    """Register every op of ``OPS`` in ``library`` for a dispatch ``key``; ROCm's is CUDA too.
+
+    ``library`` must have defined them. Returns None, or why nothing was registered.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    for name in OPS:
+        library.impl(name, _deferred(name), key)
+    return None

@@ -1,0 +1,213 @@
+"""What the compilers make of the kernels, read without a GPU: accesses, registers, memory, spills.
+
+``python -m rbnorm.ops.triton.ahead docs/gpu.md`` rewrites the table in that file.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rbnorm.ops.triton import sweeps, tables
+from rbnorm.ops.triton.plan import plan
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DATA = {"x", "dy", "residual", "y", "dx", "dresidual"}
+SIZES = {"N", "C", "L", "chunk", "chunks"}
+CONTIGUOUS = {"WIDTH": 4096, "ALIGN": 16, "CHANNELS_LAST": False}
+CHANNELS_LAST = {"WIDTH": 64, "ALIGN": 16, "CHANNELS_LAST": True}
+
+
+class Usage(NamedTuple):
+    """Of one compiled kernel: registers of a thread, bytes of shared memory of a block, spills.
+
+    ``loads`` and ``stores`` map the bits of one thread's global access to how often it occurs.
+    ``spills`` are bytes of local memory on NVIDIA, spilled registers on AMD.
+    """
+
+    registers: int
+    shared: int
+    spills: int
+    loads: dict[int, int]
+    stores: dict[int, int]
+
+
+class Variant(NamedTuple):
+    """A kernel as it is launched: the arguments it goes without and its compile-time options."""
+
+    kernel: Any
+    absent: frozenset[str]
+    options: dict[str, Any]
+
+
+_RELU = {"ACTIVATION": 1}
+_PLAIN = {"ACTIVATION": 0}
+_PRE = frozenset({"residual", "scale", "shift", "E", "V"})
+_PARAMETERS = frozenset({"weight", "bias", "center_weight", "scale_weight", "scale_bias"})
+_TABLE = {"TRAINING": True, "RESTRICT": 0}
+_WHOLE = {**_TABLE, **plan(256, 64, 3136, False).table_options}
+_SPLIT = {**_TABLE, **plan(8, 1, 2**24, False).table_options}
+
+SWEEPS = {
+    "moments": Variant(sweeps.moments, frozenset(), {}),
+    "mean (evaluation)": Variant(sweeps.moments, frozenset({"var"}), {}),
+    "affine": Variant(sweeps.affine, frozenset({"residual"}), _PLAIN),
+    "affine, residual, relu": Variant(sweeps.affine, frozenset(), _RELU),
+    "grad_moments": Variant(sweeps.grad_moments, _PRE | _PARAMETERS, {"RESTRICT": 0, **_PLAIN}),
+    "grad_moments, residual, relu": Variant(
+        sweeps.grad_moments, frozenset(), {"RESTRICT": 0, **_RELU}
+    ),
+    "grad_affine": Variant(
+        sweeps.grad_affine, frozenset({"residual", "shift", "dresidual"}), _PLAIN
+    ),
+    "grad_affine, residual, relu": Variant(sweeps.grad_affine, frozenset(), _RELU),
+}
+TABLES = {
+    "table, forward": Variant(tables.forward, frozenset({"m"}), _WHOLE),
+    "table, forward, 128 chunks": Variant(tables.forward, frozenset(), _SPLIT),
+    "table, backward": Variant(tables.backward, frozenset(), _WHOLE),
+    "table, backward, 128 chunks": Variant(tables.backward, frozenset(), _SPLIT),
+}
+
+
+def build(
+    variant: Variant,
+    dtype: str,
+    target: GPUTarget,
+    config: triton.Config | None,
+    size: str = "i32",
+) -> Any:
+    """Compile for 128-bit aligned data of ``dtype``: "fp32", "bf16", "fp16" or "fp64".
+
+    Where ``options["ALIGN"]`` is 16, the default, the compiler is told as at run time that 16
+    divides C and L; where it is less, it has to see the alignment itself. ``size`` is the type of
+    the sizes, "i64" from 2^31 on.
+    """
+    options, launch = dict(variant.options), {"num_warps": 4}
+    if config is not None:
+        options.update(config.kwargs)
+        launch["num_warps"] = config.num_warps
+    kernel = variant.kernel.fn if config is not None else variant.kernel
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if name in options or name in variant.absent:
+            signature[name] = "constexpr"
+            constants[name] = options.get(name)
+        elif name in SIZES:
+            signature[name] = size
+        else:
+            table = "fp64" if dtype == "fp64" else "fp32"
+            pointer = f"*{dtype if name in DATA else table}"
+            signature[name] = parameter.annotation_type or pointer
+        divisible = {"C", "L", "chunk"} if options.get("ALIGN", 16) == 16 else {"chunk"}
+        seen = name in divisible and not parameter.do_not_specialize
+        if signature[name].startswith("*") or (seen and name not in options):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=launch)
+
+
+def usage(compiled: Any) -> Usage:
+    """Read a kernel that :func:`build` compiled."""
+    if "amdgcn" in compiled.asm:
+        return _amd(compiled.asm["amdgcn"], compiled.metadata.shared)
+    return _nvidia(compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _count(text: str, pattern: str, bits: Any) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for match in re.finditer(pattern, text):
+        found[bits(match)] = found.get(bits(match), 0) + 1
+    return found
+
+
+def _nvidia(ptx: str, cubin: bytes, shared: int) -> Usage:
+    def bits(match: re.Match[str]) -> int:
+        return int(match[1] or 1) * int(match[2])
+
+    access = r"{}\.global(?:\.L\w+::\w+)*(?:\.v(\d))?\.b(\d+)"
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    numbers = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", report)}
+    return Usage(
+        numbers["REG"],
+        shared + numbers["SHARED"],
+        numbers["STACK"] + numbers["LOCAL"],
+        _count(ptx, access.format("ld"), bits),
+        _count(ptx, access.format("st"), bits),
+    )
+
+
+def _amd(text: str, shared: int) -> Usage:
+    def bits(match: re.Match[str]) -> int:
+        sizes = {"ubyte": 8, "ushort": 16, "short": 16, "short_d16": 16, "short_d16_hi": 16}
+        kind = match[1]
+        return (
+            sizes[kind] if kind in sizes else 32 * int(kind.removeprefix("dword").lstrip("x") or 1)
+        )
+
+    def number(key: str) -> int:
+        match = re.search(rf"\.{key}:\s+(\d+)", text)
+        assert match is not None, key
+        return int(match[1])
+
+    return Usage(
+        number("vgpr_count"),
+        shared,
+        number("vgpr_spill_count") + number("sgpr_spill_count"),
+        _count(text, r"(?:global|buffer)_load_(dwordx?\d?|\w+)\b", bits),
+        _count(text, r"(?:global|buffer)_store_(dwordx?\d?|\w+)\b", bits),
+    )
+
+
+def rows() -> list[str]:
+    """The lines of the table: registers / bytes of shared memory / spills on every target."""
+    lines = [
+        "| kernel | layout | dtype | " + " | ".join(TARGETS) + " |",
+        "| --- | --- | --- |" + " --- |" * len(TARGETS),
+    ]
+
+    def line(name: str, layout: str, dtype: str, variant: Variant, config: Any) -> None:
+        found = [usage(build(variant, dtype, target, config)) for target in TARGETS.values()]
+        cells = [f"{u.registers} / {u.shared} / {u.spills}" for u in found]
+        lines.append(f"| {name} | {layout} | {dtype} | " + " | ".join(cells) + " |")
+
+    for name, variant in SWEEPS.items():
+        for layout, options in (("contiguous", CONTIGUOUS), ("channels_last", CHANNELS_LAST)):
+            for dtype in ("fp32", "bf16"):
+                chosen = variant._replace(options={**variant.options, **options})
+                line(name, layout, dtype, chosen, sweeps.CONFIGS[0])
+    for name, variant in TABLES.items():
+        line(name, "tables", "fp32", variant, None)
+    return lines
+
+
+def rewrite(path: Path) -> None:
+    """Put the table between the markers of the file at ``path``."""
+    begin, end = "<!-- resources -->", "<!-- /resources -->"
+    text = path.read_text()
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    path.write_text("\n".join([head + begin, "", *rows(), "", end + tail]))
+
+
+if __name__ == "__main__":
+    rewrite(Path(sys.argv[1]))

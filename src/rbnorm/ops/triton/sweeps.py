@@ -1,0 +1,225 @@
+"""The four sweeps over data. Each program takes one chunk of some rows; see :mod:`.tiles`.
+
+Statistics leave a sweep as means over a chunk, (chunks, N, C); the table kernels merge the chunks.
+Offsets are int64, the grid has one axis, nothing is accumulated with atomics.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from rbnorm.ops.triton.tiles import (
+    NONE,
+    activate,
+    activation_slope,
+    addresses,
+    inverse_deviation,
+    locate,
+    restrict,
+    rows_per_tile,
+    vector,
+)
+
+# The first one is used where nothing may be timed.
+CONFIGS = [
+    triton.Config({"TILE": 2048}, num_warps=4),
+    triton.Config({"TILE": 1024}, num_warps=4),
+    triton.Config({"TILE": 4096}, num_warps=8),
+]
+
+
+def _prune(configs, named_args, **_):
+    """One configuration where nothing may be timed, or timing would choose the order of sums."""
+    fixed = (
+        triton.knobs.runtime.interpret
+        or torch.are_deterministic_algorithms_enabled()
+        or torch.cuda.is_current_stream_capturing()
+    )
+    return configs[:1] if fixed else configs
+
+
+# WIDTH rises in powers of two, so a stream of many sizes is tuned a few times, not once for each.
+_tuned = triton.autotune(
+    configs=CONFIGS,
+    key=["WIDTH", "CHANNELS_LAST"],
+    prune_configs_by={"early_config_prune": _prune},
+    do_bench=functools.partial(triton.testing.do_bench, warmup=5, rep=20),
+)
+_jit = triton.jit(do_not_specialize=["N", "chunks"])
+
+
+@_tuned
+@_jit
+def moments(
+    x, mean, var,
+    N, C, L, chunk, chunks,
+    WIDTH: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Mean and, unless ``var`` is None, biased variance of each row's chunk.
+
+    Every lane of the tile runs Welford's update over the tiles of the chunk; the lanes are merged
+    in two passes over registers, the second of which corrects the rounding of the first. All of it
+    is done on the differences to the chunk's first value, in which a large common mean cancels.
+    """
+    ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
+    BLOCK: tl.constexpr = TILE // ROWS
+    acc = mean.dtype.element_ty
+    row, _, inside, base, stride, begin, end, part = locate(
+        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
+    )
+    pivot = tl.load(x + base + begin * stride, inside, other=0.0).to(acc)
+    lane = tl.zeros([BLOCK, ROWS], acc)
+    square = tl.zeros([BLOCK, ROWS], acc)
+    for tile in range(tl.cdiv(end - begin, BLOCK)):
+        offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
+        value = tl.load(x + offset, mask, other=0.0).to(acc) - pivot[None, :]
+        step = tl.where(mask, value - lane, 0.0)
+        lane += step / (tile + 1)
+        if var is not None:
+            square += step * tl.where(mask, value - lane, 0.0)
+    count = (end - begin).to(acc)
+    held = tl.cdiv(tl.maximum(end - begin - tl.arange(0, BLOCK), 0), BLOCK).to(acc)[:, None]
+    weight = held / count
+    rough = tl.sum(lane * weight, 0)
+    lane -= rough[None, :]
+    rest = tl.sum(lane * weight, 0)
+    out = part * N * C + row
+    tl.store(mean + out, pivot + (rough + rest), inside)
+    if var is not None:
+        v = tl.sum(square + held * lane * lane, 0) / count - rest * rest
+        tl.store(var + out, tl.where(v < 0, 0.0, v), inside)
+
+
+@_tuned
+@_jit
+def affine(
+    x, residual, center, scale, shift, y,
+    N, C, L, chunk, chunks,
+    slope: tl.float64,
+    ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """``y = act(scale (x - center) + shift + residual)``, rounded once."""
+    ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
+    BLOCK: tl.constexpr = TILE // ROWS
+    acc = scale.dtype.element_ty
+    row, _, inside, base, stride, begin, end, _ = locate(
+        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
+    )
+    a = tl.load(scale + row, inside, other=0.0)[None, :]
+    b = tl.load(shift + row, inside, other=0.0)[None, :]
+    if center is not None:
+        m = tl.load(center + row, inside, other=0.0)[None, :]
+    for tile in range(tl.cdiv(end - begin, BLOCK)):
+        offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
+        z = tl.load(x + offset, mask, other=0.0).to(acc)
+        if center is not None:
+            z -= m
+        z = a * z + b
+        if residual is not None:
+            z += tl.load(residual + offset, mask, other=0.0).to(acc)
+        z = activate(z, slope, ACTIVATION)
+        tl.store(y + offset, z.to(y.dtype.element_ty), mask)
+
+
+@_tuned
+@_jit
+def grad_moments(
+    dy, x, residual, center, mean_dz, mean_dzx, scale, shift, E, V, weight, bias, center_weight,
+    scale_weight, scale_bias,
+    N, C, L, chunk, chunks,
+    eps: tl.float64, slope: tl.float64,
+    RESTRICT: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Means of ``dz`` and ``dz (x - center)`` over each row's chunk; ``dz = dy act'(z)``.
+
+    With an activation each row's ``scale`` and ``shift`` of z are computed here, and written for
+    the sweep that follows. They take d = (1 + w_m) m - E directly where the forward pass sums
+    deviations: as accurate as BatchNorm's x - E, and it saves a launch before this one.
+    """
+    ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
+    BLOCK: tl.constexpr = TILE // ROWS
+    acc = center.dtype.element_ty
+    row, c, inside, base, stride, begin, end, part = locate(
+        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
+    )
+    m = tl.load(center + row, inside, other=0.0)
+    if ACTIVATION != NONE:
+        w_m = vector(center_weight, c, inside, 0.0, acc, ROWS)
+        r = inverse_deviation(tl.load(V + c, inside, other=1.0), eps)
+        t = ((m - tl.load(E + c, inside, other=0.0)) + w_m * m) * r
+        gain = vector(weight, c, inside, 1.0, acc, ROWS)
+        if scale_weight is not None:
+            w_v = tl.load(scale_weight + c, inside, other=0.0)
+            w_b = tl.load(scale_bias + c, inside, other=0.0)
+            gain *= restrict(w_v * t + w_b, RESTRICT)
+        a = gain * r
+        b = vector(bias, c, inside, 0.0, acc, ROWS) + gain * t
+        tl.store(scale + row, a, inside & (part == 0))
+        tl.store(shift + row, b, inside & (part == 0))
+    sum_dz = tl.zeros([BLOCK, ROWS], acc)
+    sum_dzx = tl.zeros([BLOCK, ROWS], acc)
+    for tile in range(tl.cdiv(end - begin, BLOCK)):
+        offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
+        dz = tl.load(dy + offset, mask, other=0.0).to(acc)
+        centered = tl.load(x + offset, mask, other=0.0).to(acc) - m[None, :]
+        if ACTIVATION != NONE:
+            z = a[None, :] * centered + b[None, :]
+            if residual is not None:
+                z += tl.load(residual + offset, mask, other=0.0).to(acc)
+            dz *= activation_slope(z, slope, ACTIVATION)
+        sum_dz += dz
+        sum_dzx += dz * centered
+    count = (end - begin).to(acc)
+    out = part * N * C + row
+    tl.store(mean_dz + out, tl.sum(sum_dz, 0) / count, inside)
+    tl.store(mean_dzx + out, tl.sum(sum_dzx, 0) / count, inside)
+
+
+@_tuned
+@_jit
+def grad_affine(
+    dy, x, residual, center, scale, shift, x_scale, u, dx, dresidual,
+    N, C, L, chunk, chunks,
+    slope: tl.float64,
+    ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """``dx = scale dz + x_scale (x - center) + u`` and ``dresidual = dz``, each where it is given.
+
+    ``dz = dy act'(scale (x - center) + shift + residual)``; ``x_scale`` is (C,), None means 0.
+    """
+    ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
+    BLOCK: tl.constexpr = TILE // ROWS
+    acc = scale.dtype.element_ty
+    row, c, inside, base, stride, begin, end, _ = locate(
+        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
+    )
+    a = tl.load(scale + row, inside, other=0.0)[None, :]
+    m = tl.load(center + row, inside, other=0.0)[None, :]
+    if ACTIVATION != NONE:
+        b = tl.load(shift + row, inside, other=0.0)[None, :]
+    if dx is not None:
+        offset_u = tl.load(u + row, inside, other=0.0)[None, :]
+    if x_scale is not None:
+        p = tl.load(x_scale + c, inside, other=0.0)[None, :]
+    for tile in range(tl.cdiv(end - begin, BLOCK)):
+        offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
+        dz = tl.load(dy + offset, mask, other=0.0).to(acc)
+        if ACTIVATION != NONE or x_scale is not None:
+            centered = tl.load(x + offset, mask, other=0.0).to(acc) - m
+        if ACTIVATION != NONE:
+            z = a * centered + b
+            if residual is not None:
+                z += tl.load(residual + offset, mask, other=0.0).to(acc)
+            dz *= activation_slope(z, slope, ACTIVATION)
+        if dresidual is not None:
+            tl.store(dresidual + offset, dz.to(dresidual.dtype.element_ty), mask)
+        if dx is not None:
+            g = a * dz + offset_u
+            if x_scale is not None:
+                g += p * centered
+            tl.store(dx + offset, g.to(dx.dtype.element_ty), mask)

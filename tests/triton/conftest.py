@@ -1,0 +1,23 @@
+"""These tests run the Triton kernels on the CPU, in Triton's interpreter.
+
+Triton decides at import whether it interprets: they need a process of their own, and without
+the variable there is nothing to collect.
+"""
+
+import os
+
+import pytest
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A device overflows without a word, and to what the formulas need; NumPy warns."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"))
+
+
+def pytest_report_header() -> str | None:
+    return None if INTERPRETED else "tests/triton runs with TRITON_INTERPRET=1 only"

@@ -1,0 +1,151 @@
+"""Both fused ops against the literal definition in float64 and its autograd."""
+
+from dataclasses import replace
+
+import fused
+import pytest
+import torch
+from cases import LAYOUTS, Case, cases
+from fused import ACTIVATIONS, RESTRICTIONS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from rbnorm.ops.triton import launch
+
+BASE = Case((5, 3, 4, 5), torch.float64, "contiguous", True, {"eps": 1e-3}, 0)
+
+
+def compare(*args) -> None:
+    fused.compare(launch, *args)
+
+
+@given(cases(), st.sampled_from(sorted(ACTIVATIONS)), st.booleans(), st.sampled_from(LAYOUTS))
+@settings(max_examples=50, deadline=None)
+def test_equals_definition_in_float64(case, activation, with_residual, dy_layout):
+    compare(case, activation, with_residual, "contiguous" if dy_layout == "expanded" else dy_layout)
+
+
+@given(
+    cases(dtypes=(torch.float32, torch.bfloat16, torch.float16)),
+    st.sampled_from(sorted(ACTIVATIONS)),
+    st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_equals_definition_in_narrower_types(case, activation, with_residual):
+    compare(case, activation, with_residual)
+
+
+@pytest.mark.parametrize("restrict", RESTRICTIONS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_restriction_and_activation(restrict, training, activation):
+    options = {**BASE.options, "restrict": restrict}
+    compare(replace(BASE, options=options, training=training), activation, True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 3, 70, 70), (40, 20, 3, 3), (300, 9), (1, 2, 70, 70)],
+    ids=["chunks", "several channel blocks", "several instance tiles", "one instance"],
+)
+def test_shapes_beyond_one_tile(layout, training, shape):
+    compare(replace(BASE, shape=shape, layout=layout, training=training), "silu", True)
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 70, 70), (3, 1, 300, 300)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_instance_tiles_of_chunks(shape, dtype):
+    compare(replace(BASE, shape=shape, dtype=dtype), "none", False)
+
+
+def call_forward(x: Tensor, training: bool = True) -> tuple[Tensor, ...]:
+    running = [None, None] if training else [torch.zeros(x.shape[1]), torch.ones(x.shape[1])]
+    return launch.forward(x, *[None] * 6, *running, training, 0.1, 1e-5, 0, 0, 0.0)
+
+
+def test_large_mean_is_as_accurate_as_batch_norm():
+    torch.manual_seed(0)
+    x = torch.randn(16, 4, 9, 9) + 1e3
+    exact = F.batch_norm(x.double(), None, None, training=True)
+    ours = (call_forward(x)[0] - exact).abs().max()
+    theirs = (F.batch_norm(x, None, None, training=True) - exact).abs().max()
+    assert ours <= 1.1 * theirs + 2.4e-7
+
+
+def test_center_gradient_survives_a_large_common_mean():
+    """dw_m sums m Z with sum Z = 0: taken naively, float32 loses it when the mean is large."""
+    torch.manual_seed(0)
+    x, dy = torch.randn(64, 2, 16, 16) + 1e4, torch.randn(64, 2, 16, 16)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        w_m = torch.full((2,), 0.3, dtype=dtype)
+        vectors, tail = (None, None, w_m, None, None), (1e-5, 0, 0, 0.0)
+        _, m, E, V = launch.forward(x.to(dtype), None, *vectors, None, None, True, 0.1, *tail)
+        found = launch.backward(
+            dy.to(dtype), x.to(dtype), None, m, E, V, *vectors, True, *tail, False, False
+        )
+        assert found[0].numel() == 0
+        grads.append(found[4].double())
+    assert torch.allclose(*grads, rtol=2e-3)  # the naive sum is off by 1e-2
+
+
+def test_evaluation_copies_the_running_statistics():
+    x = torch.randn(4, 3, 5)
+    mean, var = torch.zeros(3), torch.ones(3)
+    _, _, E, V = launch.forward(x, *[None] * 6, mean, var, False, 0.1, 1e-5, 0, 0, 0.0)
+    mean.add_(1)
+    var.add_(1)
+    assert torch.equal(E, torch.zeros(3))
+    assert torch.equal(V, torch.ones(3))
+
+
+@pytest.mark.parametrize("activation", [0, 1])
+@pytest.mark.parametrize("want_dx", [True, False])
+@pytest.mark.parametrize("want_dresidual", [True, False])
+def test_wanted_gradients_do_not_depend_on_each_other(activation, want_dx, want_dresidual):
+    torch.manual_seed(0)
+    x, dy, residual = torch.randn(3, 4, 2, 5, 5).unbind()
+    _, m, E, V = call_forward(x)
+    head, tail = (
+        (dy, x, residual, m, E, V, *[None] * 5, True, 1e-5, 0, activation, 0.0),
+        (True, True),
+    )
+    whole = launch.backward(*head, *tail)
+    part = launch.backward(*head, want_dx, want_dresidual)
+    for wanted, a, b in zip((want_dx, want_dresidual), part, whole, strict=False):
+        assert torch.equal(a, b if wanted else b.new_empty(0))
+
+
+def test_nan_passes_through_every_activation():
+    for activation in range(len(ACTIVATIONS)):
+        x = torch.randn(2, 2, 3)
+        x[0, 0, 0] = torch.nan
+        zeros, ones = torch.zeros(2), torch.ones(2)
+        tail = (False, 0.1, 1e-5, 0, activation, 0.1)
+        y = launch.forward(x, None, *[None] * 5, zeros, ones, *tail)[0]
+        assert y[0, 0].isnan().all()
+        assert y.isnan().sum() == 3
+
+
+def test_same_input_same_bits():
+    x = torch.randn(3, 4, 70, 70)
+    for a, b in zip(call_forward(x), call_forward(x), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (2, 3, 0), (2, 0, 3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_input(shape, training):
+    x = torch.randn(shape)
+    y, m, E, V = call_forward(x, training)
+    assert y.shape == shape
+    assert m.shape == shape[:2]
+    weight = torch.ones(shape[1])
+    vectors = (weight, None, None, None, None)
+    found = launch.backward(x, x, None, m, E, V, *vectors, training, 1e-5, 0, 0, 0.0, True, False)
+    assert found[0].shape == shape
+    assert torch.equal(found[2], torch.zeros(shape[1]))

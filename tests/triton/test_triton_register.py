@@ -1,0 +1,89 @@
+"""The launchers as torch ops, under a dispatch key."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from rbnorm.ops import FAKES, SCHEMAS, portable
+from rbnorm.ops.triton import OPS, register
+
+VECTORS = (
+    "Tensor? weight, Tensor? bias, Tensor? center_weight, Tensor? scale_weight, Tensor? scale_bias"
+)
+OPTIONS = "float eps, int restrict, int activation, float slope"
+FUSED = {
+    "inference": f"(Tensor x, Tensor? residual, {VECTORS}, Tensor running_mean, "
+    f"Tensor running_var, {OPTIONS}) -> Tensor",
+    "forward": f"(Tensor x, Tensor? residual, {VECTORS}, Tensor(a!)? running_mean, "
+    f"Tensor(b!)? running_var, bool training, float momentum, {OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "backward": f"(Tensor dy, Tensor x, Tensor? residual, Tensor m, Tensor E, Tensor V, {VECTORS}, "
+    f"bool training, {OPTIONS}, bool want_dx, bool want_dresidual) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+}
+
+
+@pytest.fixture(scope="module")
+def ops():
+    """A library of its own, whose ops run the kernels on CPU tensors."""
+    library = torch.library.Library("rbnorm_interpreted", "DEF")
+    for name, schema in {**FUSED, **SCHEMAS}.items():
+        library.define(name + schema)
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"rbnorm_interpreted::{name}", fake, lib=library)
+    assert register(library, "CPU") is None
+    yield torch.ops.rbnorm_interpreted
+    library._destroy()
+
+
+def test_every_op_is_registered(ops):
+    assert set(OPS) == {*SCHEMAS, *FUSED}
+    for name in OPS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rbnorm_interpreted::{name}", "CPU")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_opcheck(ops, channels_last):
+    """Schema, aliasing and the fakes that every backend shares."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, dy = (torch.randn(3, 4, 2, 5).contiguous(memory_format=layout) for _ in range(2))
+    m, a, b = torch.randn(3, 3, 4).unbind()
+    p = torch.randn(4)
+    for name, args in {
+        "mean": (x,),
+        "moments": (x,),
+        "affine": (x, m, a, b),
+        "grad_moments": (dy, x, m),
+        "grad_affine": (dy, x, m, a, p, b),
+    }.items():
+        torch.library.opcheck(getattr(ops, name).default, args)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_ops_keep_to_their_schema(ops, training):
+    """Only the running buffers change, and nothing that is returned aliases an argument."""
+    x = torch.randn(3, 4, 5)
+    vectors, running = [torch.randn(4) for _ in range(5)], [torch.zeros(4), torch.ones(4)]
+    tail = (1e-5, 0, 1, 0.0)
+    forward = (x, x + 1, *vectors, *running, training, 0.1, *tail)
+    torch.library.opcheck(ops.forward.default, forward, test_utils="test_schema")
+    _, m, E, V = ops.forward(*forward)
+    if not training:
+        inference = (x, x + 1, *vectors, *running, *tail)
+        torch.library.opcheck(ops.inference.default, inference, test_utils="test_schema")
+        assert torch.equal(ops.inference(*inference), ops.forward(*forward)[0])
+    backward = (x + 2, x, x + 1, m, E, V, *vectors, training, *tail, True, True)
+    torch.library.opcheck(ops.backward.default, backward, test_utils="test_schema")
+
+
+def test_op_runs_the_kernel(ops):
+    x = torch.randn(3, 4, 5)
+    assert torch.allclose(ops.mean(x), portable.mean(x), rtol=0, atol=1e-6)
+
+
+def test_reason_when_triton_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    library = torch.library.Library("rbnorm_without_triton", "FRAGMENT")
+    assert register(library) == "Triton is not installed"

@@ -1,0 +1,167 @@
+"""Every sweep kernel against its definition in float64."""
+
+import pytest
+import torch
+from cases import arrange
+from tolerances import assert_close
+from torch import Tensor
+
+from rbnorm.ops.triton import launch, sweeps
+from rbnorm.ops.triton.plan import MAX_CHUNKS, plan
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [
+    (3, 2, 4, 5),
+    (4, 3),  # L = 1
+    (3, 1, 1),
+    (1, 2, 7),
+    (2, 2, 3, 1, 2),
+    (2, 3, 70, 70),  # several chunks, the last one partial
+    (3, 40, 5, 4),  # 8 divides the channels
+    (2, 16, 8, 8),  # 16 divides everything
+    (70, 65),  # rows beyond one tile
+    (1, 1, 4097),
+]
+
+
+def tensors(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> list[Tensor]:
+    """x and dy, four (N, C) tables and a (C,) vector in the table dtype."""
+    torch.manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    data = [arrange((2 * torch.randn(shape) + 1).to(dtype), layout) for _ in range(2)]
+    return [*data, *torch.randn(4, *shape[:2]).to(wide).unbind(), torch.randn(shape[1]).to(wide)]
+
+
+def spread(table: Tensor, x: Tensor) -> Tensor:
+    return table.double().reshape(table.shape + (1,) * (x.ndim - 2))
+
+
+def average(t: Tensor) -> Tensor:
+    return t.double().reshape(*t.shape[:2], -1).mean(-1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        *((dtype, "contiguous") for dtype in DTYPES),
+        (torch.float32, "channels_last"),
+        (torch.bfloat16, "channels_last"),
+        (torch.float32, "transposed"),
+    ],
+)
+class TestDefinition:
+    def test_moments(self, shape, dtype, layout):
+        x = tensors(shape, dtype, layout)[0]
+        m, v = launch.moments(x)
+        assert_close(m, average(x), m.dtype)
+        assert_close(v, average((x.double() - spread(average(x), x)).square()), m.dtype)
+        assert torch.equal(launch.mean(x), m)
+
+    def test_affine(self, shape, dtype, layout):
+        x, _, m, a, b, _, _ = tensors(shape, dtype, layout)
+        for center in (m, None):
+            y = launch.affine(x, center, a, b)
+            assert y.dtype == dtype
+            c = 0 if center is None else spread(center, x)
+            assert_close(y, spread(a, x) * (x.double() - c) + spread(b, x), dtype, scale=8.0)
+
+    def test_grad_moments(self, shape, dtype, layout):
+        x, dy, m, *_ = tensors(shape, dtype, layout)
+        s1, s2 = launch.grad_moments(dy, x, m)
+        assert_close(s1, average(dy), s1.dtype)
+        product = dy.double() * (x.double() - spread(m, x))
+        assert_close(s2, average(product), s1.dtype, scale=8.0)
+
+    def test_grad_affine(self, shape, dtype, layout):
+        x, dy, m, a, u, _, p = tensors(shape, dtype, layout)
+        dx = launch.grad_affine(dy, x, m, a, p, u)
+        expected = spread(a, x) * dy.double() + spread(u, x)
+        expected = expected + spread(p[None], x) * (x.double() - spread(m, x))
+        assert dx.dtype == dtype
+        assert_close(dx, expected, dtype, scale=8.0)
+
+
+@pytest.mark.parametrize("config", sweeps.CONFIGS, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 3, 70, 70), (3, 40, 5, 4)])
+def test_every_configuration_computes_the_same(config, layout, shape, monkeypatch):
+    monkeypatch.setattr(launch, "_chosen", {})
+    for kernel in (sweeps.moments, sweeps.affine, sweeps.grad_moments, sweeps.grad_affine):
+        monkeypatch.setattr(kernel, "configs", [config])
+    for name in ("moments", "affine", "grad_moments", "grad_affine"):
+        getattr(TestDefinition(), f"test_{name}")(shape, torch.float32, layout)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_output_keeps_the_layout(layout):
+    x, dy, m, a, b, _, p = tensors((2, 3, 4, 5), torch.float32, layout)
+    assert launch.affine(x, m, a, b).stride() == x.stride()
+    assert launch.grad_affine(dy.contiguous(), x, m, a, p, b).stride() == x.stride()
+
+
+def test_scale_may_be_expanded():
+    x, _, m, a, b, _, _ = tensors((4, 2, 3), torch.float64)
+    same = a[:1].expand_as(a)
+    assert torch.equal(launch.affine(x, m, same, b), launch.affine(x, m, same.contiguous(), b))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4, 4), (0, 2), (2, 0, 3), (2, 3, 0)])
+def test_empty_input(shape):
+    x, dy, m, a, b, _, p = tensors(shape, torch.float32)
+    assert [t.shape for t in launch.moments(x)] == [shape[:2]] * 2
+    assert launch.mean(x).shape == shape[:2]
+    assert launch.affine(x, m, a, b).shape == shape
+    assert [t.shape for t in launch.grad_moments(dy, x, m)] == [shape[:2]] * 2
+    assert launch.grad_affine(dy, x, m, a, p, b).shape == shape
+
+
+def test_variance_with_a_large_mean():
+    """A variance from E[x^2] - E[x]^2 would have no correct digit here."""
+    torch.manual_seed(0)
+    # Of several chunks the means, rounded to 1e-3 here, enter the variance.
+    for shape, relative in (((4, 3, 16, 16), 1e-6), ((1, 2, 4096), 1e-6), ((1, 2, 9001), 1e-5)):
+        x = torch.randn(shape) + 1e4
+        m, v = launch.moments(x)
+        assert torch.allclose(m.double(), average(x), rtol=1e-7, atol=0)
+        exact = average((x.double() - spread(average(x), x)).square())
+        assert torch.allclose(v.double(), exact, rtol=relative, atol=0)
+
+
+def test_constant_rows_have_no_variance():
+    x = torch.tensor([1e3, 0.1, -7.0]).view(1, 3, 1).expand(2, 3, 5001).contiguous()
+    m, v = launch.moments(x)
+    assert torch.equal(m, x[..., 0])
+    assert v.max() <= 1e-12
+
+
+def test_nan_and_infinity_stay_in_their_row():
+    x = torch.zeros(2, 3, 5)
+    x[0, 1, 2], x[1, 2, 0] = torch.nan, torch.nan
+    m, v = launch.moments(x)
+    expected = x.isnan().any(-1)
+    assert torch.equal(m.isnan(), expected)
+    assert torch.equal(v.isnan(), expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("N", "C", "L"),
+    [(1, 1, 1), (1, 1, 2**40), (2**20, 2**12, 1), (2**28, 3, 7), (256, 64, 12544), (32, 2048, 49)],
+)
+def test_plan_covers_every_shape(N, C, L, channels_last):
+    p = plan(N, C, L, channels_last)
+    assert 1 <= p.chunks <= MAX_CHUNKS
+    chunk = p.sizes[3]
+    assert (p.chunks - 1) * chunk < L <= p.chunks * chunk
+    assert chunk % p.options["ALIGN"] == 0
+    for config in sweeps.CONFIGS:
+        (programs,) = p.grid(config.kwargs)  # one axis: the others end at 65535
+        assert 0 < programs < 2**31
+    assert p.table_options["BLOCK_J"] >= p.chunks
+
+
+def test_few_rows_still_make_many_programs():
+    for shape in ((1, 3, 2**22, False), (2, 64, 112 * 112, False), (8, 64, 56 * 56, True)):
+        (programs,) = plan(*shape).grid({"TILE": 2048})
+        assert programs >= 128, shape
