@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # The stamp carries the choice of torch and Python: another choice makes the environment anew.
 READY := $(VENV)/.ready-$(shell echo '$(PYTHON) $(TORCH_SPEC)' | cksum | cut -d' ' -f1)
 
+# The C++ kernels, where there is a compiler; without one the portable path runs.
+KERNELS := $(VENV)/.kernels
+
 .PHONY: demo test test-gpu check bench env browser clean
 
 demo: env
@@ -31,14 +34,18 @@ check: env
 bench: env
 	$(BIN)/rbnorm bench
 
-env: $(READY)
+env: $(KERNELS)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77"
 	$(BIN)/pip install --quiet $(TORCH_SPEC)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab,dev]"
 	touch $(READY)
+
+$(KERNELS): $(READY) setup.py $(wildcard src/rbnorm/ops/csrc/*)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $(KERNELS)
 
 # The tests open the report in a real browser.
 browser:
@@ -48,4 +55,4 @@ browser:
 	else echo "make test needs Chromium or Chrome on the PATH: install one of them" >&2; exit 1; fi
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist src/rbnorm/ops/*.so docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -95,6 +95,50 @@ class _ClosedForm(torch.autograd.Function):
         return dx, dresidual if dz is None else dz, None, None, None, *dp
 
 
+class _Visible(torch.autograd.Function):
+    """The closed form and its own backward in plain PyTorch, for a compiler to fuse.
+
+    Left to differentiate the forward pass, a compiler finds a backward pass of more sweeps.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        eps: float,
+        restrict: int,
+        activation: int,
+        slope: float,
+        *vectors: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        options = Options(eps, restrict, activation, slope)
+        running = None
+        if running_mean is not None and running_var is not None:
+            running = running_mean.clone(), running_var.clone()
+        y, m, E, V = fused.normalise(x, residual, Vectors(*vectors), running, options)
+        ctx.save_for_backward(x, residual if activation else None, m, E, V, *vectors)
+        ctx.options, ctx.training = options, running is None
+        ctx.with_residual = residual is not None
+        ctx.mark_non_differentiable(E, V)
+        return y, E, V
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dy = grads[0]
+        x, residual, m, E, V, *p = ctx.saved_tensors
+        options, activated = ctx.options, bool(ctx.options.activation)
+        wanted = (True, activated)
+        dx, dz, *found = fused.backward(
+            dy, x, residual, m, E, V, *Vectors(*p), ctx.training, *options, *wanted
+        )
+        dresidual = (dz if activated else dy) if ctx.with_residual else None
+        dp = (None if vector is None else g for vector, g in zip(p, found, strict=True))
+        return dx, dresidual, None, None, None, None, None, None, *dp
+
+
 def _differentiable(
     dy: Tensor,
     x: Tensor,
@@ -137,16 +181,22 @@ def normalise(
 
     ``p`` is in the table dtype. Compilers, tracers and transforms see plain PyTorch.
     """
+    y: Tensor
     if _traced():
         given = _fitting(running, x) if momentum is None and running is not None else None
-        y, _, E, V = fused.normalise(x, residual, p, given, options)
+        if torch.compiler.is_compiling():
+            y, E, V = _Visible.apply(x, residual, *(given or (None, None)), *options, *p)
+        else:
+            y, _, E, V = fused.normalise(x, residual, p, given, options)
         if momentum is not None and running is not None:
             fused.update(running, E, V, x, momentum)
         return y
     if torch.is_grad_enabled():
         for tensor in (x, residual, *p):
             if tensor is not None and tensor.requires_grad:
-                return _ClosedForm.apply(x, residual, running, momentum, options, *p)  # type: ignore[no-any-return]
+                return _ClosedForm.apply(  # type: ignore[no-any-return]
+                    x, residual, running, momentum, options, *p
+                )
     implementation = ops.active()
     if momentum is not None:
         return _train(implementation.forward, x, residual, p, running, momentum, options)[0]

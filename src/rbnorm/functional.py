@@ -44,7 +44,7 @@ def _is_direct(
     mean, var = running
     if mean is None or var is None:
         return mean is var and training
-    return isinstance(momentum, Tensor) or math.isfinite(momentum)
+    return isinstance(momentum, Tensor) or -math.inf < momentum < math.inf
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -149,7 +149,7 @@ def _checked(
     _check_residual(x, residual)
     resolve("statistic", statistic, STATISTICS)
     resolve("restrict", restrict, RESTRICTIONS)
-    if not isinstance(momentum, Tensor) and not math.isfinite(momentum):
+    if not isinstance(momentum, Tensor) and not -math.inf < momentum < math.inf:
         raise ValueError(f"momentum must be a finite number, got {momentum}")
     if activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))

@@ -82,4 +82,4 @@ for _name, _schema in SCHEMAS.items():
     _implementation = getattr(fused if hasattr(fused, _name) else portable, _name)
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rbnorm::{_name}", FAKES[_name], lib=_library)
-load()
+load(_library)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rbnorm.ops import fused
+from rbnorm.ops import fused, triton
 
 
 class Backend(NamedTuple):
@@ -34,6 +34,13 @@ def _cpu() -> Backend:
     return Backend("c++", f"instruction set {module.instruction_set}")
 
 
+def _cuda(library: torch.library.Library) -> Backend:
+    reason = triton.register(library)
+    if reason is not None:
+        return Backend("portable", reason)
+    return Backend("triton", "compiled when a layer first runs on such a device, CUDA or ROCm")
+
+
 _found: dict[str, Backend] = {}
 _dispatched = SimpleNamespace()
 _portable = SimpleNamespace(
@@ -42,9 +49,10 @@ _portable = SimpleNamespace(
 _state = SimpleNamespace(active=_dispatched)
 
 
-def load() -> None:
-    """Register the compiled implementations that this installation has, once the ops exist."""
+def load(library: torch.library.Library) -> None:
+    """Register the compiled implementations that this installation has; ``library`` has the ops."""
     _found["cpu"] = _cpu()
+    _found["cuda"] = _cuda(library)
     for name in ("forward", "inference", "backward"):
         setattr(_dispatched, name, getattr(torch.ops.rbnorm, name).default)
     # The device types whose ops look at their arguments themselves, at less cost than we would.

@@ -48,6 +48,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+def _hardswish_slope(z: Tensor) -> Tensor:
+    return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    gate = z.sigmoid()
+    return gate * (1 + z * (1 - gate))
+
+
+# act'(z), in the same order.
+ACTIVATION_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "none": lambda z, slope: torch.ones_like(z),
+    "relu": lambda z, slope: (z > 0).to(z.dtype),
+    "leaky_relu": lambda z, slope: torch.where(z > 0, 1.0, slope),
+    "silu": lambda z, slope: _silu_slope(z),
+    "hardswish": lambda z, slope: _hardswish_slope(z),
+}
+
+
 class Vectors(NamedTuple):
     """The per-channel parameters, each (C,) or None where the layer has none."""
 
@@ -193,14 +212,6 @@ def inference(
     return normalise(x, residual, p, (running_mean, running_var), options)[0]
 
 
-def _activation_slope(z: Tensor, activation: str, slope: float) -> Tensor:
-    """act'(z), by torch's own derivative."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        (result,) = torch.autograd.grad(ACTIVATIONS[activation](z, slope).sum(), z)
-    return result
-
-
 def backward(
     dy: Tensor,
     x: Tensor,
@@ -233,7 +244,7 @@ def backward(
     if activation:
         z = portable.affine_table(x, m, scale, shift)
         z = z if residual is None else z + residual
-        dy = dy * _activation_slope(z, list(ACTIVATIONS)[activation], slope)
+        dy = dy * list(ACTIVATION_SLOPES.values())[activation](z, slope)
         dresidual = portable.standard(dy.to(x.dtype)) if want_dresidual else nothing
     S1, S2 = portable.grad_moments(dy, x, m)  # means over the positions, of dz and dz (x - m)
     u, x_scale, tables = _backward_tables(S1, S2, t, r, deviation, p, gate, restrict, training)
