@@ -7,9 +7,7 @@ import torch
 from cases import LAYOUTS, arrange
 from tolerances import assert_close
 from torch import Tensor
-from torch.nn import functional as F
 
-import rbnorm
 from rbnorm.ops import SCHEMAS
 
 SWEEPS = sorted(SCHEMAS.keys() - {"forward", "inference", "backward"})
@@ -87,31 +85,3 @@ def test_affine_without_a_center() -> None:
     y = torch.ops.rbnorm.affine(x, None, a, b)
     assert torch.allclose(y, a[..., None, None] * x + b[..., None, None], rtol=0, atol=1e-14)
     torch.library.opcheck(torch.ops.rbnorm.affine.default, (x, None, a, b))
-
-
-class Net(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(2, 4, 3)
-        self.norm = rbnorm.RepresentativeBatchNorm2d(4, scale_weight_init=0.3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_graph_capture_is_whole_and_exact(training: bool) -> None:
-    """One graph for forward and backward, the running statistics included."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    eager, x = Net().train(training), torch.randn(4, 2, 6, 6)
-    captured = Net().train(training)
-    captured.load_state_dict(eager.state_dict())
-    compiled = torch.compile(captured, backend="aot_eager", fullgraph=True)
-    for model in (eager, compiled):
-        model(x).square().sum().backward()
-    assert torch.allclose(compiled(x), eager(x), rtol=0, atol=1e-6)
-    for p, q in zip(eager.parameters(), captured.parameters(), strict=True):
-        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-4)
-    for a, b in zip(eager.buffers(), captured.buffers(), strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=1e-6)

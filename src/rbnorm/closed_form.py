@@ -129,10 +129,10 @@ class _Visible(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
         x, residual, m, E, V, *p = ctx.saved_tensors
-        options, activated = ctx.options, bool(ctx.options.activation)
-        wanted = (True, activated)
-        dx, dz, *found = fused.backward(
-            dy, x, residual, m, E, V, *Vectors(*p), ctx.training, *options, *wanted
+        activated = ctx.options.activation > 0
+        backward: Any = fused.backward
+        dx, dz, *found = backward(
+            dy, x, residual, m, E, V, *p, ctx.training, *ctx.options, True, activated
         )
         dresidual = (dz if activated else dy) if ctx.with_residual else None
         dp = (None if vector is None else g for vector, g in zip(p, found, strict=True))
