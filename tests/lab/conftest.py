@@ -1,34 +1,8 @@
-"""Records made up for tests, and small data on disk."""
-
-import os
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
+"""Small data on disk."""
 
 import pytest
 import torch
 from PIL import Image
-
-from rbnorm.lab.config import RunConfig
-from rbnorm.lab.records import Epoch, Record
-
-CONFIG = RunConfig("digits", "cifar-resnet8", "bn", 64, 0, 2, 0.1, 0.0005)
-
-
-def make_record(accuracy=0.9, spreads=(0.1, 0.2), **config):
-    epochs = (Epoch(1.0, 0.5, 0.9, accuracy / 2, 1.0), Epoch(0.5, 0.8, 0.4, accuracy, 1.0))
-    return Record(
-        config=replace(CONFIG, **config),
-        epochs=epochs,
-        channel_mean_std={f"layer{i}": spread for i, spread in enumerate(spreads)},
-        calibration={},
-        diverged=False,
-        device="cpu",
-        seconds=2.5,
-        environment={"torch": "2", "commit": None},
-        created="2026-01-01T00:00:00+00:00",
-    )
 
 
 @pytest.fixture
@@ -42,25 +16,3 @@ def image_folder(tmp_path):
             noise = torch.randint(0, 50, (16, 16, 3), dtype=torch.uint8) + brightness
             Image.fromarray(noise.numpy()).save(folder / f"{i}.png")
     return tmp_path / "images"
-
-
-def environment():
-    """A child process measures nothing but itself: one thread, no launcher's variables."""
-    inherited = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE"}}
-    return {**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "rbnorm", *map(str, arguments)]
-
-
-def run(*arguments, cwd: Path):
-    return subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )

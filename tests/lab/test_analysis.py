@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from conftest import make_record
 from scipy import stats
+from support import make_record
 
 from rbnorm.lab import analysis
 from rbnorm.lab.analysis import estimate, summarise

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make_record, run
+from support import make_record, run
 
 import rbnorm
 from rbnorm import __main__

@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-from conftest import command, environment, run
 from playwright.sync_api import sync_playwright
+from support import command, environment, run
 
 from rbnorm.lab.records import RecordStore
 

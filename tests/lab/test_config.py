@@ -1,7 +1,7 @@
 from dataclasses import asdict, fields, replace
 
 import pytest
-from conftest import CONFIG
+from support import CONFIG
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError

@@ -2,7 +2,7 @@ import json
 import multiprocessing
 
 import pytest
-from conftest import make_record
+from support import make_record
 
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.records import RecordStore, number, select

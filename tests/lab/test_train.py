@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import CONFIG
+from support import CONFIG
 from torch import nn
 
 from rbnorm.lab import train
