@@ -5,7 +5,7 @@
 
 template <class S>
 Grid whole(const Shape& shape) {
-  return Grid(shape, 0, shape.C, block_of<S>(shape));
+  return Grid(shape, block_of<S>(shape, std::max<int64_t>(shape.N, 1)));
 }
 
 template <class S>
