@@ -61,7 +61,7 @@ def _silu_slope(z: Tensor) -> Tensor:
 ACTIVATION_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "none": lambda z, slope: torch.ones_like(z),
     "relu": lambda z, slope: (z > 0).to(z.dtype),
-    "leaky_relu": lambda z, slope: torch.where(z > 0, 1.0, slope),
+    "leaky_relu": lambda z, slope: torch.where(z > 0, torch.ones_like(z), slope),
     "silu": lambda z, slope: _silu_slope(z),
     "hardswish": lambda z, slope: _hardswish_slope(z),
 }

@@ -2,7 +2,7 @@
 //
 // Included once per instruction set, inside its namespace.
 
-constexpr int64_t chunk_positions = 8192;  // of one run: its values stay in the first-level cache
+constexpr int64_t chunk_positions = 8192;  // a run stays in the first-level cache, a sum accurate
 constexpr int64_t chunk_values = 1 << 17;  // of the rows of one chunk
 constexpr int64_t unit_bytes = 1 << 17;    // of the channels that go through all phases together
 constexpr int64_t part_rows = 2048;        // channels_last rows that are few enough to take part
@@ -20,7 +20,8 @@ struct Grid {
 
   Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t block)
       : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(block) {
-    chunk = s.channels_last ? std::max<int64_t>(chunk_values / block, least_head) : chunk_positions;
+    chunk = s.channels_last ? std::clamp(chunk_values / block, least_head, chunk_positions)
+                            : chunk_positions;
     blocks = ceil_div(c1 - c0, block);
     chunks = ceil_div(s.L, chunk);
   }
