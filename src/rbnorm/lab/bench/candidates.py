@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -42,11 +42,10 @@ class Subject:
 
     Attributes:
         name: The candidate.
-        backend: What runs it.
+        backend: What runs it; see :class:`~rbnorm.lab.bench.rows.Row`.
         call: Does the work once: forward, and in training backward.
         model: Its module, or None for the copy.
         grad: Whether the call differentiates.
-        portable: Whether rbnorm's portable backend runs it in place of the one it would choose.
     """
 
     name: str
@@ -54,15 +53,14 @@ class Subject:
     call: Callable[[], object]
     model: nn.Module | None
     grad: bool
-    portable: bool = False
 
-    def ready(self) -> AbstractContextManager[object]:
-        """What has to be open while it is called."""
-        stack = ExitStack()
-        stack.enter_context(torch.set_grad_enabled(self.grad))
-        if self.portable:
-            stack.enter_context(rbnorm.use_backend("portable"))
-        return stack
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Open around calls, not in them: entering it costs as much as a small layer."""
+        portable = self.backend == "portable"
+        chosen = rbnorm.use_backend("portable") if portable else nullcontext()
+        with torch.set_grad_enabled(self.grad), chosen:
+            yield
 
 
 def inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -93,7 +91,7 @@ def eager(case: Case, device: torch.device) -> list[Subject]:
         Subject("copy", "torch", x.detach().clone, None, grad=False),
     ]
     if chosen != "portable":
-        subjects.append(make("portable", RepresentativeBatchNorm2d, "portable", portable=True))
+        subjects.append(make("rbnorm portable", RepresentativeBatchNorm2d, "portable"))
     return subjects
 
 
@@ -117,17 +115,16 @@ def _subject(
     case: Case,
     x: Tensor,
     dy: Tensor,
-    portable: bool = False,
 ) -> Subject:
     layer = kind(case.shape[1]).to(x.device).train(case.training)
     function: Callable[[Tensor], Tensor] = layer
     if backend == "inductor":
         function = torch.compile(layer, fullgraph=True, dynamic=False)
     if not case.training:
-        return Subject(name, backend, partial(function, x), layer, False, portable)
+        return Subject(name, backend, partial(function, x), layer, grad=False)
     wanted = [x, *layer.parameters()]
 
     def step() -> object:
         return torch.autograd.grad(function(x), wanted, dy)
 
-    return Subject(name, backend, step, layer, True, portable)
+    return Subject(name, backend, step, layer, grad=True)

@@ -16,7 +16,7 @@ from rbnorm.lab.plots import INK
 # Colours of Okabe and Ito, and a marker each; a compiled candidate is hollow.
 _STYLES: Final = {
     "rbnorm": ("#d55e00", "v"),
-    "portable": ("#e69f00", "s"),
+    "rbnorm portable": ("#e69f00", "s"),
     "literal": ("#cc79a7", "D"),
     "copy": ("#009e73", "^"),
     BASELINE: ("#0072b2", "o"),
