@@ -189,7 +189,7 @@ def test_a_goal_without_rows_is_not_measured():
     assert outcomes([make_row("rbnorm")], [Goal("time", "BatchNorm", {})]) == [
         Outcome(Goal("time", "BatchNorm", {}), {})
     ]
-    assert Outcome(Goal("time", "BatchNorm", {}, limit=1.0)).verdict == "not measured"
+    assert Outcome(Goal("time", "BatchNorm", {}, limit=1.0), {}).verdict == "not measured"
 
 
 def test_a_goal_may_be_a_multiple_of_another_cost_and_need_large_inputs():

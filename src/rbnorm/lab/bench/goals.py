@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ class Outcome:
     """A goal and its ratios, by case."""
 
     goal: Goal
-    ratios: dict[Case, float] = field(default_factory=dict)
+    ratios: dict[Case, float]
 
     @property
     def mean(self) -> float:
@@ -80,65 +80,39 @@ class Outcome:
         return "reached" if kept and self.mean <= goal.limit else "missed"
 
 
-_TRAINING: Final = {"part": "layers", "mode": "training"}
+_LAYERS: Final = {"part": "layers"}
+_TRAINING: Final = {**_LAYERS, "mode": "training"}
+_TRAINING_32: Final = {**_TRAINING, "dtype": "float32"}
+_TRAINING_16: Final = {**_TRAINING, "dtype": "bfloat16"}
+_INFERENCE_32: Final = {**_LAYERS, "mode": "inference", "dtype": "float32"}
+_STEP: Final = {"part": "models", "mode": "training"}
+_COPIES: Final[dict[str, Any]] = {"base": "copy", "factor": 2.5}
 _MEGABYTE: Final = 10**6
 
 GOALS: Final = (
-    Goal("training, float32", "BatchNorm", {**_TRAINING, "dtype": "float32"}, limit=0.6, worst=1.0),
-    Goal(
-        "training, bfloat16", "BatchNorm", {**_TRAINING, "dtype": "bfloat16"}, limit=0.7, worst=1.0
-    ),
-    Goal(
-        "training, float32",
-        "literal definition",
-        {**_TRAINING, "dtype": "float32"},
-        limit=0.2,
-        base="literal",
-    ),
-    Goal(
-        "inference, float32",
-        "BatchNorm",
-        {"part": "layers", "mode": "inference", "dtype": "float32"},
-        limit=1.15,
-        worst=1.5,
-    ),
-    Goal(
-        "(1, 64, 8, 8), inference",
-        "BatchNorm",
-        {"part": "layers", "mode": "inference", "dtype": "float32"},
-        limit=1.5,
-        per_call=True,
-    ),
-    Goal(
-        "(1, 64, 8, 8), training",
-        "BatchNorm",
-        {**_TRAINING, "dtype": "float32"},
-        limit=2.0,
-        per_call=True,
-    ),
-    Goal("training", "2.5 copies", _TRAINING, base="copy", factor=2.5),
+    Goal("training, float32", "BatchNorm", _TRAINING_32, limit=0.6, worst=1.0),
+    Goal("training, bfloat16", "BatchNorm", _TRAINING_16, limit=0.7, worst=1.0),
+    Goal("training, float32", "literal definition", _TRAINING_32, limit=0.2, base="literal"),
+    Goal("inference, float32", "BatchNorm", _INFERENCE_32, limit=1.15, worst=1.5),
+    Goal("(1, 64, 8, 8), inference", "BatchNorm", _INFERENCE_32, limit=1.5, per_call=True),
+    Goal("(1, 64, 8, 8), training", "BatchNorm", _TRAINING_32, limit=2.0, per_call=True),
+    Goal("training", "2.5 copies", _TRAINING, **_COPIES),
     Goal(
         "training, 1 MB and more",
         "2.5 copies",
         _TRAINING,
         limit=2.0,
-        base="copy",
-        factor=2.5,
         least_bytes=_MEGABYTE,
+        **_COPIES,
     ),
     Goal("bytes saved for backward", "BatchNorm", _TRAINING, limit=1.01, quantity="saved_bytes"),
     Goal("peak memory, training", "BatchNorm", _TRAINING, quantity="peak_bytes"),
-    Goal(
-        "ResNet-50 training step",
-        "BatchNorm",
-        {"part": "models", "mode": "training"},
-        limit=1.0,
-    ),
+    Goal("ResNet-50 training step", "BatchNorm", _STEP, limit=1.0),
     Goal("ResNet-50 inference", "BatchNorm", {"part": "models", "mode": "inference"}),
     Goal(
         "compiled ResNet-50 step",
         "compiled BatchNorm",
-        {"part": "compiled-models", "mode": "training"},
+        {"part": "compiled-models"},
         limit=1.03,
         candidate="compiled rbnorm",
         base="compiled batchnorm",
@@ -148,12 +122,15 @@ GOALS: Final = (
 
 def outcomes(rows: Sequence[Row], goals: Sequence[Goal] = GOALS) -> list[Outcome]:
     """What the rows say of every goal."""
-    found = [Outcome(goal) for goal in goals]
-    for by_candidate in cases(rows):
-        for outcome in found:
-            goal = outcome.goal
-            row, base = by_candidate.get(goal.candidate), by_candidate.get(goal.base)
-            if row and base and goal.concerns(row):
-                cost, against = (getattr(r, goal.quantity) for r in (row, base))
-                outcome.ratios[row.case] = cost / (goal.factor * against)
+    measured = list(cases(rows))
+    return [Outcome(goal, _ratios(goal, measured)) for goal in goals]
+
+
+def _ratios(goal: Goal, measured: Sequence[dict[str, Row]]) -> dict[Case, float]:
+    found = {}
+    for by_candidate in measured:
+        row, base = by_candidate.get(goal.candidate), by_candidate.get(goal.base)
+        if row and base and goal.concerns(row):
+            cost, against = (getattr(r, goal.quantity) for r in (row, base))
+            found[row.case] = cost / (goal.factor * against)
     return found
