@@ -32,7 +32,7 @@ check: env
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 bench: env
-	$(BIN)/rbnorm bench
+	$(BIN)/rbnorm bench --out rbnorm-bench
 
 env: $(KERNELS)
 
