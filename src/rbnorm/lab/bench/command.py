@@ -93,7 +93,7 @@ def _run(name: str, part: Part, device: torch.device, effort: Effort) -> list[Ro
 
 
 def _show(rows: Sequence[Row], out: Path) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 130)
     for table in show.tables(rows):
         console.print(table)
     console.print(show.goals_table(outcomes(rows)))

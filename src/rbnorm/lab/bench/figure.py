@@ -23,7 +23,7 @@ _STYLES: Final = {
 }
 T = TypeVar("T")
 
-_TICKS: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+_TICKS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         figsize=(2 + 2.4 * len(columns), 1.6 + len(modes) * (0.8 + 0.17 * len(sizes))),
         layout="constrained",
     )
-    panels = figure.subplots(len(modes), len(columns), squeeze=False, sharex="row", sharey=True)
+    panels = figure.subplots(len(modes), len(columns), squeeze=False, sharex=True, sharey=True)
     for mode, line in zip(modes, panels, strict=True):
         for column, axes in zip(columns, line, strict=True):
             chosen = [r for r in rows if r.mode == mode and (r.dtype, r.layout) == column]
