@@ -26,8 +26,8 @@ def kernels() -> Extension | None:
     files = ["ops", "plain"]
     if platform.machine().lower() in {"x86_64", "amd64"}:
         files += ["avx2", "avx512"]
-    # Ours come after those of the environment, which may set a level of their own.
-    optimise = [] if "-O" in os.environ.get("CXXFLAGS", "") else ["-O2"]
+    # Python's own flags ask for debug symbols, ten times the size of the code; CXXFLAGS may, too.
+    optimise = [] if "-O" in os.environ.get("CXXFLAGS", "") else ["-O2", "-g0"]
     # Without OpenMP torch's parallel_for runs on one thread.
     openmp = ["-fopenmp"] if LINUX else []
     return Extension(
