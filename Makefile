@@ -40,7 +40,7 @@ sanitize: env
 	nm -D $(SANITIZED)/lib/rbnorm/ops/_cpu.abi3.so | grep -q __asan_init
 	PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=print_stacktrace=1 RBNORM_FUZZ_EXAMPLES=1000 \
-	$(BIN)/python -m pytest tests/test_fused.py tests/test_ops.py tests/test_fuzz_ops.py
+	$(BIN)/python -m pytest --capture=sys tests/test_fused.py tests/test_ops.py tests/test_fuzz_ops.py
 	$(BIN)/python tests/memcheck.py
 
 check: env
