@@ -26,7 +26,7 @@ def kernels() -> Extension | None:
     files = ["ops", "plain"]
     if platform.machine().lower() in {"x86_64", "amd64"}:
         files += ["avx2", "avx512"]
-    # Ours come after those of the environment, which may set a level of their own.
+    # After Python's own flags, which ask for debug symbols; CXXFLAGS may set another level.
     optimise = [] if "-O" in os.environ.get("CXXFLAGS", "") else ["-O2", "-g0"]
     # Without OpenMP torch's parallel_for runs on one thread.
     openmp = ["-fopenmp"] if LINUX else []
