@@ -16,7 +16,12 @@ from rbnorm.modules import (
 )
 from rbnorm.synchronised import Group
 
-__all__ = ["SyncRepresentativeBatchNorm", "SyncRepresentativeBatchNormAct2d", "convert_sync"]
+__all__ = [
+    "SyncRepresentativeBatchNorm",
+    "SyncRepresentativeBatchNormAct2d",
+    "convert_sync",
+    "revert_sync",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -117,9 +122,9 @@ def convert_sync(model: Model, process_group: dist.ProcessGroup | None = None) -
     Raises:
         ValueError: There is no RBN layer, or one is of a class of its own. Nothing has changed.
     """
-    plan = []
+    plan: list[tuple[_RepresentativeBatchNorm, type[_RepresentativeBatchNorm]]] = []
     for name, layer in _layers(model):
-        kind = type(layer) if isinstance(layer, _Sync) else _SYNCHRONISED.get(type(layer))
+        kind: Any = type(layer) if isinstance(layer, _Sync) else _SYNCHRONISED.get(type(layer))
         if kind is None:
             raise ValueError(
                 f"layer {name!r} is a {type(layer).__name__}, which has no synchronised "
@@ -128,9 +133,9 @@ def convert_sync(model: Model, process_group: dist.ProcessGroup | None = None) -
         plan.append((layer, kind))
     for layer, kind in plan:
         if type(layer) is not kind:
-            layer.local = type(layer)  # type: ignore[assignment]
+            vars(layer)["local"] = type(layer)
             layer.__class__ = kind
-        layer.process_group = process_group  # type: ignore[assignment]
+        vars(layer)["process_group"] = process_group
     return model
 
 
@@ -148,7 +153,8 @@ def revert_sync(model: Model) -> Model:
     """
     for _, layer in _layers(model):
         if isinstance(layer, _Sync):
-            layer.__class__ = layer.local
+            local = layer.local
+            layer.__class__ = local  # type: ignore[assignment]
             for name in ("local", "process_group"):
                 vars(layer).pop(name, None)
     return model

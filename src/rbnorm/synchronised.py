@@ -122,7 +122,7 @@ class Shared(fused.Batch):
         if not self.positions:
             own = torch.zeros_like(own)
         add = _Sum.apply if torch.is_grad_enabled() else _sum
-        return (add(own, self.group) / self.known[2]).chunk(len(tables))  # type: ignore[no-any-return]
+        return (add(own, self.group) / self.known[2]).chunk(len(tables))
 
     def size(self, x: Tensor) -> Tensor:
         """The number of values per channel of all processes."""
@@ -131,8 +131,10 @@ class Shared(fused.Batch):
     # What makes it a backend: the closed form asks it for the whole layer.
     def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         """As ``torch.ops.rbnorm.forward``, in training."""
-        return fused.forward(*arguments, batch=self)
+        forward: Any = fused.forward
+        return forward(*arguments, self)  # type: ignore[no-any-return]
 
     def backward(self, *arguments: Any) -> tuple[Tensor, ...]:
         """As ``torch.ops.rbnorm.backward``."""
-        return fused.backward(*arguments, batch=self)
+        backward: Any = fused.backward
+        return backward(*arguments, self)  # type: ignore[no-any-return]
