@@ -16,6 +16,12 @@ from rbnorm.modules import (
 )
 from rbnorm.ops import backends, use_backend
 from rbnorm.revert import RevertReport, revert_batchnorm
+from rbnorm.sync import (
+    SyncRepresentativeBatchNorm,
+    SyncRepresentativeBatchNormAct2d,
+    convert_sync,
+    revert_sync,
+)
 
 __all__ = [
     "LazyRepresentativeBatchNorm1d",
@@ -26,11 +32,15 @@ __all__ = [
     "RepresentativeBatchNorm3d",
     "RepresentativeBatchNormAct2d",
     "RevertReport",
+    "SyncRepresentativeBatchNorm",
+    "SyncRepresentativeBatchNormAct2d",
     "__version__",
     "backends",
     "convert_batchnorm",
+    "convert_sync",
     "functional",
     "reference",
     "revert_batchnorm",
+    "revert_sync",
     "use_backend",
 ]
