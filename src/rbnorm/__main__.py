@@ -10,6 +10,7 @@ _LAB = (
     "jinja2",
     "matplotlib",
     "rich",
+    "safetensors",
     "scipy",
     "sklearn",
     "timm",
