@@ -145,7 +145,7 @@ void moments_of_rows(const Shape& shape, const Area& a, const S* x, table_t<S>* 
       Vec<T> s = at.load(total), q{};
       if constexpr (squares) q = at.load(variance);
 #pragma GCC unroll 8
-      for (int g = 0; g < group; g++) {
+      for (int g = 0; g < group.value; g++) {
         const Vec<T> d = at.keep(at.load(x + offset + g * C) - middle);
         s += d;
         if constexpr (squares) q += d * d;
@@ -194,7 +194,7 @@ INLINE void for_area(const Shape& shape, const Area& a, Prepare prepare, F f) {
     for_rows<T, group_rows / 2>(shape, a, a.i1, [&](auto at, int64_t offset, auto group) {
       const auto factors = prepare([&](const T* table) { return at.load(table); });
 #pragma GCC unroll 8
-      for (int g = 0; g < group; g++) f(at, 0, factors, offset + g * C);
+      for (int g = 0; g < group.value; g++) f(at, 0, factors, offset + g * C);
     });
   } else {
     for (int64_t c = a.c0; c < a.c1; c++) {
@@ -289,7 +289,7 @@ void grad_moments_area(const Shape& shape, const Area& a, const Tables<table_t<S
       const Factors<T> f = prepare([&](const T* table) { return at.load(table); });
       Vec<T> s1 = at.load(first), s2 = at.load(second);
 #pragma GCC unroll 8
-      for (int g = 0; g < group; g++) {
+      for (int g = 0; g < group.value; g++) {
         const auto [dz, product] = terms(at, 0, f, offset + g * C);
         s1 += at.keep(dz), s2 += at.keep(product);
       }
