@@ -92,7 +92,7 @@ def implementations() -> dict[str, Callable[[str], Callable[..., Any]]]:
     """Every code that may meet a direct call's arguments, by op."""
 
     def plain(op: str) -> Callable[..., Any]:
-        return checked(NAMES[op], getattr(fused if op in LAYER else portable, op))
+        return checked(op, getattr(fused if op in LAYER else portable, op))
 
     found = {"portable": plain, "fake": lambda op: checked(NAMES[op], FAKES[op])}
     if rbnorm.backends()["cpu"].name == "c++":
