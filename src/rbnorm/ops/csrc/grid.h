@@ -20,10 +20,14 @@ struct Grid {
 
   Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t block)
       : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(block) {
+    blocks = ceil_div(c1 - c0, block);
     chunk = s.channels_last ? std::clamp(chunk_values / block, least_head, chunk_positions)
                             : chunk_positions;
-    blocks = ceil_div(c1 - c0, block);
     chunks = ceil_div(s.L, chunk);
+    // Few areas are shared evenly: as many for every thread.
+    const int64_t threads = torch::stable::get_num_threads(), even = ceil_div(chunks, threads) * threads;
+    if (s.channels_last && (n1 - n0) * blocks < threads && even * least_head <= s.L)
+      chunk = ceil_div(s.L, even), chunks = ceil_div(s.L, chunk);
   }
   Grid(const Shape& s, int64_t block) : Grid(s, 0, s.N, 0, s.C, block) {}
   int64_t instances() const { return n1 - n0; }
