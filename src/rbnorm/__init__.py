@@ -3,6 +3,7 @@
 from rbnorm import functional, reference
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
+from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
 from rbnorm.lazy import (
     LazyRepresentativeBatchNorm1d,
     LazyRepresentativeBatchNorm2d,
@@ -18,6 +19,8 @@ from rbnorm.ops import backends, use_backend
 from rbnorm.revert import RevertReport, revert_batchnorm
 
 __all__ = [
+    "Diagnosis",
+    "LayerDiagnosis",
     "LazyRepresentativeBatchNorm1d",
     "LazyRepresentativeBatchNorm2d",
     "LazyRepresentativeBatchNorm3d",
@@ -26,10 +29,13 @@ __all__ = [
     "RepresentativeBatchNorm3d",
     "RepresentativeBatchNormAct2d",
     "RevertReport",
+    "Thresholds",
     "__version__",
     "backends",
     "convert_batchnorm",
+    "diagnose",
     "functional",
+    "recalibrate",
     "reference",
     "revert_batchnorm",
     "use_backend",

@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from rbnorm import RepresentativeBatchNorm2d, reference
+from rbnorm.files import replace
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.report import replace
 
 # ResNet-50's BatchNorm inputs at batch 32 and 1, CIFAR's at batch 128, and a map of 16 kB.
 SHAPES = (
