@@ -38,11 +38,19 @@ def layer_diagnosis(name: str, meter: LayerMeter) -> LayerDiagnosis:
         channels=layer.num_features,
         instances=meter.instances,
         calls=meter.calls,
-        nonfinite=int(meter.nonfinite),
+        nonfinite=_nonfinite(meter),
         values=values,
         per_channel=channels,
         batch_spread=tuple(BatchSpread(*row) for row in meter.groups.result()),
     )
+
+
+def _nonfinite(meter: LayerMeter) -> int:
+    """Pairs whose variance is not finite, which it is not either where the mean is not."""
+    if not meter.instances:
+        return 0
+    finite = meter.rows.result()[0][meter.names.index("var")]
+    return meter.instances * meter.layer.num_features - int(finite.sum())
 
 
 def _channels(meter: LayerMeter) -> dict[str, Tensor]:

@@ -128,7 +128,6 @@ class LayerMeter:
     def __init__(self, layer: _BatchNorm, thresholds: Thresholds) -> None:
         self.layer, self.thresholds = layer, thresholds
         self.calls = self.instances = 0
-        self.nonfinite: Tensor | int = 0
         self.names: tuple[str, ...] = ()
         self.rows, self.classes, self.groups = Tally(), ClassTally(), GroupTally(layer.eps)
 
@@ -139,7 +138,6 @@ class LayerMeter:
             return
         self.instances += len(x)
         seen = normalised(layer, x)
-        self.nonfinite = self.nonfinite + (~(seen.x_mean + seen.x_var).isfinite()).sum()
         rows = self._rows(seen, positions(x))
         self.names = tuple(rows)
         self.rows.add(torch.stack(list(rows.values()), 1))
@@ -172,13 +170,9 @@ class LayerMeter:
         }
 
     def _cases(self, offset: Tensor, log_var: Tensor) -> dict[str, Tensor]:
-        def beyond(table: Tensor, limit: float) -> Tensor:
-            return (table > limit).double().where(table.isfinite(), torch.nan)
-
         mean, var = self.thresholds.mean, self.thresholds.log_var
-        return {
-            "mean_below": beyond(-offset, mean),
-            "mean_above": beyond(offset, mean),
-            "var_below": beyond(-log_var, var),
-            "var_above": beyond(log_var, var),
-        }
+        limits = offset.new_tensor([mean, mean, var, var]).unsqueeze(1)
+        signed = torch.stack([-offset, offset, -log_var, log_var], 1)
+        beyond = (signed > limits).double().where(signed.isfinite(), torch.nan)
+        names = ("mean_below", "mean_above", "var_below", "var_above")
+        return dict(zip(names, beyond.unbind(1), strict=True))

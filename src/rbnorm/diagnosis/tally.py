@@ -20,8 +20,8 @@ class Tally:
 
     def add(self, table: Tensor) -> None:
         """Take in a batch."""
-        finite = table.isfinite()
-        count = finite.sum(0).to(table.dtype)
+        finite = table * 0 == 0  # isfinite() takes four ops
+        count = finite.sum(0, dtype=table.dtype)
         mean = table.where(finite, 0).sum(0) / count.clamp_min(1)
         squares = (table - mean).square_().where(finite, 0).sum(0)
         if not self.count.ndim:
