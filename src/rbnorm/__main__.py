@@ -12,6 +12,7 @@ _LAB = (
     "pandas",
     "plotly",
     "rich",
+    "safetensors",
     "scipy",
     "sklearn",
     "timm",

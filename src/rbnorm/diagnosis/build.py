@@ -13,6 +13,7 @@ from rbnorm.diagnosis.meter import LayerMeter
 from rbnorm.diagnosis.result import COLUMNS, BatchSpread, LayerDiagnosis, mean, rms
 from rbnorm.modules import _RepresentativeBatchNorm
 
+MOMENTS = ("mean", "var", "x_mean")  # of channels alone: their units differ
 NEUTRAL = 0.05  # a w_m this near to 0 is BatchNorm's, one this near to -1 removes the mean
 INERT = 0.01  # a gate whose spread over instances is this share of its mean is a constant
 
@@ -22,7 +23,7 @@ def layer_diagnosis(name: str, meter: LayerMeter) -> LayerDiagnosis:
     layer = meter.layer
     channels = _channels(meter)
     values = {n: mean(channels[n]) if n in channels else torch.nan for n in COLUMNS}
-    values |= {n: mean(v) for n, v in channels.items() if n not in {"mean", "var", *COLUMNS}}
+    values |= {n: mean(v) for n, v in channels.items() if n not in {*MOMENTS, *COLUMNS}}
     if "output_mean" in channels:
         del values["output_mean"]
         known = channels["output_mean"]
@@ -66,7 +67,6 @@ def _channels(meter: LayerMeter) -> dict[str, Tensor]:
         if "x_mean" in kept:  # RBN: of the input, and of what the centring made of it
             channels["between_share_centred"] = channels["between_share"]
             x_var = channels.pop("x_var")
-            channels.pop("x_mean")
             channels["between_share"] = share(spread["x_mean"], x_var)
         if "gate" in kept:
             channels |= _gates(channels.pop("gate"), spread["gate"].sqrt(), layer)

@@ -146,6 +146,22 @@ def accuracy(model: nn.Module, batches: Iterable[Any], *, forward: Forward | Non
     return right / total if total else torch.nan
 
 
+def changes(model: nn.Module) -> list[tuple[str | None, str, list[Tensor]]]:
+    """What a counterfactual can leave out: layer, part of the calibration, what is then zero."""
+    found: list[tuple[str | None, str, list[Tensor]]] = [(None, "nothing", [])]
+    for without, parameter in (("centring", "center_weight"), ("scaling", "scale_weight")):
+        vectors = {
+            name: vector
+            for name, layer in normalisers(model).items()
+            if isinstance(layer, _RepresentativeBatchNorm)
+            and (vector := getattr(layer, parameter)) is not None
+        }
+        if vectors:
+            found.append((None, without, list(vectors.values())))
+        found += [(name, without, [vector]) for name, vector in vectors.items()]
+    return found
+
+
 def counterfactuals(
     model: nn.Module,
     batches: Iterable[Any],
@@ -169,20 +185,9 @@ def counterfactuals(
                 f"{name} must be something to iterate over many times for counterfactuals, such "
                 f"as a list or a DataLoader, got {type(given).__name__}"
             )
-    changes: list[tuple[str | None, str, list[Tensor]]] = [(None, "nothing", [])]
-    for without, parameter in (("centring", "center_weight"), ("scaling", "scale_weight")):
-        vectors = {
-            name: vector
-            for name, layer in normalisers(model).items()
-            if isinstance(layer, _RepresentativeBatchNorm)
-            and (vector := getattr(layer, parameter)) is not None
-        }
-        if vectors:
-            changes.append((None, without, list(vectors.values())))
-        changes += [(name, without, [vector]) for name, vector in vectors.items()]
     found = []
     with unchanged(model):
-        for layer, without, zeroed in changes:
+        for layer, without, zeroed in changes(model):
             with _without(zeroed):
                 recalibrate(model, recalibration, forward=forward)
                 found.append(

@@ -1,0 +1,215 @@
+"""``rbnorm diagnose``: a model and its data, then JSON and page."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import v2
+
+import rbnorm
+from rbnorm.diagnosis.passes import normalisers
+from rbnorm.diagnosis.recalibration import changes
+from rbnorm.files import replace
+from rbnorm.lab.checkpoints import Saved, load_model, read_saved
+from rbnorm.lab.compare import check_out
+from rbnorm.lab.config import CORRUPTIONS
+from rbnorm.lab.conversion import Conversion, conversion
+from rbnorm.lab.data import ImageData, canonical_name, collate, load_data
+from rbnorm.lab.diagnosis_page import write_page
+from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.feature_maps import FeatureMaps, feature_maps
+from rbnorm.lab.findings import findings
+from rbnorm.lab.models import canonical_name as model_name
+from rbnorm.lab.models import needs_rgb
+
+_SEED: Final = 0
+_IMAGES: Final = 6  # shown with their feature maps
+_TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to diagnose; the fields are the options of the command."""
+
+    model: str
+    checkpoint: Path | None
+    converted: Path | None
+    data: str | None
+    data_root: Path | None
+    shifted: str | None
+    limit: int | None
+    batch_size: int
+    image_size: int | None
+    classes: int | None
+    device: str | None
+    counterfactuals: bool
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size", "image_size", "classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
+
+
+class Batches:
+    """A loader whose batches count on a progress bar, every time it is gone through."""
+
+    def __init__(self, loader: Any, on_batch: Callable[[], None]) -> None:
+        self.loader, self.on_batch = loader, on_batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield batch
+            self.on_batch()
+
+
+class Corrupted:
+    """A loader's standardised images, changed in the same way every time."""
+
+    def __init__(self, loader: Any, kind: str) -> None:
+        self.loader, self.kind = loader, kind
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(_SEED)
+        for images, labels in self.loader:
+            yield _corrupt(images, self.kind, generator), labels
+
+
+def _corrupt(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    if kind == "noise":
+        return images + 0.5 * torch.randn(images.shape, generator=generator)
+    if kind == "blur":
+        return v2.functional.gaussian_blur(images, [3, 3])  # type: ignore[no-any-return]
+    return 0.5 * images if kind == "contrast" else images + 0.5
+
+
+def diagnose(request: Request, out: Path, command: str) -> None:
+    """Diagnose a model, print what was found, and write ``diagnosis.json`` and ``report.html``.
+
+    Args:
+        request: What to diagnose.
+        out: Folder to write to; nothing is written before everything has been measured.
+        command: The command line that does this again.
+
+    Raises:
+        UsageError: It cannot be done as asked.
+    """
+    check_out(out)
+    device = _device(request.device)
+    path = Path(request.model)
+    saved = read_saved(path) if path.is_file() else None
+    if request.shifted and request.shifted not in (*CORRUPTIONS, "train"):
+        canonical_name(request.shifted)
+    data = _data(request, saved, request.data or (saved.config.data if saved else "digits"))
+    size = {"classes": request.classes or data.classes, "channels": data.channels}
+    model = _place(load_model(request.model, request.checkpoint, **size), device)
+    other = None
+    if request.converted is not None:
+        converted_saved = read_saved(request.converted)
+        spec = str(request.converted) if converted_saved else request.model
+        weights = None if converted_saved else request.converted
+        other = _place(load_model(spec, weights, **size), device)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+        try:
+            result, change, maps, images = _measure(request, data, model, other, progress)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"{request.model} cannot be diagnosed: {first_line(error)}") from error
+    said = findings(result, images)
+    out.mkdir(parents=True, exist_ok=True)
+    result.to_json(out / "diagnosis.json")
+    page = write_page(result, said, change, maps, title=Path(request.model).stem, command=command)
+    replace(out / "report.html", page.encode())
+    console = Console(file=sys.stdout)
+    for sentence in said:
+        console.print(f"- {sentence}")
+    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+
+
+def _place(model: nn.Module, device: torch.device) -> nn.Module:
+    try:
+        normalisers(model)
+    except ValueError as error:
+        raise UsageError(first_line(error)) from error
+    return model.to(device)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device {name!r} cannot be had here ({first_line(error)})") from error
+
+
+def _data(request: Request, saved: Saved | None, name: str) -> ImageData:
+    rgb = saved.channels == 3 if saved else False
+    if not (saved or Path(request.model).is_file()):
+        rgb = needs_rgb(model_name(request.model))
+    size = request.image_size or (saved.config.image_size if saved else None)
+    return load_data(canonical_name(name), request.data_root, rgb=rgb, image_size=size)
+
+
+def _loader(dataset: Dataset[Any], request: Request, limit: int | None) -> DataLoader[Any]:
+    """Images in a random but fixed order: neighbours stand for batches."""
+    order = torch.randperm(
+        len(dataset),  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(_SEED),
+    )
+    chosen = Subset(dataset, order[:limit].tolist())
+    return DataLoader(chosen, request.batch_size, collate_fn=collate)
+
+
+def _second(request: Request, data: ImageData, loader: DataLoader[Any]) -> Any:
+    if request.shifted in CORRUPTIONS:
+        return Corrupted(loader, request.shifted)
+    if request.shifted == "train":
+        return _loader(data.train, request, request.limit)
+    assert request.shifted is not None
+    other = load_data(
+        canonical_name(request.shifted),
+        request.data_root,
+        rgb=data.channels == 3,
+        image_size=request.image_size,
+    )
+    return _loader(other.test, request, request.limit)
+
+
+def _measure(
+    request: Request, data: ImageData, model: nn.Module, other: nn.Module | None, progress: Progress
+) -> tuple[rbnorm.Diagnosis, Conversion, FeatureMaps, int]:
+    loader = _loader(data.test, request, request.limit)
+
+    def tracked(batches: Any, name: str, passes: int = 1) -> Batches:
+        task = progress.add_task(name, total=passes * len(batches))
+        return Batches(batches, lambda: progress.advance(task))
+
+    shifted = _second(request, data, loader) if request.shifted else None
+    training, passes = None, 1
+    if request.counterfactuals:
+        times = len(changes(model))
+        images = _loader(data.train, request, _TRAINING_IMAGES)
+        training, passes = tracked(images, "recalibrating", times), passes + times
+    result = rbnorm.diagnose(
+        model,
+        tracked(loader, "measuring", passes),
+        shifted=None if shifted is None else tracked(shifted, "shifted"),
+        recalibration=training,
+    )
+    change = conversion(model, result, other, tracked(loader, "conversion", 2))
+    images, _ = next(iter(loader))
+    maps = feature_maps(model, result, images[:_IMAGES])
+    return result, change, maps, len(loader.dataset)  # type: ignore[arg-type]

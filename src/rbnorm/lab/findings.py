@@ -1,0 +1,192 @@
+"""What a diagnosis says, in plain sentences."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Final
+
+import rbnorm
+from rbnorm import LayerDiagnosis
+
+CASES: Final = {
+    "mean_below": "below the running mean, where BatchNorm removes representative features",
+    "mean_above": "above the running mean, where BatchNorm lets noise through",
+    "var_below": "below the running variance, where BatchNorm leaves the intensity too small",
+    "var_above": "above the running variance, where BatchNorm leaves the intensity too large",
+}
+_OFF: Final = 0.25  # mean offset, or log variance ratio, at which running statistics are off
+_APART: Final = 0.2  # share of variance between instances that centring can act on
+_NOISY: Final = 0.2  # spread of the means of small batches, in standard deviations
+_SMALL_BATCH: Final = 8
+
+
+def findings(result: rbnorm.Diagnosis, images: int) -> list[str]:
+    """Which layers, which of the four cases, how large, and what to try."""
+    layers = [layer for layer in result.layers if layer.instances]
+    kinds = Counter(layer.kind for layer in result.layers)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    sentences = [f"Measured on {images} images: {counted}."]
+    sentences += [s for case in CASES if (s := _case(case, layers, result))]
+    sentences += _broken(result)
+    sentences += _small_batches(layers)
+    sentences += _shift(result)
+    sentences += _calibration(layers)
+    sentences += _effect(result)
+    return [*sentences, *advice(layers)]
+
+
+def percent(share: float) -> str:
+    """A share in percent."""
+    return f"{100 * share:.1f} %"
+
+
+def _known(layers: Sequence[LayerDiagnosis], name: str) -> list[LayerDiagnosis]:
+    return [layer for layer in layers if math.isfinite(layer.values.get(name, math.nan))]
+
+
+def _case(case: str, layers: Sequence[LayerDiagnosis], result: rbnorm.Diagnosis) -> str | None:
+    known = _known(layers, case)
+    if not known:
+        return None
+    worst = max(known, key=lambda layer: layer[case])
+    limit = (
+        f"more than {result.thresholds.mean:g} running standard deviations"
+        if case.startswith("mean")
+        else f"by more than a factor of {math.exp(result.thresholds.log_var):.3g}"
+    )
+    return (
+        f"{percent(fmean(layer[case] for layer in known))} of the pairs of image and channel lie "
+        f"{limit} {CASES[case]}; most in {worst.layer or 'the layer'}, {percent(worst[case])}."
+    )
+
+
+def _broken(result: rbnorm.Diagnosis) -> list[str]:
+    found = []
+    if result.unreached:
+        found.append(f"No image reached {', '.join(result.unreached)}.")
+    broken = [layer for layer in result.layers if layer.nonfinite]
+    if broken:
+        found.append(
+            f"{len(broken)} layers got activations that are not finite, the first of them "
+            f"{broken[0].layer or 'the layer'}; they are left out of all numbers."
+        )
+    return found
+
+
+def _small_batches(layers: Sequence[LayerDiagnosis]) -> list[str]:
+    spreads = [
+        (spread.mean, layer.layer)
+        for layer in layers
+        for spread in layer.batch_spread
+        if spread.size == _SMALL_BATCH and math.isfinite(spread.mean)
+    ]
+    if not spreads:
+        return []
+    most, where = max(spreads)
+    average = fmean(value for value, _ in spreads)
+    return [
+        f"From one batch of {_SMALL_BATCH} to the next the batch mean varies by "
+        f"{average:.2f} standard deviations, in {where or 'the layer'} "
+        f"by {most:.2f}."
+    ]
+
+
+def _shift(result: rbnorm.Diagnosis) -> list[str]:
+    if result.shifted is None:
+        return []
+    ranked = [layer for layer in result.ranking() if layer["shift"] > 0][:3]
+    if not ranked:
+        return ["The second data set moves no layer."]
+    named = ", ".join(f"{layer.layer or 'the layer'} ({layer['shift']:.2f})" for layer in ranked)
+    return [f"The second data set moves these layers furthest, in standard deviations: {named}."]
+
+
+def _calibration(layers: Sequence[LayerDiagnosis]) -> list[str]:
+    found = []
+    centred = _known(layers, "center_weight")
+    if centred:
+        shares = [
+            f"{percent(fmean(layer[f'center_{name}'] for layer in centred))} {said}"
+            for name, said in (
+                ("removes", "remove the instance mean"),
+                ("damps", "damp it"),
+                ("neutral", "are BatchNorm"),
+                ("amplifies", "amplify it"),
+                ("reverses", "reverse it"),
+            )
+        ]
+        before, after = (
+            fmean(layer[name] for layer in _known(centred, name))
+            for name in ("between_share", "between_share_centred")
+        )
+        found.append(f"Of the channels' centring weights {', '.join(shares)}.")
+        found.append(
+            f"Before centring {percent(before)} of the variance lies between images, after it "
+            f"{percent(after)}."
+        )
+    gated = _known(layers, "gate_inert")
+    if gated:
+        found.append(
+            f"The gate is {fmean(layer['gate_mean'] for layer in gated):.3f} on average and varies "
+            f"by {fmean(layer['gate_spread'] for layer in gated):.3f} over images; in "
+            f"{percent(fmean(layer['gate_inert'] for layer in gated))} of the channels it is inert "
+            "and could be absorbed into gamma."
+        )
+    return found
+
+
+def _effect(result: rbnorm.Diagnosis) -> list[str]:
+    whole = {c.without: c.accuracy for c in result.counterfactuals if c.layer is None}
+    if "nothing" not in whole:
+        return []
+    return [
+        f"Without {without} in any layer the accuracy goes from {percent(whole['nothing'])} to "
+        f"{percent(accuracy)}, running statistics re-estimated."
+        for without, accuracy in whole.items()
+        if without != "nothing"
+    ]
+
+
+def advice(layers: Sequence[LayerDiagnosis]) -> list[str]:
+    """What is worth trying, each with the number that says so."""
+    found = []
+    off = [
+        layer.layer
+        for layer in _known(layers, "mean_offset")
+        if float(layer.per_channel["mean_offset"].abs().nanmean()) > _OFF
+    ]
+    if off:
+        found.append(
+            f"Try rbnorm.recalibrate: in {len(off)} layers, the first {off[0] or 'the only one'}, "
+            f"the channels' means over all images are more than {_OFF} standard deviations off "
+            "the running means, so these statistics are not those of this data."
+        )
+    plain = [layer for layer in layers if "center_weight" not in layer.values]
+    apart = [layer for layer in _known(plain, "between_share") if layer["between_share"] > _APART]
+    if apart:
+        found.append(
+            f"Try RBN in the {len(apart)} layers where more than {percent(_APART)} of the variance "
+            f"lies between images, above all {max(apart, key=lambda d: d['between_share']).layer}: "
+            "there centring has something to act on."
+        )
+    elif plain:
+        found.append(
+            f"In no BatchNorm layer more than {percent(_APART)} of the variance lies between "
+            "images: RBN's centring has little to act on here."
+        )
+    noisy = [
+        d for d in layers for s in d.batch_spread if s.size == _SMALL_BATCH and s.mean > _NOISY
+    ]
+    if noisy:
+        found.append(
+            f"Do not train with batches of {_SMALL_BATCH} or less: in {len(noisy)} layers their "
+            f"means vary by more than {_NOISY} standard deviations."
+        )
+    inert = [d for d in _known(layers, "gate_inert") if d["gate_inert"] > 0.9]
+    if inert:
+        found.append(
+            f"Try scale=False in {len(inert)} layers, the first {inert[0].layer}: "
+            "their scaling is inert in more than 90.0 % of the channels."
+        )
+    return found
