@@ -184,7 +184,8 @@ class Diagnosis:
 
     def to_json(self, path: str | Path) -> None:
         """Write :meth:`to_dict` to a file, whole or not at all."""
-        replace(Path(path), (json.dumps(self.to_dict(), allow_nan=False) + "\n").encode())
+        text = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"))
+        replace(Path(path), f"{text}\n".encode())
 
 
 def _finite(value: Any) -> Any:

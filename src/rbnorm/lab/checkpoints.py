@@ -67,6 +67,20 @@ def read_saved(path: Path) -> Saved | None:
         raise UsageError(f"{path} cannot be read ({first_line(error)})") from error
 
 
+def file_of(spec: str) -> Path | None:
+    """The file that ``--model`` names, or None where it is a model's name.
+
+    Raises:
+        UsageError: It is a file's name, and there is no such file.
+    """
+    path = Path(spec)
+    if path.is_file():
+        return path
+    if path.suffix in {".py", ".pt", ".pth", ".safetensors"}:
+        raise UsageError(f"--model {spec}: there is no such file")
+    return None
+
+
 def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: int) -> nn.Module:
     """The model to diagnose.
 
@@ -80,16 +94,14 @@ def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: in
     Raises:
         UsageError: Something of this cannot be had.
     """
-    path = Path(spec)
-    if path.is_file():
+    path = file_of(spec)
+    if path:
         saved = read_saved(path)
         if saved:
             model = _built(saved.config.model, saved.config.norm, saved.classes, saved.channels)
             load_weights(model, path)
         else:
             model = _python(path) if path.suffix == ".py" else _pickled(path)
-    elif path.suffix in {".py", ".pt", ".pth", ".safetensors"}:
-        raise UsageError(f"--model {spec}: there is no such file")
     else:
         model = _built(canonical_name(spec), "bn", classes, channels)
     if checkpoint is not None:

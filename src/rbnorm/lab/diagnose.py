@@ -17,7 +17,7 @@ import rbnorm
 from rbnorm.diagnosis.passes import normalisers
 from rbnorm.diagnosis.recalibration import changes
 from rbnorm.files import replace
-from rbnorm.lab.checkpoints import Saved, load_model, read_saved
+from rbnorm.lab.checkpoints import Saved, file_of, load_model, read_saved
 from rbnorm.lab.compare import check_out
 from rbnorm.lab.config import CORRUPTIONS
 from rbnorm.lab.conversion import Conversion, conversion
@@ -109,19 +109,18 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     """
     check_out(out)
     device = _device(request.device)
-    path = Path(request.model)
-    saved = read_saved(path) if path.is_file() else None
+    path = file_of(request.model)
+    saved = read_saved(path) if path else None
     if request.shifted and request.shifted not in (*CORRUPTIONS, "train"):
         canonical_name(request.shifted)
-    data = _data(request, saved, request.data or (saved.config.data if saved else "digits"))
-    size = {"classes": request.classes or data.classes, "channels": data.channels}
-    model = _place(load_model(request.model, request.checkpoint, **size), device)
+    data, model = _data_and_model(request, saved)
+    model = _place(model, device)
     other = None
     if request.converted is not None:
         converted_saved = read_saved(request.converted)
         spec = str(request.converted) if converted_saved else request.model
         weights = None if converted_saved else request.converted
-        other = _place(load_model(spec, weights, **size), device)
+        other = _place(_load(spec, weights, request, data), device)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
         try:
             result, change, maps, images = _measure(request, data, model, other, progress)
@@ -130,12 +129,18 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     said = findings(result, images)
     out.mkdir(parents=True, exist_ok=True)
     result.to_json(out / "diagnosis.json")
-    page = write_page(result, said, change, maps, title=Path(request.model).stem, command=command)
+    page = write_page(result, said, change, maps, title=_title(request, saved), command=command)
     replace(out / "report.html", page.encode())
     console = Console(file=sys.stdout)
     for sentence in said:
         console.print(f"- {sentence}")
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+
+
+def _title(request: Request, saved: Saved | None) -> str:
+    if saved:
+        return f"{saved.config.model} with {saved.config.norm}"
+    return Path(request.model).stem
 
 
 def _place(model: nn.Module, device: torch.device) -> nn.Module:
@@ -155,12 +160,27 @@ def _device(name: str | None) -> torch.device:
         raise UsageError(f"device {name!r} cannot be had here ({first_line(error)})") from error
 
 
-def _data(request: Request, saved: Saved | None, name: str) -> ImageData:
-    rgb = saved.channels == 3 if saved else False
-    if not (saved or Path(request.model).is_file()):
+def _data_and_model(request: Request, saved: Saved | None) -> tuple[ImageData, nn.Module]:
+    """A model by name fits the data's classes and channels; a file's model has its own."""
+    model = None
+    if file_of(request.model):
+        model = load_model(request.model, request.checkpoint, classes=0, channels=0)
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        rgb = first is not None and first.in_channels == 3
+    else:
         rgb = needs_rgb(model_name(request.model))
-    size = request.image_size or (saved.config.image_size if saved else None)
-    return load_data(canonical_name(name), request.data_root, rgb=rgb, image_size=size)
+    data = load_data(
+        canonical_name(request.data or (saved.config.data if saved else "digits")),
+        request.data_root,
+        rgb=rgb,
+        image_size=request.image_size or (saved.config.image_size if saved else None),
+    )
+    return data, model or _load(request.model, request.checkpoint, request, data)
+
+
+def _load(spec: str, weights: Path | None, request: Request, data: ImageData) -> nn.Module:
+    classes = request.classes or data.classes
+    return load_model(spec, weights, classes=classes, channels=data.channels)
 
 
 def _loader(dataset: Dataset[Any], request: Request, limit: int | None) -> DataLoader[Any]:

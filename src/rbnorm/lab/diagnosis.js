@@ -164,7 +164,7 @@ function ridges() {
   const name = byId("parameter").value;
   const traces = calibrated.filter((l) => l.per_channel[name]).map((l) => ({
     type: "violin", x: l.per_channel[name], y0: l.layer, name: l.layer, orientation: "h",
-    side: "positive", width: 1.7, points: false, spanmode: "hard", meanline: { visible: true },
+    side: "negative", width: 1.7, points: false, spanmode: "hard", meanline: { visible: true },
     line: { color: BLUE, width: 1 }, fillcolor: "rgba(0,114,178,0.35)", showlegend: false,
     hoverinfo: "x+name",
   }));
@@ -196,7 +196,7 @@ byId("channel").onchange = () => { histogram(); numbers(); };
 byId("column").onchange = histogram;
 byId("map-channel").onchange = maps;
 byId("parameter").onchange = ridges;
-if (data.step > 1) byId("step").textContent = ` Every ${data.step}th is shown; diagnosis.json has all.`;
+if (data.step > 1) byId("step").textContent = ` One in ${data.step} is here; diagnosis.json has all.`;
 heat();
 chooseLayer();
 byId("calibration").hidden = !calibrated.length;

@@ -3,7 +3,7 @@
 import base64
 import io
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -110,29 +110,36 @@ def _standardise(x: Tensor, mean: Tensor, std: Tensor, chosen: Tensor) -> Tensor
     return (part - mean[chosen, None, None]) / std[chosen, None, None]
 
 
-def _shrink(maps: Tensor) -> Tensor:
-    """At most _SIDE pixels a side."""
-    height, width = (min(side, _SIDE) for side in maps.shape[-2:])
-    return F.adaptive_avg_pool2d(maps, (height, width))
-
-
 def _strip(maps: Tensor) -> Strip:
-    small = _shrink(maps)
-    indices = ((small / _LIMIT).clamp(-1, 1) * 127.5 + 127.5).nan_to_num(0).round()
-    row = np.concatenate(list(indices.numpy().astype(np.uint8)), axis=1)
-    picture = Image.fromarray(row).convert("P")
-    colours = mpl.colormaps[_COLOURS](np.arange(256), bytes=True)[:, :3]
-    picture.putpalette(colours.tobytes())
+    indices = ((_tiles(maps, _SIDE) / _LIMIT).clamp(-1, 1) * 127.5 + 127.5).nan_to_num(0).round()
+    picture = Image.fromarray(_row(indices.byte(), 128)).convert("P")
+    picture.putpalette(mpl.colormaps[_COLOURS](np.arange(256), bytes=True)[:, :3].tobytes())
     return _uri(picture)
+
+
+def _tiles(maps: Tensor, width: int) -> Tensor:
+    """(..., H, W) maps with this width: averaged where they have more pixels, else repeated."""
+    maps = maps if maps.ndim == 4 else maps.unsqueeze(1)
+    rows, columns = maps.shape[-2:]
+    height = max(1, round(width * rows / columns))
+    maps = F.adaptive_avg_pool2d(maps, (min(rows, height), min(columns, width)))
+    return F.interpolate(maps, (height, width), mode="nearest-exact").squeeze(1)
+
+
+def _row(tiles: Tensor, blank: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(N, H, W, ...) tiles side by side, a sixteenth of their width apart."""
+    gap = [0, 0] * (tiles.ndim - 3) + [0, tiles.shape[2] // 16]
+    return np.concatenate(list(F.pad(tiles, gap, value=blank).numpy()), axis=1)
 
 
 def _photographs(images: Tensor) -> Strip:
     """Images as they enter the model, each stretched to the full range."""
-    images = F.adaptive_avg_pool2d(images.float(), (min(images.shape[-2], 96),) * 2)
+    images = _tiles(images.float(), 3 * _SIDE)
+    images = images.reshape(len(images), -1, *images.shape[-2:])
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     shown = ((images - low) / (high - low).clamp_min(1e-6) * 255).byte()
     shown = shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown[:, :3]
-    return _uri(Image.fromarray(np.concatenate(list(shown.permute(0, 2, 3, 1).numpy()), axis=1)))
+    return _uri(Image.fromarray(_row(shown.permute(0, 2, 3, 1), 255)))
 
 
 def _uri(picture: Image.Image) -> Strip:

@@ -10,10 +10,10 @@ import rbnorm
 from rbnorm import LayerDiagnosis
 
 CASES: Final = {
-    "mean_below": "below the running mean, where BatchNorm removes representative features",
-    "mean_above": "above the running mean, where BatchNorm lets noise through",
-    "var_below": "below the running variance, where BatchNorm leaves the intensity too small",
-    "var_above": "above the running variance, where BatchNorm leaves the intensity too large",
+    "mean_below": "below the running mean: representative features are removed",
+    "mean_above": "above the running mean: noise is let through",
+    "var_below": "below the running variance: the intensity becomes too small",
+    "var_above": "above the running variance: the intensity becomes too large",
 }
 _OFF: Final = 0.25  # mean offset, or log variance ratio, at which running statistics are off
 _APART: Final = 0.2  # share of variance between instances that centring can act on
