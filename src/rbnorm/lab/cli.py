@@ -60,17 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace(interrupted="no file has changed")
     try:
-        options = _parser().parse_args(given)
+        options = _parser().parse_args(given, options)
         options.run(options, shlex.join(["rbnorm", *given]))
     except UsageError as error:
         print(f"rbnorm: {error}.".replace("?.", "?"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "rbnorm: interrupted; the same command again continues after the last finished run.",
-            file=sys.stderr,
-        )
+        print(f"rbnorm: interrupted; {options.interrupted}.", file=sys.stderr)
         return 130
     return 0
 
@@ -116,7 +114,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_compare)
+    parser.set_defaults(
+        run=_compare,
+        interrupted="the same command again continues after the last finished run",
+    )
     add = parser.add_argument
     add("--data", default="digits", help=f"one of {', '.join(DATA)}")
     add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
