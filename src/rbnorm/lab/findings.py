@@ -180,8 +180,8 @@ def advice(layers: Sequence[LayerDiagnosis]) -> list[str]:
     ]
     if noisy:
         found.append(
-            f"Do not train with batches of {_SMALL_BATCH} or less: in {len(noisy)} layers their "
-            f"means vary by more than {_NOISY} standard deviations."
+            f"Prefer batches of more than {_SMALL_BATCH} in training: in {len(noisy)} layers the "
+            f"means of such batches vary by more than {_NOISY} standard deviations."
         )
     inert = [d for d in _known(layers, "gate_inert") if d["gate_inert"] > 0.9]
     if inert:
