@@ -41,6 +41,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def _name(layer: LayerDiagnosis) -> str:
+    return layer.layer or "the only layer"
+
+
+def _count(layers: Sequence[LayerDiagnosis]) -> str:
+    return f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
+
+
 def _known(layers: Sequence[LayerDiagnosis], name: str) -> list[LayerDiagnosis]:
     return [layer for layer in layers if math.isfinite(layer.values.get(name, math.nan))]
 
@@ -55,9 +63,11 @@ def _case(case: str, layers: Sequence[LayerDiagnosis], result: rbnorm.Diagnosis)
         if case.startswith("mean")
         else f"by more than a factor of {math.exp(result.thresholds.log_var):.3g}"
     )
+    if not worst[case]:
+        return f"No pair of image and channel lies {limit} {CASES[case].split(':')[0]}."
     return (
         f"{percent(fmean(layer[case] for layer in known))} of the pairs of image and channel lie "
-        f"{limit} {CASES[case]}; most in {worst.layer or 'the layer'}, {percent(worst[case])}."
+        f"{limit} {CASES[case]}; most in {_name(worst)}, {percent(worst[case])}."
     )
 
 
@@ -68,15 +78,15 @@ def _broken(result: rbnorm.Diagnosis) -> list[str]:
     broken = [layer for layer in result.layers if layer.nonfinite]
     if broken:
         found.append(
-            f"{len(broken)} layers got activations that are not finite, the first of them "
-            f"{broken[0].layer or 'the layer'}; they are left out of all numbers."
+            f"{_count(broken)} got activations that are not finite, first "
+            f"{_name(broken[0])}; they are left out of all numbers."
         )
     return found
 
 
 def _small_batches(layers: Sequence[LayerDiagnosis]) -> list[str]:
     spreads = [
-        (spread.mean, layer.layer)
+        (spread.mean, _name(layer))
         for layer in layers
         for spread in layer.batch_spread
         if spread.size == _SMALL_BATCH and math.isfinite(spread.mean)
@@ -87,7 +97,7 @@ def _small_batches(layers: Sequence[LayerDiagnosis]) -> list[str]:
     average = fmean(value for value, _ in spreads)
     return [
         f"From one batch of {_SMALL_BATCH} to the next the batch mean varies by "
-        f"{average:.2f} standard deviations, in {where or 'the layer'} "
+        f"{average:.2f} standard deviations, in {where} "
         f"by {most:.2f}."
     ]
 
@@ -98,7 +108,7 @@ def _shift(result: rbnorm.Diagnosis) -> list[str]:
     ranked = [layer for layer in result.ranking() if layer["shift"] > 0][:3]
     if not ranked:
         return ["The second data set moves no layer."]
-    named = ", ".join(f"{layer.layer or 'the layer'} ({layer['shift']:.2f})" for layer in ranked)
+    named = ", ".join(f"{_name(layer)} ({layer['shift']:.2f})" for layer in ranked)
     return [f"The second data set moves these layers furthest, in standard deviations: {named}."]
 
 
@@ -152,22 +162,23 @@ def advice(layers: Sequence[LayerDiagnosis]) -> list[str]:
     """What is worth trying, each with the number that says so."""
     found = []
     off = [
-        layer.layer
+        layer
         for layer in _known(layers, "mean_offset")
         if float(layer.per_channel["mean_offset"].abs().nanmean()) > _OFF
     ]
     if off:
         found.append(
-            f"Try rbnorm.recalibrate: in {len(off)} layers, the first {off[0] or 'the only one'}, "
+            f"Try rbnorm.recalibrate: in {_count(off)}, the first {_name(off[0])}, "
             f"the channels' means over all images are more than {_OFF} standard deviations off "
             "the running means, so these statistics are not those of this data."
         )
     plain = [layer for layer in layers if "center_weight" not in layer.values]
     apart = [layer for layer in _known(plain, "between_share") if layer["between_share"] > _APART]
     if apart:
+        most = max(apart, key=lambda layer: layer["between_share"])
         found.append(
-            f"Try RBN in the {len(apart)} layers where more than {percent(_APART)} of the variance "
-            f"lies between images, above all {max(apart, key=lambda d: d['between_share']).layer}: "
+            f"Try RBN in {_count(apart)} where more than {percent(_APART)} of the variance "
+            f"lies between images, above all {_name(most)}: "
             "there centring has something to act on."
         )
     elif plain:
@@ -180,13 +191,13 @@ def advice(layers: Sequence[LayerDiagnosis]) -> list[str]:
     ]
     if noisy:
         found.append(
-            f"Prefer batches of more than {_SMALL_BATCH} in training: in {len(noisy)} layers the "
+            f"Prefer batches of more than {_SMALL_BATCH} in training: in {_count(noisy)} the "
             f"means of such batches vary by more than {_NOISY} standard deviations."
         )
     inert = [d for d in _known(layers, "gate_inert") if d["gate_inert"] > 0.9]
     if inert:
         found.append(
-            f"Try scale=False in {len(inert)} layers, the first {inert[0].layer}: "
+            f"Try scale=False in {_count(inert)}, the first {_name(inert[0])}: "
             "their scaling is inert in more than 90.0 % of the channels."
         )
     return found
