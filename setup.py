@@ -4,6 +4,7 @@ Without them the package installs and works all the same, and ``rbnorm.backends(
 """
 
 import importlib.util
+import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,12 @@ def kernels() -> Extension | None:
     files = ["ops", "plain"]
     if platform.machine().lower() in {"x86_64", "amd64"}:
         files += ["avx2", "avx512"]
+    # After Python's own flags, which ask for debug symbols; CXXFLAGS may set another level.
+    optimise = [] if "-O" in os.environ.get("CXXFLAGS", "") else ["-O2", "-g0"]
     # Without OpenMP torch's parallel_for runs on one thread.
     openmp = ["-fopenmp"] if LINUX else []
+    # What GCC says of vector arguments and of its own headers of AVX-512.
+    quiet = ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     return Extension(
         "rbnorm.ops._cpu",
         sources=[str(CSRC / f"{name}.cpp") for name in files],
@@ -38,7 +43,7 @@ def kernels() -> Extension | None:
             ("Py_LIMITED_API", "0x030a0000"),
             ("TORCH_TARGET_VERSION", "0x020b000000000000"),
         ],
-        extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-Wno-psabi", *openmp],
+        extra_compile_args=["-std=c++17", *optimise, "-fvisibility=hidden", *quiet, *openmp],
         extra_link_args=[*openmp, *([] if LINUX else ["-undefined", "dynamic_lookup"])],
         py_limited_api=True,
         language="c++",

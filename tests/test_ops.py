@@ -1,36 +1,21 @@
-"""The sweeps as torch ops: schema, fake, portable implementation, and what compilers see."""
+"""The torch ops: schema, fake, the sweeps' definitions, and direct calls with wrong arguments."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS, arrange
+from cases import LAYOUTS
+from direct import LAYER, NAMES, SWEEPS, arguments, inputs, layer_arguments, named, wrong
 from tolerances import assert_close
 from torch import Tensor
 
-from rbnorm.ops import SCHEMAS
+import rbnorm
+from rbnorm.ops import FAKES, SCHEMAS, fused, portable
+from rbnorm.ops.checks import checked
 
-SWEEPS = sorted(SCHEMAS.keys() - {"forward", "inference", "backward"})
 SHAPES = [(3, 2, 4, 5), (4, 3), (1, 2, 7), (2, 2, 3, 1, 2), (0, 2, 4, 4), (3, 1, 1)]
-
-
-def inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> Any:
-    """x, dy, four (N, C) tables and a (C,) vector."""
-    torch.manual_seed(0)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    x, dy = (arrange(torch.randn(shape).to(dtype), layout) for _ in range(2))
-    return x, dy, *torch.randn(4, *shape[:2], dtype=wide).unbind(), torch.randn(shape[1]).to(wide)
-
-
-def arguments(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:
-    x, dy, m, a, u, b, p = inputs(shape, dtype, layout)
-    return {
-        "mean": (x,),
-        "moments": (x,),
-        "affine": (x, m, a, b),
-        "grad_moments": (dy, x, m),
-        "grad_affine": (dy, x, m, a, p, u),
-    }[name]
 
 
 def expected(name: str, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -85,3 +70,115 @@ def test_affine_without_a_center() -> None:
     y = torch.ops.rbnorm.affine(x, None, a, b)
     assert torch.allclose(y, a[..., None, None] * x + b[..., None, None], rtol=0, atol=1e-14)
     torch.library.opcheck(torch.ops.rbnorm.affine.default, (x, None, a, b))
+
+
+@pytest.mark.parametrize("op", LAYER)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_opcheck_of_the_layer(op: str, dtype: torch.dtype, layout: str) -> None:
+    for shape in ((3, 2, 4, 5), (4, 3)):
+        args = layer_arguments(op, shape, dtype, layout)
+        torch.library.opcheck(getattr(torch.ops.rbnorm, op).default, tuple(args.values()))
+        for name in ("residual", "weight", "bias", "center_weight", "running_mean"):
+            if name in args and not (op == "inference" and name == "running_mean"):
+                args[name] = None
+        args |= {k: None for k in ("scale_weight", "scale_bias")}
+        args |= {k: None for k in ("running_var",) if op == "forward"}
+        args |= {k: False for k in ("want_dx", "want_dresidual") if k in args}
+        torch.library.opcheck(getattr(torch.ops.rbnorm, op).default, tuple(args.values()))
+
+
+def implementations() -> dict[str, Callable[[str], Callable[..., Any]]]:
+    """Every code that may meet a direct call's arguments, by op."""
+
+    def plain(op: str) -> Callable[..., Any]:
+        return checked(NAMES[op], getattr(fused if op in LAYER else portable, op))
+
+    found = {"portable": plain, "fake": lambda op: checked(NAMES[op], FAKES[op])}
+    if rbnorm.backends()["cpu"].name == "c++":
+        found["c++"] = lambda op: getattr(torch.ops.rbnorm, op)
+    return found
+
+
+RUNNERS = implementations()
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_every_wrong_argument_is_named(op: str, runner: str) -> None:
+    """In both layouts; and nothing has changed, such as the running statistics."""
+    run = RUNNERS[runner](op)
+    for layout in ("contiguous", "channels_last"):
+        args = named(op, (3, 4, 5, 6), torch.float32, layout)
+        before = {k: v.clone() for k, v in args.items() if isinstance(v, Tensor)}
+        run(*args.values())
+        for k in {"running_mean", "running_var"} & args.keys():
+            args[k].copy_(before[k])
+        for name, value in args.items():
+            for bad in wrong(name, value):
+                with pytest.raises(RuntimeError, match=rf"\b{name} must (be|have)|^x must have"):
+                    run(*{**args, name: bad}.values())
+        assert all(torch.equal(args[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("op", LAYER)
+def test_pairs_are_given_together(op: str, runner: str) -> None:
+    args = layer_arguments(op, (3, 4, 5, 6), torch.float32, "contiguous")
+    pairs = [("scale_weight", "scale_bias")]
+    pairs += [("running_mean", "running_var")] if op == "forward" else []
+    for first, second in pairs:
+        for name in (first, second):
+            with pytest.raises(RuntimeError, match=f"{first} and {second} must be given together"):
+                RUNNERS[runner](op)(*{**args, name: None}.values())
+
+
+ones = torch.ones
+REFUSED = [
+    ("forward", {"eps": 0.0}, "eps must be positive and finite, got 0"),
+    ("forward", {"eps": -1e-5}, "eps must be positive and finite"),
+    ("forward", {"eps": math.nan}, "eps must be positive and finite, got nan"),
+    ("forward", {"eps": -1.0, "training": False}, "eps must be non-negative and finite, got -1"),
+    ("inference", {"eps": math.inf}, "eps must be non-negative and finite, got inf"),
+    ("backward", {"eps": 0.0}, "eps must be positive and finite, got 0"),
+    ("forward", {"momentum": math.inf}, "momentum must be finite, got inf"),
+    (
+        "forward",
+        {"running_mean": None, "running_var": None, "training": False},
+        "running_mean and running_var must be given in evaluation",
+    ),
+    ("forward", {"running_mean": ones(8)[::2]}, "running_mean must be contiguous"),
+    ("backward", {"activation": 0}, "without an activation the gradient of the residual is dy"),
+]
+
+
+@pytest.mark.skipif("c++" not in RUNNERS, reason=rbnorm.backends()["cpu"].why)
+@pytest.mark.parametrize(("op", "change", "message"), REFUSED)
+def test_option_that_the_kernels_refuse(op: str, change: dict[str, Any], message: str) -> None:
+    args = layer_arguments(op, (3, 4, 5, 6), torch.float32, "contiguous")
+    before = {k: v.clone() for k, v in args.items() if isinstance(v, Tensor)}
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.rbnorm, op)(*{**args, **change}.values())
+    assert all(torch.equal(args[k], v) for k, v in before.items())
+
+
+@pytest.mark.skipif("c++" not in RUNNERS, reason=rbnorm.backends()["cpu"].why)
+@pytest.mark.parametrize("op", LAYER)
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (1, 3), (1, 3, 1, 1)])
+def test_too_little_data_for_the_kernels(op: str, shape: tuple[int, ...]) -> None:
+    args = layer_arguments(op, shape, torch.float32, "contiguous")
+    single = math.prod(shape) > 0
+    if single and op == "inference":
+        assert torch.ops.rbnorm.inference(*args.values()).isfinite().all()
+        return
+    message = "more than 1 value per channel in training" if single else "x must not be empty"
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.rbnorm, op)(*args.values())
+
+
+@pytest.mark.parametrize("op", ["mean", "moments", "grad_moments"])
+def test_sweeps_that_average_need_a_position(op: str) -> None:
+    if "c++" not in RUNNERS:
+        pytest.skip(rbnorm.backends()["cpu"].why)
+    with pytest.raises(RuntimeError, match="x must have at least one position"):
+        getattr(torch.ops.rbnorm, op)(*arguments(op, (2, 3, 0), torch.float32, "contiguous"))

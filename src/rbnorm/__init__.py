@@ -17,6 +17,12 @@ from rbnorm.modules import (
 )
 from rbnorm.ops import backends, use_backend
 from rbnorm.revert import RevertReport, revert_batchnorm
+from rbnorm.sync import (
+    SyncRepresentativeBatchNorm,
+    SyncRepresentativeBatchNormAct2d,
+    convert_sync,
+    revert_sync,
+)
 
 __all__ = [
     "Diagnosis",
@@ -29,14 +35,18 @@ __all__ = [
     "RepresentativeBatchNorm3d",
     "RepresentativeBatchNormAct2d",
     "RevertReport",
+    "SyncRepresentativeBatchNorm",
+    "SyncRepresentativeBatchNormAct2d",
     "Thresholds",
     "__version__",
     "backends",
     "convert_batchnorm",
+    "convert_sync",
     "diagnose",
     "functional",
     "recalibrate",
     "reference",
     "revert_batchnorm",
+    "revert_sync",
     "use_backend",
 ]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rbnorm import ops
+from rbnorm import ops, synchronised
 from rbnorm.ops import fused, portable
-from rbnorm.ops.fused import Options, Vectors
+from rbnorm.ops.fused import WHOLE, Batch, Options, Vectors
+from rbnorm.synchronised import Group
 
 Running = tuple[Tensor, Tensor]
 
@@ -26,8 +27,13 @@ def _fitting(running: Running, x: Tensor) -> Running:
     return running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
 
 
+def _batch(group: Group | None, x: Tensor, sweeps: Any) -> Batch:
+    return WHOLE if group is None else synchronised.Shared(group, portable.positions(x), sweeps)
+
+
 def _train(
-    forward: Any,
+    implementation: Any,
+    batch: Batch,
     x: Tensor,
     residual: Tensor | None,
     p: Vectors,
@@ -36,12 +42,13 @@ def _train(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op in training; buffers it cannot write, and a tensor's momentum, are met after it."""
+    forward = implementation.forward
     if running is None:
         return forward(x, residual, *p, None, None, True, 0.0, *options)  # type: ignore[no-any-return]
     if not isinstance(momentum, Tensor) and _fits(running, x):
         return forward(x, residual, *p, *running, True, momentum, *options)  # type: ignore[no-any-return]
     y, m, E, V = forward(x, residual, *p, None, None, True, 0.0, *options)
-    fused.update(running, E, V, x, momentum)
+    fused.update(running, E, V, batch.size(x), momentum)
     return y, m, E, V
 
 
@@ -58,12 +65,13 @@ class _ClosedForm(torch.autograd.Function):
         running: Running | None,
         momentum: float | Tensor | None,
         options: Options,
+        batch: Batch,
         *vectors: Tensor | None,
     ) -> Tensor:
-        ctx.ops = ops.active()
+        ctx.batch, ctx.ops = batch, ops.active() if batch is WHOLE else batch
         p = Vectors(*vectors)
         if momentum is not None:
-            y, m, E, V = _train(ctx.ops.forward, x, residual, p, running, momentum, options)
+            y, m, E, V = _train(ctx.ops, batch, x, residual, p, running, momentum, options)
         else:
             assert running is not None
             given = _fitting(running, x)
@@ -81,18 +89,19 @@ class _ClosedForm(torch.autograd.Function):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
         x, residual, m, E, V, *p = ctx.saved_tensors
-        want_x, want_residual, _, _, _, *want = ctx.needs_input_grad
+        want_x, want_residual, _, _, _, _, *want = ctx.needs_input_grad
         dresidual = dy if want_residual else None
         wanted = (want_x, want_residual and bool(ctx.options.activation), *want)
         if torch.is_grad_enabled():
             running = None if ctx.training else (E, V)
-            found = _differentiable(dy, x, residual, Vectors(*p), running, ctx.options, wanted)
+            again = (x, residual, Vectors(*p), running, ctx.options, ctx.batch.again())
+            found = _differentiable(dy, *again, wanted)
         else:
             found = ctx.ops.backward(
                 dy, x, residual, m, E, V, *p, ctx.training, *ctx.options, *wanted[:2]
             )
         dx, dz, *dp = (g if keep else None for g, keep in zip(found, wanted, strict=True))
-        return dx, dresidual if dz is None else dz, None, None, None, *dp
+        return dx, dresidual if dz is None else dz, None, None, None, None, *dp
 
 
 class _Visible(torch.autograd.Function):
@@ -112,31 +121,35 @@ class _Visible(torch.autograd.Function):
         restrict: int,
         activation: int,
         slope: float,
+        group: Group | None,
         *vectors: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        options = Options(eps, restrict, activation, slope)
+    ) -> tuple[Tensor, ...]:
+        options, batch = Options(eps, restrict, activation, slope), _batch(group, x, portable)
         running = None
         if running_mean is not None and running_var is not None:
             running = running_mean.clone(), running_var.clone()
-        y, m, E, V = fused.normalise(x, residual, Vectors(*vectors), running, options)
-        ctx.save_for_backward(x, residual if activation else None, m, E, V, *vectors)
-        ctx.options, ctx.training = options, running is None
+        y, m, E, V = fused.normalise(x, residual, Vectors(*vectors), running, options, batch)
+        kept = residual if activation else None
+        ctx.save_for_backward(x, kept, m, E, V, *vectors, *batch.known)
+        ctx.options, ctx.training, ctx.group = options, running is None, group
         ctx.with_residual = residual is not None
-        ctx.mark_non_differentiable(E, V)
-        return y, E, V
+        ctx.mark_non_differentiable(E, V, *batch.known[2:])
+        return y, E, V, *batch.known[2:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
         x, residual, m, E, V, *p = ctx.saved_tensors
+        batch = _batch(ctx.group, x, portable)
+        p, batch.known = p[:5], tuple(p[5:])
         activated = ctx.options.activation > 0
         backward: Any = fused.backward
         dx, dz, *found = backward(
-            dy, x, residual, m, E, V, *p, ctx.training, *ctx.options, True, activated
+            dy, x, residual, m, E, V, *p, ctx.training, *ctx.options, True, activated, batch
         )
         dresidual = (dz if activated else dy) if ctx.with_residual else None
         dp = (None if vector is None else g for vector, g in zip(p, found, strict=True))
-        return dx, dresidual, None, None, None, None, None, None, *dp
+        return dx, dresidual, None, None, None, None, None, None, None, *dp
 
 
 def _differentiable(
@@ -146,6 +159,7 @@ def _differentiable(
     p: Vectors,
     running: Running | None,
     options: Options,
+    batch: Batch,
     wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """The same gradients, differentiable in dy, x and the vectors: the double backward."""
@@ -153,7 +167,7 @@ def _differentiable(
         # Views are differentiated in place of their bases, whose history may have them in common.
         x = x.view_as(x)
         inputs = [x, *(v if v is None else v.view_as(v) for v in (residual, *p))]
-        y = fused.normalise(x, inputs[1], Vectors(*inputs[2:]), running, options)[0]
+        y = fused.normalise(x, inputs[1], Vectors(*inputs[2:]), running, options, batch)[0]
         chosen = [v for v, keep in zip(inputs, wanted, strict=True) if keep and v is not None]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return [next(found) if keep else None for keep in wanted]
@@ -176,30 +190,50 @@ def normalise(
     running: Running | None,
     momentum: float | Tensor | None,
     options: Options,
+    group: Group | None = None,
 ) -> Tensor:
     """Normalise x, and in training, where ``momentum`` is given, update ``running`` in place.
 
-    ``p`` is in the table dtype. Compilers, tracers and transforms see plain PyTorch.
+    ``p`` is in the table dtype. In training the batch is that of all processes of ``group``.
+    Compilers, tracers and transforms see plain PyTorch.
     """
-    y: Tensor
+    if momentum is None:
+        group = None
     if _traced():
-        given = _fitting(running, x) if momentum is None and running is not None else None
-        if torch.compiler.is_compiling():
-            y, E, V = _Visible.apply(x, residual, *(given or (None, None)), *options, *p)
-        else:
-            y, _, E, V = fused.normalise(x, residual, p, given, options)
-        if momentum is not None and running is not None:
-            fused.update(running, E, V, x, momentum)
-        return y
+        return _visible(x, residual, p, running, momentum, options, group)
+    # The sweeps of the ops have no tail.
+    batch = _batch(group, x, portable if options.activation else torch.ops.rbnorm)
     if torch.is_grad_enabled():
         for tensor in (x, residual, *p):
             if tensor is not None and tensor.requires_grad:
                 return _ClosedForm.apply(  # type: ignore[no-any-return]
-                    x, residual, running, momentum, options, *p
+                    x, residual, running, momentum, options, batch, *p
                 )
-    implementation = ops.active()
+    implementation: Any = ops.active() if batch is WHOLE else batch
     if momentum is not None:
-        return _train(implementation.forward, x, residual, p, running, momentum, options)[0]
+        return _train(implementation, batch, x, residual, p, running, momentum, options)[0]
     assert running is not None
     mean, var = running if _fits(running, x) else _fitting(running, x)
     return implementation.inference(x, residual, *p, mean, var, *options)  # type: ignore[no-any-return]
+
+
+def _visible(
+    x: Tensor,
+    residual: Tensor | None,
+    p: Vectors,
+    running: Running | None,
+    momentum: float | Tensor | None,
+    options: Options,
+    group: Group | None,
+) -> Tensor:
+    y: Tensor
+    given = _fitting(running, x) if momentum is None and running is not None else None
+    if torch.compiler.is_compiling():
+        y, E, V, *size = _Visible.apply(x, residual, *(given or (None, None)), *options, group, *p)
+    else:
+        batch = _batch(group, x, portable)
+        y, _, E, V = fused.normalise(x, residual, p, given, options, batch)
+        size = list(batch.known[2:])
+    if momentum is not None and running is not None:
+        fused.update(running, E, V, size[0] if size else WHOLE.size(x), momentum)
+    return y

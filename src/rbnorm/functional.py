@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from rbnorm import closed_form, ops, reference
 from rbnorm.ops import fused, portable
 from rbnorm.ops.fused import ACTIVATIONS, Options, Vectors
 from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
+from rbnorm.synchronised import Group, Shared
 
 __all__ = ["representative_batch_norm"]
 
@@ -51,7 +53,9 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _check(x: Tensor, training: bool, eps: float, running_mean: Tensor | None) -> None:
+def _check(
+    x: Tensor, training: bool, eps: float, running_mean: Tensor | None, shared: bool
+) -> None:
     if x.dtype not in _DTYPES:
         raise TypeError(f"input must be {_ACCEPTED}, got {_dtype_name(x)}")
     if x.ndim < 2:
@@ -61,7 +65,7 @@ def _check(x: Tensor, training: bool, eps: float, running_mean: Tensor | None) -
         raise ValueError(f"eps must be {accepted}, got {eps}")
     if not training and running_mean is None:
         raise ValueError("running_mean and running_var must be given in evaluation, got None")
-    if training and x.shape[0] * portable.positions(x) == 1:
+    if training and not shared and x.shape[0] * portable.positions(x) == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.size()}"
         )
@@ -114,20 +118,24 @@ def _literal(
     running: closed_form.Running | None,
     momentum: float | Tensor | None,
     options: tuple[float, str | Statistic, str | Restriction, str, float],
+    group: Group | None,
 ) -> Tensor:
     """The literal path, for a statistic or a restriction without a closed form."""
     eps, statistic, restrict, activation, slope = options
-    dtype = portable.table_dtype(x.dtype)
-    given = None
+    dtype, batch = portable.table_dtype(x.dtype), fused.WHOLE
+    given: tuple[Tensor, Tensor] | Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     if momentum is None and running is not None:
         given = running[0].to(dtype), running[1].to(dtype)
+    elif group is not None:
+        batch = Shared(group, portable.positions(x))
+        given = lambda z: batch.statistics(*portable.moments(z), None)[1:]  # noqa: E731
     y, E, V = reference.representative_batch_norm(
         x.to(dtype), *p, statistics=given, eps=eps, statistic=statistic, restrict=restrict
     )
     y = y if residual is None else y + residual
     y = fused.ACTIVATIONS[activation](y, slope)
     if momentum is not None and running is not None:
-        fused.update(running, E, V, x, momentum)
+        fused.update(running, E, V, batch.size(x), momentum)
     return portable.standard(y.to(x.dtype))
 
 
@@ -139,11 +147,13 @@ def _checked(
     training: bool,
     momentum: float | Tensor,
     options: tuple[float, str | Statistic, str | Restriction, str, float],
+    group: Group | None,
 ) -> Tensor:
     """Check everything, bring the vectors to the table dtype, and choose the path."""
     eps, statistic, restrict, activation, slope = options
     running_mean, running_var = given
-    _check(x, training, eps, running_mean)
+    group = group if training else None
+    _check(x, training, eps, running_mean, group is not None)
     named = vectors._asdict()
     _check_vectors(x, {**named, "running_mean": running_mean, "running_var": running_var})
     _check_residual(x, residual)
@@ -154,7 +164,7 @@ def _checked(
     if activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation must be None or one of {accepted}, got {activation!r}")
-    if x.numel() == 0:
+    if x.numel() == 0 and (group is None or x.shape[1] == 0):
         return _untouched(x, residual, vectors)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     dtype = portable.table_dtype(x.dtype)
@@ -162,8 +172,8 @@ def _checked(
     factor = momentum if training else None
     if statistic == "mean" and isinstance(restrict, str):
         choice = Options(eps, *_CHOICES[restrict, activation], slope)
-        return closed_form.normalise(x, residual, p, running, factor, choice)
-    return _literal(x, residual, p, running, factor, options)
+        return closed_form.normalise(x, residual, p, running, factor, choice, group)
+    return _literal(x, residual, p, running, factor, options, group)
 
 
 def representative_batch_norm(
@@ -184,6 +194,7 @@ def representative_batch_norm(
     residual: Tensor | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    group: Group | None = None,
 ) -> Tensor:
     r"""Representative Batch Normalization of a batch; the counterpart of ``F.batch_norm``.
 
@@ -227,6 +238,8 @@ def representative_batch_norm(
         activation: "relu", "leaky_relu", "silu", "hardswish", or None for none. It and the
             residual are part of the second sweep, at no further pass over memory.
         negative_slope: Of "leaky_relu".
+        group: Processes whose batches are one in training, each of which makes this call, be its
+            own batch empty: :class:`rbnorm.SyncRepresentativeBatchNorm`.
 
     Returns:
         The result, with the shape and dtype of ``input``; contiguous, or channels_last if it is.
@@ -241,7 +254,7 @@ def representative_batch_norm(
     """
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
     given = (running_mean, running_var)
-    if statistic == "mean" and _is_direct(input, p, given, training, momentum):
+    if group is None and statistic == "mean" and _is_direct(input, p, given, training, momentum):
         choice = _CHOICES.get((restrict, activation))  # type: ignore[arg-type]
         if choice is not None:
             try:
@@ -263,4 +276,5 @@ def representative_batch_norm(
         training,
         momentum,
         (eps, statistic, restrict, activation or "none", negative_slope),
+        group,
     )

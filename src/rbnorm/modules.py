@@ -16,6 +16,7 @@ from rbnorm.calibration import NAMES, Calibration
 from rbnorm.functional import representative_batch_norm
 from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import Restriction, Statistic
+from rbnorm.synchronised import Group
 
 __all__ = [
     "RepresentativeBatchNorm1d",
@@ -121,11 +122,16 @@ class _RepresentativeBatchNorm(_BatchNorm):
             scale_bias=self._vector("scale_bias"),
             statistic=self.calibration.statistic,
             restrict=self.calibration.restrict,
+            group=self._group(),
             **tail,
         )
         if track and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return output
+
+    def _group(self) -> Group | None:
+        """The processes whose batches are one."""
+        return None
 
     def _vector(self, name: str) -> Tensor | None:
         """``getattr(self, name)``, without the long way on which torch looks for parameters."""

@@ -91,7 +91,7 @@ def representative_batch_norm(
     scale_weight: Tensor | None = None,
     scale_bias: Tensor | None = None,
     *,
-    statistics: tuple[Tensor, Tensor] | None = None,
+    statistics: tuple[Tensor, Tensor] | Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     eps: float = 1e-5,
     statistic: str | Statistic = "mean",
     restrict: str | Restriction = "sigmoid",
@@ -112,7 +112,8 @@ def representative_batch_norm(
         center_weight: :math:`w_m` of shape (C,), or None for no centring calibration.
         scale_weight: :math:`w_v` of shape (C,), or None for no scaling calibration.
         scale_bias: :math:`w_b` of shape (C,); given exactly when ``scale_weight`` is.
-        statistics: :math:`(E, V)` of shape (C,) to use in place of the batch's (evaluation).
+        statistics: :math:`(E, V)` of shape (C,) to use in place of the batch's (evaluation), or a
+            function that finds them for :math:`z`.
         eps: :math:`\epsilon`.
         statistic: :math:`K`, a name in ``STATISTICS`` or a callable on ``x``.
         restrict: :math:`R`, a name in ``RESTRICTIONS`` or an elementwise callable.
@@ -129,8 +130,11 @@ def representative_batch_norm(
         return _calibration("statistic", K(features), features.shape, exact=False)
 
     z = x if center_weight is None else x + per_channel(center_weight, x) * instance(x)
-    axes = (0, *range(2, x.ndim))
-    E, V = statistics or (z.mean(axes), z.var(axes, correction=0))
+    if callable(statistics):
+        E, V = statistics(z)
+    else:
+        axes = (0, *range(2, x.ndim))
+        E, V = statistics or (z.mean(axes), z.var(axes, correction=0))
     o = (z - per_channel(E, x)) / torch.sqrt(per_channel(V, x) + eps)
     if scale_weight is not None and scale_bias is not None:
         s = per_channel(scale_weight, x) * instance(o) + per_channel(scale_bias, x)

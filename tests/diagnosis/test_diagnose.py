@@ -24,6 +24,7 @@ LAYERS = {
     "RepresentativeBatchNorm1d": lambda: rbnorm.RepresentativeBatchNorm1d(3),
     "RepresentativeBatchNorm2d": lambda: rbnorm.RepresentativeBatchNorm2d(3, restrict="tanh"),
     "RepresentativeBatchNorm3d": lambda: rbnorm.RepresentativeBatchNorm3d(3),
+    "SyncRepresentativeBatchNorm": lambda: rbnorm.SyncRepresentativeBatchNorm(3),
     "RepresentativeBatchNormAct2d": lambda: rbnorm.RepresentativeBatchNormAct2d(3),
 }
 SHAPES = {"1d": (3, 7), "2d": (3, 5, 6), "3d": (3, 2, 3, 4)}

@@ -1,32 +1,346 @@
-"""The benchmark's rows; what they say of time is nobody's to test."""
+"""The benchmark: what it counts, compares and writes. What it says of time is nobody's to test."""
 
 import json
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import pytest
+import torch
+from tolerances import assert_close
 
-from rbnorm.lab import bench
+import rbnorm
+from rbnorm.lab.bench import candidates, command, figure, goals, layers, measure, models, rows
+from rbnorm.lab.bench.candidates import Subject
+from rbnorm.lab.bench.goals import Goal, Outcome, outcomes
+from rbnorm.lab.bench.measure import Effort, Part
+from rbnorm.lab.bench.memory import count_bytes
+from rbnorm.lab.bench.rows import Case, Row
 from rbnorm.lab.cli import main
+from rbnorm.lab.errors import UsageError
+
+CPU = torch.device("cpu")
+CASE = Case("layers", "training", "float32", "nchw", (2, 3, 4, 5))
 
 
-def test_rows_are_complete_and_ratios_are_of_medians(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "rows.jsonl"
-    bench.bench(2, out, shapes=[(2, 3, 4, 4)])
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["candidate"] for row in rows] == list(bench.CANDIDATES) * 4
-    for group in (rows[i : i + 3] for i in range(0, 12, 3)):
-        for row in group:
-            assert row["ratio_to_batchnorm"] == row["median_s"] / group[0]["median_s"]
-            assert row["min_s"] <= row["median_s"] <= row["max_s"]
-            assert row["shape"] == [2, 3, 4, 4]
-    assert "geometric" in capsys.readouterr().out
+def make_row(candidate, median_s=1.0, case=CASE, **values):
+    numbers = {"q1_s": median_s, "q3_s": median_s, "saved_bytes": 8, "peak_bytes": 8, **values}
+    return Row(
+        **asdict(case),
+        candidate=candidate,
+        backend="torch",
+        median_s=median_s,
+        rounds=7,
+        calls=1,
+        ratio_to_batchnorm=median_s,
+        threads=1,
+        **numbers,
+    )
+
+
+def subject(name, call):
+    return Subject(name, "torch", call, None, grad=False)
+
+
+# The timing.
+
+
+def test_candidates_take_turns_and_every_round_begins_with_the_next():
+    order = []
+    subjects = [subject(name, lambda name=name: order.append(name)) for name in "abc"]
+    measure.in_turn(subjects, 1, CPU, Effort(repeats=4))
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--repeats", "0"], ["--repeats", "x"], ["--out", "no-such-folder/rows.jsonl"]]
+    ("repeats", "seconds", "rounds"), [(15, 0.0, 7), (3, 0.0, 3), (15, 60.0, 15)]
 )
-def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *arguments]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+def test_a_slow_case_ends_after_seven_rounds(repeats, seconds, rounds):
+    found = measure.in_turn([subject("a", lambda: None)], 1, CPU, Effort(repeats, seconds))
+    assert len(found["a"]) == rounds
+
+
+def test_a_timing_of_several_calls_is_divided_by_their_number(monkeypatch):
+    monkeypatch.setattr(measure, "_seconds", lambda call, calls: float(call()) * calls**2)
+    assert measure.in_turn([subject("a", lambda: 3)], 5, CPU, Effort(2))["a"] == [15.0, 15.0]
+
+
+def test_a_row_has_the_quartiles_and_the_ratio_of_medians(monkeypatch):
+    timings = {"batchnorm": [4.0, 2.0, 8.0], "rbnorm": [9.0, 1.0, 3.0]}
+    monkeypatch.setattr(measure, "in_turn", lambda *_: timings)
+    subjects = [subject(name, lambda: None) for name in timings]
+    batchnorm, ours = measure.measure(CASE, subjects, CPU, Effort())
+    assert (batchnorm.q1_s, batchnorm.median_s, batchnorm.q3_s) == (3.0, 4.0, 6.0)
+    assert (batchnorm.rounds, batchnorm.ratio_to_batchnorm) == (3, 1.0)
+    assert (ours.median_s, ours.ratio_to_batchnorm) == (3.0, 0.75)
+
+
+@pytest.mark.parametrize(("shape", "calls"), [(layers.PER_CALL, 50), ((32, 64, 112, 112), 1)])
+def test_small_inputs_are_called_several_times_in_a_timing(shape, calls):
+    row = measure.measure(
+        replace(CASE, shape=shape), [subject("batchnorm", lambda: None)], CPU, Effort(1)
+    )[0]
+    assert row.calls == calls
+
+
+# The candidates.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("mode", ["training", "inference"])
+def test_all_ways_of_rbn_compute_the_same(mode, layout, dtype):
+    case = replace(CASE, mode=mode, layout=layout, dtype=dtype)
+    found = {s.name: s for s in candidates.eager(case, CPU)}
+    assert list(found)[:4] == ["batchnorm", "rbnorm", "literal", "copy"]
+    results = {}
+    for name in found.keys() & {"rbnorm", "rbnorm portable", "literal"}:
+        torch.manual_seed(1)
+        for parameter in found[name].model.parameters():
+            torch.nn.init.normal_(parameter)
+        with found[name].ready():
+            result = found[name].call()
+        results[name] = result if case.training else (result,)
+    expected = results.pop("literal")
+    assert expected[0].dtype == getattr(torch, dtype)
+    for actual in results.values():
+        for tensor, other in zip(actual, expected, strict=True):
+            assert_close(tensor, other, getattr(torch, dtype))
+
+
+def test_the_input_has_the_layout_and_dtype_of_the_case():
+    case = replace(CASE, layout="channels_last", dtype="bfloat16")
+    for tensor in candidates.inputs(case, CPU):
+        assert not tensor.is_contiguous()
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert tensor.dtype == torch.bfloat16
+
+
+def test_the_compiled_candidates_stand_beside_eager_batchnorm():
+    names = [s.name for s in candidates.compiled(CASE, CPU)]
+    assert names == ["batchnorm", "compiled batchnorm", "compiled rbnorm", "compiled literal"]
+
+
+def test_the_literal_model_is_the_model_with_rbn():
+    case = Case("models", "inference", "float32", "nchw", (1, 3, 32, 32))
+    found = {s.name: s for s in models.eager(case, CPU)}
+    with found["rbnorm"].ready():
+        ours, literal = found["rbnorm"].call(), found["literal"].call()
+    assert found["literal"].model.bn1.__class__ is candidates.Literal
+    assert_close(ours, literal, torch.float32)
+
+
+# The bytes.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_saved_are_the_input_and_the_tables(dtype):
+    case = replace(CASE, dtype=dtype)
+    found = {s.name: count_bytes(s, CPU).saved for s in candidates.eager(case, CPU)}
+    N, C = case.shape[:2]
+    assert found["batchnorm"] == case.nbytes + 2 * C * 4  # mean and 1 / std
+    assert found["rbnorm"] == case.nbytes + N * C * 4 + 2 * C * 4  # m, E and V
+    assert found["copy"] == 0
+
+
+def test_peak_memory_is_what_lives_at_once():
+    def call():
+        for count in (1000, 3000, 2000):
+            torch.empty(count, dtype=torch.uint8)  # freed before the next one
+        both = [torch.empty(1500, dtype=torch.uint8) for _ in range(2)]
+        del both[0]
+
+    assert count_bytes(subject("a", call), CPU).peak == 3000
+
+
+# The goals.
+
+
+def case_of(side, **values):
+    return replace(CASE, shape=(1, 1, 1, side), **values)
+
+
+@pytest.mark.parametrize(
+    ("limit", "worst", "verdict"),
+    [
+        (0.5, 0.8, "reached"),
+        (0.49, 0.8, "missed"),
+        (0.5, 0.79, "missed"),
+        (0.5, None, "reached"),
+        (None, None, "reported"),
+    ],
+)
+def test_a_goal_is_on_the_geometric_mean_and_the_worst_case(limit, worst, verdict):
+    goal = Goal("time", "BatchNorm", {"mode": "training"}, limit=limit, worst=worst)
+    measured = [
+        row
+        for side, base, ours in ((7, 10.0, 3.125), (9, 1.0, 0.8), (8, 2.0, 1.0))
+        for row in (
+            make_row("batchnorm", base, case_of(side)),
+            make_row("rbnorm", ours, case_of(side)),
+        )
+    ]
+    measured.append(make_row("rbnorm", 99.0, case_of(7, mode="inference")))
+    outcome = outcomes(measured, [goal])[0]
+    assert outcome.mean == pytest.approx(0.5)
+    assert outcome.worst == case_of(9)
+    assert outcome.verdict == verdict
+
+
+def test_a_goal_without_rows_is_not_measured():
+    assert outcomes([make_row("rbnorm")], [Goal("time", "BatchNorm", {})]) == [
+        Outcome(Goal("time", "BatchNorm", {}), {})
+    ]
+    assert Outcome(Goal("time", "BatchNorm", {}, limit=1.0), {}).verdict == "not measured"
+
+
+def test_a_goal_may_be_a_multiple_of_another_cost_and_need_large_inputs():
+    goal = Goal("bytes", "copies", {}, base="copy", quantity="saved_bytes", factor=2.5)
+    measured = [make_row("copy", saved_bytes=4), make_row("rbnorm", saved_bytes=20)]
+    assert outcomes(measured, [goal])[0].ratios == {CASE: 2.0}
+    assert not outcomes(measured, [replace(goal, least_bytes=CASE.nbytes + 1)])[0].ratios
+
+
+def test_the_map_of_the_per_call_cost_is_no_part_of_the_suite():
+    measured = [
+        make_row(name, case=replace(CASE, shape=shape))
+        for shape in (CASE.shape, layers.PER_CALL)
+        for name in ("batchnorm", "rbnorm")
+    ]
+    goal = Goal("time", "BatchNorm", {})
+    suite, call = outcomes(measured, [goal, replace(goal, per_call=True)])
+    assert [case.shape for case in suite.ratios] == [CASE.shape]
+    assert [case.shape for case in call.ratios] == [layers.PER_CALL]
+
+
+def test_the_parts_have_what_every_goal_needs():
+    names = ("batchnorm", "rbnorm", "literal", "copy", "compiled batchnorm", "compiled rbnorm")
+    measured = [
+        make_row(name, case=case)
+        for part in command.PARTS.values()
+        for case in part.cases
+        for name in names
+    ]
+    assert len({row.case for row in measured}) * len(names) == len(measured)
+    found = outcomes(measured)
+    assert [outcome.goal for outcome in found] == list(goals.GOALS)
+    assert {outcome.verdict for outcome in found} <= {"reached", "reported", "missed"}
+
+
+# The command.
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of one tiny case each."""
+    parts = {
+        name: Part((replace(CASE, part=name),), candidates.eager) for name in ("layers", "models")
+    }
+    monkeypatch.setattr(command, "PARTS", parts)
+
+
+def test_the_command_writes_rows_machine_and_figure(small_parts, tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    arguments = ["bench", "--parts", "layers,models", "--repeats", "2", "--out", str(out)]
+    assert main(arguments) == 0
+    found, machine = rows.load(out)
+    assert [row.part for row in found] == ["layers"] * (len(found) // 2) + ["models"] * (
+        len(found) // 2
+    )
+    for by_candidate in rows.cases(found):
+        base = by_candidate["batchnorm"]
+        for row in by_candidate.values():
+            assert row.ratio_to_batchnorm == row.median_s / base.median_s
+            assert 0 < row.q1_s <= row.median_s <= row.q3_s
+            assert (row.rounds, row.threads) == (2, torch.get_num_threads())
+    assert machine["layers"]["rbnorm"] == rbnorm.__version__
+    assert machine["layers"]["device"] == "cpu"
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "bench.svg").read_text()
+    printed = capsys.readouterr().out
+    assert "layers, training, float32, nchw" in printed
+    assert "not measured" in printed
+
+
+def test_a_part_measured_again_replaces_its_rows_alone(small_parts, tmp_path):
+    def run(part):
+        main(["bench", "--parts", part, "--repeats", "1", "--out", str(tmp_path)])
+        found, machine = rows.load(tmp_path)
+        return {p: [row for row in found if row.part == p] for p in machine}
+
+    first, second, third = run("layers"), run("models"), run("layers")
+    assert second["layers"] == first["layers"] != third["layers"]
+    assert third["models"] == second["models"]
+    assert len(third["layers"]) == len(first["layers"])
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    measured = [make_row("batchnorm"), make_row("copy", saved_bytes=None)]
+    rows.save(tmp_path, measured, {"layers": {"cores": 2}})
+    assert rows.load(tmp_path) == (measured, {"layers": {"cores": 2}})
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"part": "layers"}'])
+def test_foreign_rows_are_refused(line, tmp_path):
+    (tmp_path / rows.ROWS).write_text(line + "\n")
+    (tmp_path / rows.MACHINE).write_text(json.dumps({}))
+    with pytest.raises(UsageError, match="are not rows of this benchmark"):
+        rows.load(tmp_path)
+
+
+def test_the_figure_has_a_mark_for_every_ratio():
+    measured = [
+        make_row(name, ratio, replace(CASE, layout=layout))
+        for layout in ("nchw", "channels_last")
+        for name, ratio in (("batchnorm", 1.0), ("rbnorm", 0.5), ("compiled rbnorm", 0.25))
+    ]
+    panels = figure.draw(measured).axes
+    assert [axes.get_title() for axes in panels] == [
+        "training, float32, nchw",
+        "training, float32, channels_last",
+    ]
+    for axes in panels:
+        marks = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+        assert marks["rbnorm"] == [0.5]
+        assert marks["compiled rbnorm"] == [0.25]
+
+
+BAD = {
+    "--repeats 0": "repeats must be at least 1, not 0",
+    "--repeats x": "invalid int value: 'x'",
+    "--parts layer": "unknown part 'layer': choose from layers, compiled, models, compiled-models",
+    "--parts ,": "no part: choose from layers",
+    "--device tpu": "unknown device 'tpu': choose from cpu, cuda",
+    "--out a-file": "is a file",
+    "--out a-file/below": "is a file",
+    "--out /proc/rbnorm-bench": "/proc/rbnorm-bench cannot be made",
+}
+
+
+def test_an_interrupted_benchmark_keeps_the_parts_that_had_ended(
+    small_parts, monkeypatch, tmp_path, capsys
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command.PARTS, "models", Part((CASE,), interrupt))
+    arguments = ["--parts", "layers", "models", "--repeats", "1", "--out", str(tmp_path)]
+    assert main(["bench", *arguments]) == 130
+    assert "the parts of the benchmark that had ended are kept" in capsys.readouterr().err
+    assert {row.part for row in rows.load(tmp_path)[0]} == {"layers"}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_usage(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    assert main(["bench", *arguments.split()]) == 2
+    written = capsys.readouterr().err
+    assert BAD[arguments] in written
+    assert written.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+
+
+def test_cuda_without_a_gpu_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", "--device", "cuda", "--out", str(tmp_path / "new")]) == 2
+    assert "--device cuda needs a CUDA or ROCm device" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -10,7 +10,6 @@ from support import make_record, run
 
 import rbnorm
 from rbnorm import __main__
-from rbnorm.lab import compare
 from rbnorm.lab.cli import main
 from rbnorm.lab.records import RecordStore
 
@@ -80,7 +79,7 @@ def test_more_classes_than_the_head_are_refused(image_folder, tmp_path, capsys):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys):
     # the superuser may write anywhere, so the refusal is pretended
-    monkeypatch.setattr(compare.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     assert main(["compare", "--out", str(tmp_path / "out")]) == 2
     assert "is not writable" in capsys.readouterr().err
 

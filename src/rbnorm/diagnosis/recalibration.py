@@ -53,7 +53,8 @@ def recalibrate(model: Model, batches: Iterable[Any], *, forward: Forward | None
     cut into batches matters only through the layers before. An average of batch variances, as
     ``momentum=None`` gives, would leave out the spread of the batch means.
 
-    Layers without running statistics, and layers that are not reached, stay as they are.
+    Layers without running statistics, and layers that are not reached, stay as they are. Where
+    several processes each call this, each has the statistics of its own batches.
 
     Args:
         model: The model.

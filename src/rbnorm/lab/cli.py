@@ -28,9 +28,9 @@ def _compare(options: argparse.Namespace, command: str) -> None:
 
 
 def _bench(options: argparse.Namespace, command: str) -> None:
-    from rbnorm.lab.bench import bench  # noqa: PLC0415
+    from rbnorm.lab.bench.command import bench  # noqa: PLC0415
 
-    bench(options.repeats, options.out)
+    bench(_items(options.parts), options.repeats, options.device, options.out)
 
 
 def _diagnose(options: argparse.Namespace, command: str) -> None:
@@ -60,16 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = argparse.Namespace(interrupted="no file has changed")
     try:
-        options = _parser().parse_args(given, options)
-        options.run(options, shlex.join(["rbnorm", *given]))
+        options = _parser().parse_args(given)
+        try:
+            options.run(options, shlex.join(["rbnorm", *given]))
+        except KeyboardInterrupt:
+            print(f"rbnorm: interrupted; {options.kept}.", file=sys.stderr)
+            return 130
     except UsageError as error:
         print(f"rbnorm: {error}.".replace("?.", "?"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"rbnorm: interrupted; {options.interrupted}.", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -98,9 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(
         commands.add_parser(
             "bench",
-            help="time a layer next to BatchNorm and the literal definition",
+            help="time RBN next to BatchNorm and the literal definition",
             description="Time BatchNorm, RBN and the literal definition of RBN call by call in "
-            "turn, on the sizes of ResNet-50 and CIFAR; print the ratios to BatchNorm.",
+            "turn, as layers on the sizes of ResNet-50 and CIFAR networks and in a whole "
+            "ResNet-50; write the rows and a figure, print the ratios to BatchNorm and the goals.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
@@ -108,15 +109,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_bench)
-    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each", metavar="N")
-    parser.add_argument("--out", type=Path, help="file to write the rows to, as JSON lines")
+    parser.set_defaults(run=_bench, kept="the parts of the benchmark that had ended are kept")
+    add = parser.add_argument
+    add(
+        "--parts",
+        nargs="+",
+        default=["layers", "compiled", "models"],
+        help="list of layers, compiled, models, compiled-models",
+        metavar="PART",
+    )
+    add("--repeats", type=int, default=15, help="timings of each, fewer where slow", metavar="N")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--out", type=Path, default=Path("rbnorm-bench"), help="folder of rows and figure")
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(
-        run=_compare,
-        interrupted="the same command again continues after the last finished run",
+        run=_compare, kept="the same command again continues after the last finished run"
     )
     add = parser.add_argument
     add("--data", default="digits", help=f"one of {', '.join(DATA)}")
@@ -162,7 +171,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_diagnose(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_diagnose)
+    parser.set_defaults(run=_diagnose, kept="no file has changed")
     add = parser.add_argument
     add(
         "--model",

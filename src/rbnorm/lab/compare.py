@@ -1,6 +1,5 @@
 """The study behind ``rbnorm compare``: every norm, batch size and seed, then table and page."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rbnorm.lab.config import LR_BATCH_SIZE, RunConfig
 from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.data import canonical_name as data_name
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.folders import check_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.records import Record, RecordStore, select
@@ -107,7 +107,7 @@ def compare(study: Study, out: Path, command: str, *, save_models: bool = False)
     Raises:
         UsageError: The study cannot be run as asked.
     """
-    check_out(out)
+    check_folder(out)
     configs = study.configs(count_processes())
     accelerator = make_accelerator(study.mixed_precision)
     store = RecordStore(out)
@@ -139,15 +139,6 @@ def compare(study: Study, out: Path, command: str, *, save_models: bool = False)
         _print(records, out)
         write_report(records, out, command)
     accelerator.end_training()
-
-
-def check_out(out: Path) -> None:
-    """Raise UsageError if ``out`` is no folder, or none that can be written or made."""
-    there = next(path for path in (out, *out.resolve().parents) if path.exists())
-    if not there.is_dir():
-        raise UsageError(f"--out {out} cannot be a folder: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out} cannot be written: {there} is not writable")
 
 
 def _choose_threads(data: ImageData) -> None:

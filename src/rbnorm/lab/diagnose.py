@@ -18,7 +18,6 @@ from rbnorm.diagnosis.passes import normalisers
 from rbnorm.diagnosis.recalibration import changes
 from rbnorm.files import replace
 from rbnorm.lab.checkpoints import Saved, file_of, load_model, read_saved
-from rbnorm.lab.compare import check_out
 from rbnorm.lab.config import CORRUPTIONS
 from rbnorm.lab.conversion import Conversion, conversion
 from rbnorm.lab.data import ImageData, canonical_name, collate, load_data
@@ -26,6 +25,7 @@ from rbnorm.lab.diagnosis_page import write_page
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.feature_maps import FeatureMaps, feature_maps
 from rbnorm.lab.findings import findings
+from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 
@@ -107,7 +107,7 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     Raises:
         UsageError: It cannot be done as asked.
     """
-    check_out(out)
+    check_folder(out)
     device = _device(request.device)
     path = file_of(request.model)
     saved = read_saved(path) if path else None
@@ -127,7 +127,7 @@ def diagnose(request: Request, out: Path, command: str) -> None:
         except (ValueError, RuntimeError) as error:
             raise UsageError(f"{request.model} cannot be diagnosed: {first_line(error)}") from error
     said = findings(result, images)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     result.to_json(out / "diagnosis.json")
     page = write_page(result, said, change, maps, title=_title(request, saved), command=command)
     replace(out / "report.html", page.encode())

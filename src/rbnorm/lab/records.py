@@ -19,6 +19,7 @@ from filelock import FileLock
 import rbnorm
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.folders import make_folder
 
 SCHEMA: Final = 1
 FILE_NAME: Final = "records.jsonl"
@@ -129,11 +130,7 @@ class RecordStore:
         Raises:
             UsageError: The system refuses.
         """
-        folder = self.path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be made ({error.strerror})") from error
+        make_folder(self.path.parent)
 
     def load(self) -> dict[str, Record]:
         """All records by the key of their config.

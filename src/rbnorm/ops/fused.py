@@ -19,8 +19,8 @@ made of can be traced and differentiated. The compiled ones say the same in ``cs
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def _silu_slope(z: Tensor) -> Tensor:
 ACTIVATION_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "none": lambda z, slope: torch.ones_like(z),
     "relu": lambda z, slope: (z > 0).to(z.dtype),
-    "leaky_relu": lambda z, slope: torch.where(z > 0, 1.0, slope),
+    "leaky_relu": lambda z, slope: torch.where(z > 0, torch.ones_like(z), slope),
     "silu": lambda z, slope: _silu_slope(z),
     "hardswish": lambda z, slope: _hardswish_slope(z),
 }
@@ -86,13 +86,47 @@ class Options(NamedTuple):
     slope: float = 0.0
 
 
-def _deviation(m: Tensor) -> Tensor:
-    """``m - mean_n m``, taken around the first instance so that a large common mean cancels."""
-    offset = m - m[:1]
-    return offset - offset.mean(0)
+class Batch:
+    """What is known of the whole batch from the instances at hand; here they are all of it.
+
+    The layer asks it whatever mixes instances, so that it can be asked of many processes too.
+    ``sweeps`` are the passes over big tensors, ``known`` what it found out for its statistics.
+    """
+
+    sweeps: Any = portable
+    known: tuple[Tensor, ...] = ()
+
+    def again(self) -> Batch:
+        """The same batch for another, differentiable pass."""
+        return self
+
+    def statistics(
+        self, m: Tensor, v: Tensor, center_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``m - mean_n m`` (N, C), and E and V (C,)."""
+        deviation = self.deviation(m)
+        d = amplify(deviation, center_weight)
+        E = amplify(m.mean(0), center_weight)
+        return deviation, E, torch.addcmul(v, d, d).mean(0)
+
+    def deviation(self, m: Tensor) -> Tensor:
+        """``m - mean_n m``, taken around the first instance so that a large common mean cancels."""
+        offset = m - m[:1]
+        return offset - offset.mean(0)
+
+    def means(self, *tables: Tensor) -> Sequence[Tensor]:
+        """The mean over the instances of each table."""
+        return [table.mean(0) for table in tables]
+
+    def size(self, x: Tensor) -> int | Tensor:
+        """The number of values per channel."""
+        return x.numel() // x.shape[1]
 
 
-def _amplify(table: Tensor, center_weight: Tensor | None) -> Tensor:
+WHOLE = Batch()
+
+
+def amplify(table: Tensor, center_weight: Tensor | None) -> Tensor:
     """``(1 + w_m) table``."""
     return table if center_weight is None else torch.addcmul(table, center_weight, table)
 
@@ -131,22 +165,22 @@ def normalise(
     p: Vectors,
     running: tuple[Tensor, Tensor] | None,
     options: Options,
+    batch: Batch = WHOLE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, m, E and V; by the statistics of x, or by the ``running`` (E, V). Differentiable."""
     if running is None:
-        m, v = portable.moments(x)
-        d = _amplify(_deviation(m), p.center_weight)
-        E = _amplify(m.mean(0), p.center_weight)
-        V = torch.addcmul(v, d, d).mean(0)
+        m, v = batch.sweeps.moments(x)
+        deviation, E, V = batch.statistics(m, v, p.center_weight)
+        d = amplify(deviation, p.center_weight)
     else:
-        m, (E, V) = portable.mean(x), running
-        d = _amplify(m, p.center_weight) - E
+        m, (E, V) = batch.sweeps.mean(x), running
+        d = amplify(m, p.center_weight) - E
     r = (V + options.eps).rsqrt()
     t = d * r
     gain = _gate(t, p, list(RESTRICTIONS)[options.restrict]).gain
     scale, shift = _affine_tables(t, r, gain, p.bias)
     if residual is None and options.activation == 0:
-        return portable.affine(x, m, scale, shift), m, E, V
+        return batch.sweeps.affine(x, m, scale, shift), m, E, V
     z = portable.affine_table(x, m, scale, shift)
     z = z if residual is None else z + residual
     y = list(ACTIVATIONS.values())[options.activation](z, options.slope)
@@ -154,10 +188,13 @@ def normalise(
 
 
 def update(
-    running: tuple[Tensor, Tensor], E: Tensor, V: Tensor, x: Tensor, momentum: float | Tensor
+    running: tuple[Tensor, Tensor],
+    E: Tensor,
+    V: Tensor,
+    M: int | Tensor,
+    momentum: float | Tensor,
 ) -> None:
-    """Move the running statistics towards E and the unbiased V of x, in their own dtype."""
-    M = x.numel() // x.shape[1]
+    """Move the running statistics towards E and the unbiased V of M values, in their own dtype."""
     for buffer, batch in zip(running, (E, V * (M / (M - 1))), strict=True):
         factor = momentum.to(buffer.dtype) if isinstance(momentum, Tensor) else momentum
         buffer.lerp_(batch.detach().to(buffer.dtype), factor)
@@ -179,15 +216,17 @@ def forward(
     restrict: int,
     activation: int,
     slope: float,
+    batch: Batch = WHOLE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, m, E and V, the last two new tensors; in training updates the running statistics."""
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
     running = None
     if not training and running_mean is not None and running_var is not None:
         running = running_mean.clone(), running_var.clone()
-    y, m, E, V = normalise(x, residual, p, running, Options(eps, restrict, activation, slope))
+    options = Options(eps, restrict, activation, slope)
+    y, m, E, V = normalise(x, residual, p, running, options, batch)
     if training and running_mean is not None and running_var is not None:
-        update((running_mean, running_var), E, V, x, momentum)
+        update((running_mean, running_var), E, V, batch.size(x), momentum)
     return y, m, E, V
 
 
@@ -231,11 +270,12 @@ def backward(
     slope: float,
     want_dx: bool,
     want_dresidual: bool,
+    batch: Batch = WHOLE,
 ) -> tuple[Tensor, ...]:
     """Gradients for x, the residual and the five vectors; of size 0 where there is none."""
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    r, deviation = (V + eps).rsqrt(), _deviation(m) if training else m
-    d = _amplify(deviation, center_weight)
+    r, deviation = (V + eps).rsqrt(), batch.deviation(m) if training else m
+    d = amplify(deviation, center_weight)
     t = (d if training else d - E) * r
     gate = _gate(t, p, list(RESTRICTIONS)[restrict])
     scale, shift = _affine_tables(t, r, gate.gain, bias)
@@ -246,13 +286,14 @@ def backward(
         z = z if residual is None else z + residual
         dy = dy * list(ACTIVATION_SLOPES.values())[activation](z, slope)
         dresidual = portable.standard(dy.to(x.dtype)) if want_dresidual else nothing
-    S1, S2 = portable.grad_moments(dy, x, m)  # means over the positions, of dz and dz (x - m)
-    u, x_scale, tables = _backward_tables(S1, S2, t, r, deviation, p, gate, restrict, training)
+    S1, S2 = batch.sweeps.grad_moments(dy, x, m)  # means over the positions, of dz and dz (x - m)
+    statistics = batch if training else None
+    u, x_scale, tables = _backward_tables(S1, S2, t, r, deviation, p, gate, restrict, statistics)
     dx = nothing
     if want_dx and x_scale is not None:
-        dx = portable.grad_affine(dy, x, m, scale, x_scale, u)
+        dx = batch.sweeps.grad_affine(dy, x, m, scale, x_scale, u)
     elif want_dx:
-        dx = portable.affine(dy, None, scale, u).to(x.dtype)
+        dx = batch.sweeps.affine(dy, None, scale, u).to(x.dtype)
     L, empty = portable.positions(x), r.new_empty(0)
     found = (
         empty if vector is None or table is None else L * table.sum(0)
@@ -270,9 +311,12 @@ def _backward_tables(
     p: Vectors,
     gate: _Gate,
     restrict: int,
-    training: bool,
+    batch: Batch | None,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
-    """What the second sweep adds, its factor of x - m, and the vectors' gradients per instance."""
+    """What the second sweep adds, its factor of x - m, and the vectors' gradients per instance.
+
+    Through the statistics of ``batch`` more reaches x; None where they are constants.
+    """
     D = torch.addcmul(r * S2, t, S1)  # dz o
     h, ho = _scale(S1, gate.gain), _scale(D, gate.gain)  # do and do o
     dw_m = dw_v = dw_b = None
@@ -284,9 +328,9 @@ def _backward_tables(
         u = dw_b * p.scale_weight
         h, ho = h + u, torch.addcmul(ho, u, t)
     x_scale = None
-    if training:  # what reaches x through E and V
-        slope = ho.mean(0)
-        common = torch.addcmul(h.mean(0), t, slope)
+    if batch is not None:
+        mean, slope = batch.means(h, ho)
+        common = torch.addcmul(mean, t, slope)
         h, u, x_scale = h - common, u - common, -r * r * slope
     u = r * u
     if p.center_weight is not None:

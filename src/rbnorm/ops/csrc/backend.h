@@ -2,7 +2,8 @@
 // defines RBNORM_BACKEND and RBNORM_VECTOR_BYTES, and includes this. headers.h comes first because
 // the linker keeps one copy of an inline function, for all backends: it must be one for any CPU.
 
-#define INLINE inline __attribute__((always_inline))
+#define FLAT __attribute__((always_inline))  // of a lambda
+#define INLINE inline FLAT
 #define NAMESPACE RBNORM_BACKEND
 
 namespace rbnorm {

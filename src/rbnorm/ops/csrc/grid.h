@@ -2,7 +2,7 @@
 //
 // Included once per instruction set, inside its namespace.
 
-constexpr int64_t chunk_positions = 8192;  // of one run: its values stay in the first-level cache
+constexpr int64_t chunk_positions = 8192;  // a run stays in the first-level cache, a sum accurate
 constexpr int64_t chunk_values = 1 << 17;  // of the rows of one chunk
 constexpr int64_t unit_bytes = 1 << 17;    // of the channels that go through all phases together
 constexpr int64_t part_rows = 2048;        // channels_last rows that are few enough to take part
@@ -12,23 +12,28 @@ constexpr int64_t task_values = 1 << 15;   // below this a second thread costs m
 
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The areas of the channels [c0, c1): N instances times blocks of channels times chunks of
-// positions, numbered so that those of one instance follow one another.
+// The areas of the instances [n0, n1) and channels [c0, c1): instances times blocks of channels
+// times chunks of positions, numbered so that those of one instance follow one another.
 struct Grid {
   Shape shape;
-  int64_t c0, c1, block, chunk, blocks, chunks;
+  int64_t n0, n1, c0, c1, block, chunk, blocks, chunks;
 
-  Grid(const Shape& s, int64_t c0, int64_t c1, int64_t block)
-      : shape(s), c0(c0), c1(c1), block(block) {
-    chunk = s.channels_last ? std::max<int64_t>(chunk_values / block, least_head) : chunk_positions;
+  Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t block)
+      : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(block) {
+    chunk = s.channels_last ? std::clamp(chunk_values / block, least_head, chunk_positions)
+                            : chunk_positions;
     blocks = ceil_div(c1 - c0, block);
     chunks = ceil_div(s.L, chunk);
   }
-  int64_t size() const { return shape.N * blocks * chunks; }
-  int64_t row(const Area& a) const { return a.n * chunks + a.i0 / chunk; }
+  Grid(const Shape& s, int64_t block) : Grid(s, 0, s.N, 0, s.C, block) {}
+  int64_t instances() const { return n1 - n0; }
+  int64_t size() const { return instances() * blocks * chunks; }
+  // Rows of tables: one per instance, or one per instance and chunk.
+  int64_t instance(const Area& a) const { return a.n - n0; }
+  int64_t row(const Area& a) const { return instance(a) * chunks + a.i0 / chunk; }
   Area operator[](int64_t item) const {
     const int64_t k = item % chunks, b = item / chunks % blocks, n = item / chunks / blocks;
-    return {n, c0 + b * block, std::min(c1, c0 + (b + 1) * block), k * chunk,
+    return {n0 + n, c0 + b * block, std::min(c1, c0 + (b + 1) * block), k * chunk,
             std::min(shape.L, (k + 1) * chunk)};
   }
   int64_t positions(int64_t k) const { return std::min(shape.L, (k + 1) * chunk) - k * chunk; }
@@ -54,35 +59,41 @@ struct Grid {
   }
 };
 
-// Channels of one area.
+// Channels of one area, where `instances` (not 0) go through all phases together.
 template <class S>
-int64_t block_of(const Shape& shape) {
+int64_t block_of(const Shape& shape, int64_t instances) {
   const int64_t C = std::max<int64_t>(shape.C, 1), threads = torch::stable::get_num_threads();
   if (shape.channels_last) {
     const int64_t part = std::clamp(C / (2 * threads), part_channels, 2 * part_channels);
-    return shape.N * shape.L <= part_rows && C >= part * threads ? part : C;
+    return instances > 1 && instances * shape.L <= part_rows && C >= part * threads ? part : C;
   }
   const int64_t run = std::max<int64_t>(shape.L * sizeof(S), 1);
-  const int64_t instances = std::max<int64_t>(shape.N, 1);
   const int64_t wanted = std::max(unit_bytes / (instances * run), run_bytes / run);
-  return std::clamp<int64_t>(std::min(wanted, C / (4 * threads)), 1, C);
+  const int64_t shared = C * ceil_div(shape.N, instances) / (4 * threads);
+  return std::clamp<int64_t>(std::min(wanted, shared), 1, C);
 }
 
-// Calls f(grid) for all channels. Where there are enough of them each thread takes its own through
-// all phases, so that they are still in its cache in the later ones; otherwise all threads go
-// through the phases together.
+// Calls f(grid) for all channels of all instances (not 0). Channels, and instances that need not wait for
+// one another, go through all phases by themselves, so that they are still in the cache of their
+// thread in the later ones. Where that gives too little to do in parallel, all threads go through
+// the phases together.
 template <class S, class F>
-void for_units(const Shape& shape, F f) {
-  const int64_t block = block_of<S>(shape), units = ceil_div(shape.C, block);
-  if (units < torch::stable::get_num_threads()) {
-    f(Grid(shape, 0, shape.C, block));
+void for_units(const Shape& shape, bool together, F f) {
+  const int64_t threads = torch::stable::get_num_threads(), share = ceil_div(shape.N, threads);
+  const int64_t fitting = std::max<int64_t>(unit_bytes / (shape.C * shape.L * sizeof(S)), 1);
+  const int64_t instances = together ? shape.N : std::min(fitting, share);
+  const int64_t block = block_of<S>(shape, instances);
+  const int64_t parts = ceil_div(shape.C, block), units = parts * ceil_div(shape.N, instances);
+  if (units < threads) {
+    f(Grid(shape, block));
     return;
   }
-  const int64_t values = std::max<int64_t>(block * shape.N * shape.L, 1);
-  torch::stable::parallel_for(0, units, ceil_div(task_values, values),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t u = begin; u < end; u++)
-                                  f(Grid(shape, u * block, std::min(shape.C, (u + 1) * block),
-                                         block));
-                              });
+  const int64_t values = std::max<int64_t>(block * instances * shape.L, 1);
+  torch::stable::parallel_for(
+      0, units, ceil_div(task_values, values), [&](int64_t begin, int64_t end) {
+        for (int64_t u = begin; u < end; u++) {
+          const int64_t n = u / parts * instances, c = u % parts * block;
+          f(Grid(shape, n, std::min(shape.N, n + instances), c, std::min(shape.C, c + block), block));
+        }
+      });
 }

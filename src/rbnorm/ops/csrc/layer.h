@@ -34,7 +34,7 @@ constexpr int64_t task_rows = 1024;  // vectors of a table that are worth a seco
 template <class T, class F>
 void for_columns(const Grid& grid, F f) {
   const int64_t channels = grid.c1 - grid.c0;
-  const int64_t grain = ceil_div(task_rows, std::max<int64_t>(grid.shape.N, 1));
+  const int64_t grain = ceil_div(task_rows, std::max<int64_t>(grid.instances(), 1));
   torch::stable::parallel_for(
       0, ceil_div(channels, width<T>), grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin * width<T>; i < std::min(channels, end * width<T>); i += width<T>)
@@ -144,7 +144,7 @@ INLINE Vec<T> rsqrt(const Vec<T>& v) {
 template <class T>
 void forward_tables(const Forward& f, const Grid& grid, Workspace<T>& mean, Workspace<T>& variance,
                     Workspace<T>& scale, Workspace<T>& shift) {
-  const int64_t N = grid.shape.N, c0 = grid.c0;
+  const int64_t N = grid.instances(), c0 = grid.c0;
   const bool training = f.layer.training;
   const double M = double(N) * grid.shape.L;
   const auto from = [&](void* p) { return static_cast<T*>(p) + c0; };
@@ -170,10 +170,10 @@ void forward_tables(const Forward& f, const Grid& grid, Workspace<T>& mean, Work
         update(from(f.running_var), V * T(M / (M - 1)));
       }
     }
-    if (f.m) at.put(from(f.E), E), at.put(from(f.V), V);
+    if (f.m && grid.n0 == 0) at.put(from(f.E), E), at.put(from(f.V), V);
     const Vec<T> r = rsqrt<T>(V + T(f.layer.eps));
     for (int64_t n = 0; n < N; n++) {
-      if (f.m) at.put(from(f.m) + n * grid.shape.C, m(n));
+      if (f.m) at.put(from(f.m) + (grid.n0 + n) * grid.shape.C, m(n));
       const Vec<T> t = deviation(m(n)) * r, gain = p.weight * p.gate(t);
       at.set_row(scale[n], gain * r);
       at.set_row(shift[n], gain * t + p.bias);
@@ -185,24 +185,23 @@ template <class S>
 void forward(const Forward& f) {
   using T = table_t<S>;
   const auto x = static_cast<const S*>(f.x);
+  const bool training = f.layer.training;  // which is when instances wait for one another
   const Tail<S> tail{static_cast<const S*>(f.residual), f.layer.activation, T(f.layer.slope)};
-  for_units<S>(f.shape, [&](const Grid& grid) {
-    const int64_t channels = grid.c1 - grid.c0, rows = grid.shape.N * grid.chunks;
-    Workspace<T> mean(rows, channels), variance(f.layer.training ? rows : 0, channels);
-    Workspace<T> scale(grid.shape.N, channels), shift(grid.shape.N, channels);
+  for_units<S>(f.shape, training, [&](const Grid& grid) {
+    const int64_t channels = grid.c1 - grid.c0, N = grid.instances(), rows = N * grid.chunks;
+    Workspace<T> mean(rows, channels), variance(training ? rows : 0, channels);
+    Workspace<T> scale(N, channels), shift(N, channels);
     grid.for_areas([&](const Area& a) {
-      const int64_t j = a.c0 - grid.c0;
-      T* v = f.layer.training ? variance[grid.row(a)] + j : nullptr;
-      moments<S>(grid.shape, a, x, mean[grid.row(a)] + j, v);
+      const int64_t j = a.c0 - grid.c0, row = grid.row(a);
+      moments<S>(grid.shape, a, x, mean[row] + j, training ? variance[row] + j : nullptr);
     });
-    if (grid.chunks > 1)
-      for (int64_t n = 0; n < grid.shape.N; n++)
-        merge_chunks<T>(grid, mean[n * grid.chunks],
-                        f.layer.training ? variance[n * grid.chunks] : nullptr, mean.ld);
+    for (int64_t n = 0; grid.chunks > 1 && n < N; n++)
+      merge_chunks<T>(grid, mean[n * grid.chunks], training ? variance[n * grid.chunks] : nullptr,
+                      mean.ld);
     forward_tables<T>(f, grid, mean, variance, scale, shift);
     grid.for_areas_back([&](const Area& a) {
-      const int64_t j = a.c0 - grid.c0;
-      const Tables<T> tables{mean[a.n * grid.chunks] + j, scale[a.n] + j, shift[a.n] + j};
+      const int64_t j = a.c0 - grid.c0, n = grid.instance(a);
+      const Tables<T> tables{mean[n * grid.chunks] + j, scale[n] + j, shift[n] + j};
       affine<S>(grid.shape, a, tables, x, tail, static_cast<S*>(f.y));
     });
   });
@@ -290,8 +289,8 @@ void backward(const Backward& b) {
   const auto m = static_cast<const T*>(b.m);
   const bool activated = b.layer.activation != NONE;
   const Tail<S> tail{static_cast<const S*>(b.residual), b.layer.activation, T(b.layer.slope)};
-  for_units<S>(b.shape, [&](const Grid& grid) {
-    const int64_t channels = grid.c1 - grid.c0, N = grid.shape.N, rows = N * grid.chunks;
+  for_units<S>(b.shape, true, [&](const Grid& grid) {
+    const int64_t channels = grid.c1 - grid.c0, N = grid.instances(), rows = N * grid.chunks;
     Workspace<T> first(rows, channels), second(rows, channels);
     Workspace<T> scale(N, channels), shift(activated ? N : 0, channels), x_scale(1, channels);
     if (activated) recompute_tables<T>(b, grid, scale, shift);

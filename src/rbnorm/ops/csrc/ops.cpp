@@ -69,6 +69,8 @@ Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& stri
   return Tensor(handle);
 }
 
+Tensor nothing(ScalarType dtype) { return empty({0}, {1}, dtype); }
+
 int64_t bytes(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
 }
@@ -111,7 +113,6 @@ struct Input {
   }
   Tensor table() const { return empty({shape.N, shape.C}, {shape.C, 1}, table_dtype(dtype)); }
   Tensor vector() const { return empty({shape.C}, {1}, table_dtype(dtype)); }
-  Tensor nothing() const { return empty({0}, {1}, dtype); }
 
   // Another tensor of the shape and dtype of x, in the layout of x.
   Tensor same(const Tensor& other, const char* name) const {
@@ -237,10 +238,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const Tensor mean = x.fitting(E, "E", false), variance = x.fitting(V, "V", false);
   STD_TORCH_CHECK(!want_dresidual || activation != NONE,
                   "without an activation the gradient of the residual is dy");
-  const Tensor none = x.nothing();
-  const auto optional = [&](const Optional& t) { return t ? x.vector() : x.nothing(); };
-  const Tensor dx = want_dx ? x.like() : x.nothing();
-  const Tensor dresidual = want_dresidual ? x.like() : x.nothing();
+  const auto optional = [&](const Optional& t) {
+    return t ? x.vector() : nothing(table_dtype(x.dtype));
+  };
+  const Tensor dx = want_dx ? x.like() : nothing(x.dtype);
+  const Tensor dresidual = want_dresidual ? x.like() : nothing(x.dtype);
   const std::array<Tensor, 5> grads{optional(weight), optional(bias), optional(center_weight),
                                     optional(scale_weight), optional(scale_bias)};
   const auto place = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };

@@ -5,7 +5,7 @@
 
 template <class S>
 Grid whole(const Shape& shape) {
-  return Grid(shape, 0, shape.C, block_of<S>(shape));
+  return Grid(shape, block_of<S>(shape, std::max<int64_t>(shape.N, 1)));
 }
 
 template <class S>
@@ -14,9 +14,9 @@ void moments(const Moments& p) {
   const Grid grid = whole<S>(p.shape);
   const int64_t C = p.shape.C, rows = grid.chunks > 1 ? p.shape.N * grid.chunks : 0;
   Workspace<T> mean(rows, C), variance(p.variance ? rows : 0, C);
-  const auto place = [&](void* out, Workspace<T>& chunks, const Area& a) {
-    T* row = grid.chunks > 1 ? chunks[grid.row(a)] : static_cast<T*>(out) + a.n * C;
-    return out ? row + a.c0 : nullptr;
+  const auto place = [&](void* out, Workspace<T>& chunks, const Area& a) -> T* {
+    if (!out) return nullptr;
+    return (grid.chunks > 1 ? chunks[grid.row(a)] : static_cast<T*>(out) + a.n * C) + a.c0;
   };
   grid.for_areas([&](const Area& a) {
     moments<S>(p.shape, a, static_cast<const S*>(p.x), place(p.mean, mean, a),

@@ -44,30 +44,30 @@ INLINE T first_of(const T* p) { return *p; }
 INLINE float first_of(const BFloat16* p) { return static_cast<float>(*p); }
 INLINE float first_of(const Half* p) { return static_cast<float>(*p); }
 
-// What a sweep adds up: `Sums` numbers per position, from f(at, k, center) for a vector at `at`.
-template <class T, int Sums>
-struct Totals {
-  Vec<T> total[Sums][lanes] = {};
-  template <class At>
-  INLINE void add(const At& at, int k, const std::array<Vec<T>, Sums>& terms) {
-    for (int s = 0; s < Sums; s++) total[s][k] += at.keep(terms[s]);
-  }
-  INLINE double operator[](int s) const {
-    return sum<T>((total[s][0] + total[s][1]) + (total[s][2] + total[s][3]));
-  }
-};
-
-// The sums over the positions of one channel, which lie in a row.
+// The means over the positions of one channel, which lie in a row, of `Sums` terms.
 template <class T, int Sums, class F>
-INLINE std::array<double, Sums> sum_run(int64_t n, F terms) {
-  Totals<T, Sums> totals;
-  for_vectors<T, lanes>(n, [&](auto at) {
-#pragma GCC unroll 4
-    for (int k = 0; k < at.count; k++) totals.add(at, k, terms(at, k));
+INLINE std::array<double, Sums> mean_of_run(int64_t n, F terms) {
+  Vec<T> total[lanes][Sums] = {};
+  for_vectors<T, lanes>(n, [&](auto at) FLAT {
+    repeat<at.count>([&](auto k) FLAT {
+      const std::array<Vec<T>, Sums> values = terms(at, k);
+      repeat<Sums>([&](auto s) FLAT { total[k][s] += at.keep(values[s]); });
+    });
   });
   std::array<double, Sums> result;
-  for (int s = 0; s < Sums; s++) result[s] = totals[s];
+  repeat<Sums>([&](auto s) FLAT {
+    result[s] = double(sum<T>((total[0][s] + total[1][s]) + (total[2][s] + total[3][s]))) / n;
+  });
   return result;
+}
+
+// Asks for a run's neighbour in the next instance: it is read next, but lies elsewhere, and the
+// processor does not see it coming.
+template <class S>
+INLINE void fetch_next(const Shape& shape, const Area& a, const S* run) {
+  if (a.n + 1 == shape.N || shape.L > 4096 / int64_t(sizeof(S))) return;
+  const S* next = run + shape.C * shape.L;
+  for (int64_t i = 0; i < shape.L; i += 64 / sizeof(S)) __builtin_prefetch(next + i, 0, 2);
 }
 
 // Sums of squares around a centre that lies `far` standard deviations from the mean cost the variance
@@ -86,20 +86,18 @@ void moments_of_runs(const Shape& shape, const Area& a, const S* x, table_t<S>* 
                      table_t<S>* variance) {
   using T = table_t<S>;
   const int64_t n = a.i1 - a.i0;
-  const double part = 1.0 / n;
   for (int64_t c = a.c0; c < a.c1; c++) {
     const S* p = x + shape.offset(a.n, c, a.i0);
+    fetch_next(shape, a, p);
     T center = first_of(p);
     const auto sweep = [&] {
-      auto sums = sum_run<T, Variance ? 2 : 1>(n, [&](auto at, int k) {
+      return mean_of_run<T, Variance ? 2 : 1>(n, [&](auto at, int k) FLAT {
         const Vec<T> d = at.load(p, k) - center;
         if constexpr (Variance)
           return std::array{d, d * d};
         else
           return std::array{d};
       });
-      for (double& sum : sums) sum *= part;
-      return sums;
     };
     auto means = sweep();
     if constexpr (Variance) {
@@ -140,16 +138,15 @@ void moments_of_rows(const Shape& shape, const Area& a, const S* x, table_t<S>* 
     if constexpr (Variance) at.store(variance, Vec<T>{});
   });
   const auto sweep = [&](int64_t end, auto squares) {
-    for_rows<T, group_rows>(shape, a, end, [&](auto at, int64_t offset, auto group) {
+    for_rows<T, group_rows>(shape, a, end, [&](auto at, int64_t offset, auto group) FLAT {
       const Vec<T> middle = at.load(center);
       Vec<T> s = at.load(total), q{};
       if constexpr (squares) q = at.load(variance);
-#pragma GCC unroll 8
-      for (int g = 0; g < group; g++) {
+      repeat<group>([&](auto g) FLAT {
         const Vec<T> d = at.keep(at.load(x + offset + g * C) - middle);
         s += d;
         if constexpr (squares) q += d * d;
-      }
+      });
       at.store(total, s);
       if constexpr (squares) at.store(variance, q);
     });
@@ -191,18 +188,16 @@ INLINE void for_area(const Shape& shape, const Area& a, Prepare prepare, F f) {
   using T = table_t<S>;
   if (shape.channels_last) {
     const int64_t C = shape.C;
-    for_rows<T, group_rows / 2>(shape, a, a.i1, [&](auto at, int64_t offset, auto group) {
+    for_rows<T, group_rows / 2>(shape, a, a.i1, [&](auto at, int64_t offset, auto group) FLAT {
       const auto factors = prepare([&](const T* table) { return at.load(table); });
-#pragma GCC unroll 8
-      for (int g = 0; g < group; g++) f(at, 0, factors, offset + g * C);
+      repeat<group>([&](auto g) FLAT { f(at, 0, factors, offset + g * C); });
     });
   } else {
     for (int64_t c = a.c0; c < a.c1; c++) {
       const auto factors = prepare([&](const T* table) { return fill(table[c - a.c0]); });
       const int64_t offset = shape.offset(a.n, c, a.i0);
-      for_vectors<T, lanes>(a.i1 - a.i0, [&](auto at) {
-#pragma GCC unroll 4
-        for (int k = 0; k < at.count; k++) f(at, k, factors, offset);
+      for_vectors<T, lanes>(a.i1 - a.i0, [&](auto at) FLAT {
+        repeat<at.count>([&](auto k) FLAT { f(at, k, factors, offset); });
       });
     }
   }
@@ -235,7 +230,7 @@ void affine_area(const Shape& shape, const Area& a, const Tables<table_t<S>>& t,
   const auto prepare = [&](auto get) {
     return Factors<table_t<S>>{WithCenter ? get(t.center) : V{}, get(t.scale), get(t.shift)};
   };
-  for_area<S>(shape, a, prepare, [&](auto at, int k, const auto& f, int64_t offset) {
+  for_area<S>(shape, a, prepare, [&](auto at, int k, const auto& f, int64_t offset) FLAT {
     V centered = at.load(x + offset, k);
     if constexpr (WithCenter) centered -= f.center;
     if constexpr (WithTail) {
@@ -277,7 +272,7 @@ void grad_moments_area(const Shape& shape, const Area& a, const Tables<table_t<S
     return WithTail ? Factors<T>{get(t.center), get(t.scale), get(t.shift)}
                     : Factors<T>{get(t.center)};
   };
-  const auto terms = [&](auto at, int k, const Factors<T>& f, int64_t offset) {
+  const auto terms = [&](auto at, int k, const Factors<T>& f, int64_t offset) FLAT {
     const Vec<T> centered = at.load(x + offset, k) - f.center;
     const Vec<T> dz = through<S, WithTail>(at, k, f, dy, centered, tail, offset);
     return std::array{dz, dz * centered};
@@ -285,27 +280,26 @@ void grad_moments_area(const Shape& shape, const Area& a, const Tables<table_t<S
   if (shape.channels_last) {
     std::fill_n(first, a.c1 - a.c0, T(0));
     std::fill_n(second, a.c1 - a.c0, T(0));
-    for_rows<T, group_rows / 2>(shape, a, a.i1, [&](auto at, int64_t offset, auto group) {
+    for_rows<T, group_rows / 2>(shape, a, a.i1, [&](auto at, int64_t offset, auto group) FLAT {
       const Factors<T> f = prepare([&](const T* table) { return at.load(table); });
       Vec<T> s1 = at.load(first), s2 = at.load(second);
-#pragma GCC unroll 8
-      for (int g = 0; g < group; g++) {
+      repeat<group>([&](auto g) FLAT {
         const auto [dz, product] = terms(at, 0, f, offset + g * C);
         s1 += at.keep(dz), s2 += at.keep(product);
-      }
+      });
       at.store(first, s1), at.store(second, s2);
     });
     for (int64_t j = 0; j < a.c1 - a.c0; j++) first[j] /= T(n), second[j] /= T(n);
     return;
   }
-  const double part = 1.0 / n;
   for (int64_t c = a.c0; c < a.c1; c++) {
     const Factors<T> f = prepare([&](const T* table) { return fill(table[c - a.c0]); });
     const int64_t offset = shape.offset(a.n, c, a.i0);
-    const auto sums =
-        sum_run<T, 2>(n, [&](auto at, int k) { return terms(at, k, f, offset); });
-    first[c - a.c0] = T(sums[0] * part);
-    second[c - a.c0] = T(sums[1] * part);
+    fetch_next(shape, a, x + offset), fetch_next(shape, a, dy + offset);
+    const auto means =
+        mean_of_run<T, 2>(n, [&](auto at, int k) FLAT { return terms(at, k, f, offset); });
+    first[c - a.c0] = T(means[0]);
+    second[c - a.c0] = T(means[1]);
   }
 }
 
@@ -326,7 +320,7 @@ void grad_affine_area(const Shape& shape, const Area& a, const Tables<table_t<S>
                                WithTail ? get(t.shift) : V{}, WithX ? get(t.x_scale) : V{},
                                get(t.dx_shift)};
   };
-  for_area<S>(shape, a, prepare, [&](auto at, int k, const auto& f, int64_t offset) {
+  for_area<S>(shape, a, prepare, [&](auto at, int k, const auto& f, int64_t offset) FLAT {
     V centered{};
     if constexpr (WithX || WithTail) centered = at.load(x + offset, k) - f.center;
     const V dz = through<S, WithTail>(at, k, f, dy, centered, tail, offset);

@@ -108,10 +108,35 @@ INLINE V select(const decltype(V{} < V{})& mask, const V& yes, const V& no) {
   return mask ? yes : no;
 }
 
+// Calls f(0) ... f(Count - 1), the numbers known to the compiler, so that arrays which they index
+// stay in registers.
+template <class F, int... k>
+INLINE void each(F& f, std::integer_sequence<int, k...>) {
+  (f(std::integral_constant<int, k>{}), ...);
+}
+template <int Count, class F>
+INLINE void repeat(F f) {
+  each(f, std::make_integer_sequence<int, Count>{});
+}
+
 template <class T, int Bytes>
 struct Part {
   typedef T Vec __attribute__((vector_size(Bytes)));
 };
+
+// The upper half of a vector. Through memory, where the compiler sees no better way, it is slow.
+template <class T, int Bytes>
+INLINE typename Part<T, Bytes / 2>::Vec upper(const typename Part<T, Bytes>::Vec& v) {
+  typename Part<T, Bytes / 2>::Vec half;
+#if RBNORM_VECTOR_BYTES == 64
+  if constexpr (Bytes == 64) return bits<decltype(half)>(_mm512_extracti64x4_epi64(bits<__m512i>(v), 1));
+#endif
+#if RBNORM_VECTOR_BYTES >= 32
+  if constexpr (Bytes == 32) return bits<decltype(half)>(_mm256_extracti128_si256(bits<__m256i>(v), 1));
+#endif
+  std::memcpy(&half, reinterpret_cast<const char*>(&v) + Bytes / 2, Bytes / 2);
+  return half;
+}
 
 // The sum of all lanes, by halves.
 template <class T, int Bytes = RBNORM_VECTOR_BYTES>
@@ -119,10 +144,9 @@ INLINE T sum(const typename Part<T, Bytes>::Vec& v) {
   if constexpr (Bytes == 2 * sizeof(T)) {
     return v[0] + v[1];
   } else {
-    typename Part<T, Bytes / 2>::Vec low, high;
+    typename Part<T, Bytes / 2>::Vec low;
     std::memcpy(&low, &v, Bytes / 2);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + Bytes / 2, Bytes / 2);
-    return sum<T, Bytes / 2>(low + high);
+    return sum<T, Bytes / 2>(low + upper<T, Bytes>(v));
   }
 }
 

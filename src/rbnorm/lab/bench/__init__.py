@@ -1,0 +1,1 @@
+"""The cost of RBN next to BatchNorm and the literal definition: setup -> time -> rows."""

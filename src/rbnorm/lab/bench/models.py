@@ -1,0 +1,90 @@
+"""The parts that time a whole ResNet-50."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import rbnorm
+from rbnorm import RepresentativeBatchNorm2d
+from rbnorm.lab.bench.candidates import BASELINE, Literal, Subject
+from rbnorm.lab.bench.measure import Part
+from rbnorm.lab.bench.rows import Case
+from rbnorm.lab.models import build_model
+
+_CLASSES: Final = 1000
+
+
+def _batchnorm() -> nn.Module:
+    return build_model("torchvision:resnet50", "bn", classes=_CLASSES, channels=3, seed=0)
+
+
+def _rbnorm() -> nn.Module:
+    return build_model("torchvision:resnet50", "rbn", classes=_CLASSES, channels=3, seed=0)
+
+
+def _literal() -> nn.Module:
+    """The model of RBN with the same state, computed formula by formula."""
+    model = _rbnorm()
+    for layer in model.modules():
+        if isinstance(layer, RepresentativeBatchNorm2d):
+            layer.__class__ = Literal
+    return model
+
+
+def eager(case: Case, device: torch.device) -> list[Subject]:
+    """The model with BatchNorm, with RBN, and with the literal definition."""
+    make = partial(_subject, case=case, device=device)
+    return [
+        make(BASELINE, _batchnorm(), "torch"),
+        make("rbnorm", _rbnorm(), rbnorm.backends()[device.type].name),
+        make("literal", _literal(), "torch"),
+    ]
+
+
+def compiled(case: Case, device: torch.device) -> list[Subject]:
+    """The model with BatchNorm, and what ``torch.compile`` makes of it and of the one with RBN."""
+    torch.compiler.reset()
+    make = partial(_subject, case=case, device=device)
+    return [
+        make(BASELINE, _batchnorm(), "torch"),
+        make("compiled batchnorm", _batchnorm(), "inductor"),
+        make("compiled rbnorm", _rbnorm(), "inductor"),
+    ]
+
+
+def _subject(
+    name: str, model: nn.Module, backend: str, *, case: Case, device: torch.device
+) -> Subject:
+    """Training is a step of SGD with momentum on images of noise."""
+    model = model.to(device).train(case.training)
+    torch.manual_seed(0)
+    images = torch.randn(case.shape, device=device)
+    labels = torch.randint(_CLASSES, case.shape[:1], device=device)
+    function = torch.compile(model, dynamic=False) if backend == "inductor" else model
+    if not case.training:
+        return Subject(name, backend, partial(function, images), model, grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        F.cross_entropy(function(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Subject(name, backend, step, model, grad=True)
+
+
+MODELS: Final = Part(
+    (
+        Case("models", "training", "float32", "nchw", (16, 3, 224, 224)),
+        Case("models", "inference", "float32", "nchw", (1, 3, 224, 224)),
+    ),
+    eager,
+)
+COMPILED_MODELS: Final = Part(
+    (Case("compiled-models", "training", "float32", "nchw", (16, 3, 224, 224)),), compiled
+)

@@ -1,0 +1,167 @@
+"""Layers whose batch is spread over processes, and models made of them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from rbnorm.modules import (
+    RepresentativeBatchNorm1d,
+    RepresentativeBatchNorm2d,
+    RepresentativeBatchNorm3d,
+    RepresentativeBatchNormAct2d,
+    _RepresentativeBatchNorm,
+)
+from rbnorm.synchronised import Group
+
+__all__ = [
+    "SyncRepresentativeBatchNorm",
+    "SyncRepresentativeBatchNormAct2d",
+    "convert_sync",
+    "revert_sync",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class _Sync(_RepresentativeBatchNorm):
+    """What a layer needs beside its other class to share its batch."""
+
+    process_group: dist.ProcessGroup | None = None
+    #: The class of the layer that keeps its batch to itself.
+    local: type[_RepresentativeBatchNorm]
+
+    def _group(self) -> Group | None:
+        return Group.of(self.process_group) if self.training else None
+
+
+class SyncRepresentativeBatchNorm(_Sync):
+    r"""RBN whose statistics in training are those of all processes' batches.
+
+    The counterpart of :class:`torch.nn.SyncBatchNorm`, on any device and backend: the mean
+    :math:`E` and variance :math:`V` of :math:`z = x + w_m K(x)` are taken over the values of all
+    processes, weighted by their numbers, so batches may differ in size or be empty. :math:`K`
+    belongs to one instance and needs no communication. A forward pass gathers 2 C + 1 numbers of
+    each process, a backward pass sums 2 C numbers, one collective each, as SyncBatchNorm does.
+    Parameters get the gradients of the process's own instances:
+    :class:`torch.nn.parallel.DistributedDataParallel` averages them.
+
+    In evaluation, without an initialised process group, and in a group of one the layer is
+    :class:`RepresentativeBatchNorm2d`, for inputs of any rank from 2 on.
+
+    Args:
+        num_features: C; like ``eps`` to ``track_running_stats`` as in
+            :class:`RepresentativeBatchNorm2d`.
+        eps: See there.
+        momentum: See there.
+        affine: See there.
+        track_running_stats: See there.
+        process_group: The processes that share a batch; None for all.
+        device: See there.
+        dtype: See there.
+        **calibration: The keyword-only arguments of :class:`RepresentativeBatchNorm2d`.
+
+    Raises:
+        ValueError: As :class:`RepresentativeBatchNorm2d`, but one value per channel is accepted in
+            training where other processes have more.
+    """
+
+    local = RepresentativeBatchNorm2d
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        **calibration: Any,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **calibration
+        )
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected at least 2D input (got {input.ndim}D input)")
+
+
+class SyncRepresentativeBatchNormAct2d(_Sync, RepresentativeBatchNormAct2d):
+    """:class:`RepresentativeBatchNormAct2d` with the batch of all processes in training."""
+
+    local = RepresentativeBatchNormAct2d
+
+
+_SYNCHRONISED: dict[type[nn.Module], type[_Sync]] = {
+    RepresentativeBatchNorm1d: SyncRepresentativeBatchNorm,
+    RepresentativeBatchNorm2d: SyncRepresentativeBatchNorm,
+    RepresentativeBatchNorm3d: SyncRepresentativeBatchNorm,
+    RepresentativeBatchNormAct2d: SyncRepresentativeBatchNormAct2d,
+}
+
+
+def convert_sync(model: Model, process_group: dist.ProcessGroup | None = None) -> Model:
+    """Make every RBN layer of a model share its batch with other processes, in place.
+
+    As in :func:`rbnorm.convert_batchnorm`, each layer stays the object it is. Layers that are
+    synchronised already get the new group.
+
+    Args:
+        model: Any module, or a single layer.
+        process_group: The processes that share a batch; None for all.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        ValueError: There is no RBN layer, or one is of a class of its own. Nothing has changed.
+    """
+    plan: list[tuple[_RepresentativeBatchNorm, type[_RepresentativeBatchNorm]]] = []
+    for name, layer in _layers(model):
+        kind: Any = type(layer) if isinstance(layer, _Sync) else _SYNCHRONISED.get(type(layer))
+        if kind is None:
+            raise ValueError(
+                f"layer {name!r} is a {type(layer).__name__}, which has no synchronised "
+                f"counterpart; accepted are {', '.join(c.__name__ for c in _SYNCHRONISED)}"
+            )
+        plan.append((layer, kind))
+    for layer, kind in plan:
+        if type(layer) is not kind:
+            vars(layer)["local"] = type(layer)
+            layer.__class__ = kind
+        vars(layer)["process_group"] = process_group
+    return model
+
+
+def revert_sync(model: Model) -> Model:
+    """Make every synchronised RBN layer of a model keep its batch to itself again, in place.
+
+    Args:
+        model: Any module, or a single layer.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        ValueError: There is no RBN layer.
+    """
+    for _, layer in _layers(model):
+        if isinstance(layer, _Sync):
+            local = layer.local
+            layer.__class__ = local  # type: ignore[assignment]
+            for name in ("local", "process_group"):
+                vars(layer).pop(name, None)
+    return model
+
+
+def _layers(model: nn.Module) -> list[tuple[str, _RepresentativeBatchNorm]]:
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, _RepresentativeBatchNorm)]
+    if not found:
+        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
+    return found

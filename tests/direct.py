@@ -1,0 +1,75 @@
+"""Arguments for direct calls of the ops, right ones and wrong ones."""
+
+from typing import Any
+
+import torch
+from cases import arrange
+from torch import Tensor
+
+from rbnorm.ops import SCHEMAS
+
+LAYER = ("forward", "inference", "backward")
+SWEEPS = sorted(SCHEMAS.keys() - set(LAYER))
+NAMES = {
+    op: tuple(a.name for a in getattr(torch.ops.rbnorm, op).default._schema.arguments)
+    for op in SCHEMAS
+}
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> Any:
+    """x, dy, four (N, C) tables and a (C,) vector."""
+    torch.manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, dy = (arrange(torch.randn(shape).to(dtype), layout) for _ in range(2))
+    return x, dy, *torch.randn(4, *shape[:2], dtype=wide).unbind(), torch.randn(shape[1]).to(wide)
+
+
+def arguments(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:
+    x, dy, m, a, u, b, p = inputs(shape, dtype, layout)
+    return {
+        "mean": (x,),
+        "moments": (x,),
+        "affine": (x, m, a, b),
+        "grad_moments": (dy, x, m),
+        "grad_affine": (dy, x, m, a, p, u),
+    }[name]
+
+
+def layer_arguments(op: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:
+    """By name, for a layer in training that has everything."""
+    torch.manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    big = {k: arrange(torch.randn(shape).to(dtype), layout) for k in ("x", "dy", "residual")}
+    vectors = ("weight", "bias", "center_weight", "scale_weight", "scale_bias", "running_mean", "E")
+    small = {k: torch.randn(shape[1]).to(wide) for k in vectors}
+    positive = {k: torch.rand(shape[1]).to(wide) + 0.5 for k in ("running_var", "V")}
+    options = {"training": True, "momentum": 0.1, "eps": 1e-3, "restrict": 0}
+    tail = {"activation": 2, "slope": 0.1, "want_dx": True, "want_dresidual": True}
+    given = {**big, **small, **positive, **options, **tail, "m": torch.randn(shape[:2]).to(wide)}
+    return {name: given[name] for name in NAMES[op]}
+
+
+def named(op: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> dict[str, Any]:
+    """The arguments of any op, by name."""
+    if op in LAYER:
+        return layer_arguments(op, shape, dtype, layout)
+    return dict(zip(NAMES[op], arguments(op, shape, dtype, layout), strict=True))
+
+
+def wrong(name: str, value: Any) -> list[Any]:
+    """Values that must not be taken for this argument of an op, given a right one."""
+    if name in {"restrict", "activation"}:
+        return [-1, 5, 2**40]
+    if not isinstance(value, Tensor):
+        return []
+    if name == "x":
+        other = [value.to(dtype) for dtype in (torch.int32, torch.bool, torch.complex64)]
+        return [*other, value.flatten(), value.sum()]
+    shapes = [value[:1], value[..., :-1], value[..., None], value[:0], value.sum()]
+    shapes += [torch.cat([value, value])]
+    dtypes = [value.to(dtype) for dtype in (torch.half, torch.double, torch.int32)]
+    return [
+        *(v for v in shapes if v.shape != value.shape),
+        *(v for v in dtypes if v.dtype != value.dtype),
+        value.to("meta"),
+    ]

@@ -1,0 +1,85 @@
+"""Random direct calls of the ops: a wrong one raises, a right one equals the portable op."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from cases import LAYOUTS
+from direct import LAYER, named, wrong
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close
+from torch import Tensor
+
+import rbnorm
+from rbnorm.ops import SCHEMAS, fused, portable
+
+FOUND = rbnorm.backends()["cpu"]
+pytestmark = pytest.mark.skipif(FOUND.name != "c++", reason=FOUND.why)
+EXAMPLES = int(os.environ.get("RBNORM_FUZZ_EXAMPLES", "100"))  # make sanitize asks for more
+FREE = ("residual", "weight", "bias", "center_weight", "center")
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """An op and arguments that it must take."""
+    op = draw(st.sampled_from(sorted(SCHEMAS)))
+    spatial = draw(st.lists(st.integers(1, 12), max_size=3))
+    shape = (draw(st.integers(1, 5)), draw(st.integers(1, 70)), *spatial)
+    if torch.Size(shape).numel() == shape[1]:
+        shape = (shape[0] + 1, *shape[1:])
+    dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+    args = named(op, shape, dtype, draw(st.sampled_from(LAYOUTS)))
+    for name in FREE if op in LAYER else ("center",) if op == "affine" else ():
+        if name in args and draw(st.booleans()):
+            args[name] = None
+    pairs = [("scale_weight", "scale_bias")]
+    training = draw(st.booleans())
+    pairs += [("running_mean", "running_var")] if op == "forward" and training else []
+    for pair in pairs:
+        if pair[0] in args and draw(st.booleans()):
+            args |= dict.fromkeys(pair)
+    options = {
+        "training": training,
+        "restrict": draw(st.integers(0, 4)),
+        "activation": draw(st.integers(0, 4)),
+        "eps": draw(st.sampled_from([1e-5, 0.1])),
+        "want_dx": draw(st.booleans()),
+        "want_dresidual": draw(st.booleans()),
+    }
+    options["want_dresidual"] &= options["activation"] > 0
+    return op, args | {k: v for k, v in options.items() if k in args}
+
+
+def outputs(result: Any, args: dict[str, Any]) -> list[Tensor]:
+    """What a call gave and what it may have changed."""
+    found = list(result) if isinstance(result, tuple) else [result]
+    return found + [args[k] for k in ("running_mean", "running_var") if args.get(k) is not None]
+
+
+@given(calls())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_right_calls_equal_the_portable_op(call: tuple[str, dict[str, Any]]) -> None:
+    op, args = call
+    exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in args.items()}
+    exact = {k: v.clone() if isinstance(v, Tensor) else v for k, v in exact.items()}
+    expected = getattr(fused if op in LAYER else portable, op)(*exact.values())
+    found = getattr(torch.ops.rbnorm, op)(*args.values())
+    pairs = zip(outputs(found, args), outputs(expected, exact), strict=True)
+    for ours, theirs in pairs:
+        assert ours.isfinite().all()
+        assert_close(ours, theirs, ours.dtype, scale=100.0)
+
+
+@given(calls(), st.data())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_wrong_calls_raise(call: tuple[str, dict[str, Any]], data: st.DataObject) -> None:
+    op, args = call
+    choices = {name: wrong(name, value) for name, value in args.items()}
+    name = data.draw(st.sampled_from([name for name in choices if choices[name]]))
+    before = {k: v.clone() for k, v in args.items() if isinstance(v, Tensor)}
+    bad = data.draw(st.sampled_from(choices[name]))
+    with pytest.raises(RuntimeError, match=rf"\b{name} must (be|have)|^x must"):
+        getattr(torch.ops.rbnorm, op)(*{**args, name: bad}.values())
+    assert all(torch.equal(args[k], v) for k, v in before.items())

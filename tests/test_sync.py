@@ -1,0 +1,61 @@
+"""Two processes equal one with the joined batch, in everything."""
+
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from torch import Tensor
+
+import rbnorm
+
+# Options, instances of each process, compiled or not.
+CASES: list[tuple[dict[str, Any], tuple[int, ...], bool]] = [
+    ({}, (3, 2), False),
+    ({}, (4, 0), False),
+    ({}, (0, 3), False),
+    ({}, (1, 1), False),
+    ({"momentum": None}, (3, 2), False),
+    ({"track_running_stats": False}, (3, 2), False),
+    ({"affine": False, "scale": False}, (2, 3), False),
+    ({"center": False, "restrict": "tanh"}, (2, 3), False),
+    ({"statistic": "max"}, (3, 2), False),
+    ({"restrict": torch.sigmoid}, (3, 2), False),
+    ({}, (3, 2), True),
+    ({"affine": False, "scale": False}, (2, 3), True),
+]
+
+
+@pytest.fixture(scope="module")
+def found() -> list[list[dict[str, Tensor]]]:
+    return ranks.on_ranks(ranks.one_step, CASES)
+
+
+def joined(parts: list[dict[str, Tensor]], name: str) -> Tensor:
+    """What one process would have: instances side by side, gradients summed, buffers alike."""
+    own = [part[name] for part in parts]
+    if name in {"x", "y"}:
+        return torch.cat(own)
+    if name.startswith("d "):
+        return sum(own[1:], own[0])
+    assert all(torch.equal(own[0], other) for other in own[1:])
+    return own[0]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: str(CASES[i]))
+def test_two_processes_equal_one(found: Any, case: int) -> None:
+    options, sizes, _ = CASES[case]
+    layer = ranks.make(rbnorm.RepresentativeBatchNorm2d, **options)
+    expected = ranks.results(layer, layer, *ranks.data((sum(sizes), 4, 5, 3)))
+    for name, value in expected.items():
+        actual = joined([part[case] for part in found], name)
+        torch.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12, msg=f"{name} differs")
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (4, 0)])
+def test_double_backward_equals_one_process(sizes: tuple[int, ...]) -> None:
+    parts = ranks.on_ranks(ranks.twice, sizes)
+    layer = ranks.make(rbnorm.RepresentativeBatchNorm2d)
+    expected = ranks.gradient_penalty(layer, *ranks.data((sum(sizes), 4, 5, 3)))
+    for name, value in expected.items():
+        torch.testing.assert_close(joined(parts, name), value, rtol=1e-11, atol=1e-11)
