@@ -22,10 +22,10 @@ def models(tmp_path_factory):
     """BatchNorm and RBN trained on digits by a comparison that keeps its models."""
     folder = tmp_path_factory.mktemp("compare")
     arguments = ("--norms", "bn,rbn", "--batch-sizes", "32", "--seeds", "1", "--epochs", "2")
-    done = run("compare", *arguments, "--limit", "320", "--save-models", "--out", "out", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    out = ("--limit", "320", "--save-models", "--out", str(folder / "out"))
+    assert main(["compare", *arguments, *out]) == 0
     bn, rbn = sorted((folder / "out" / "models").iterdir())
-    return {"bn": bn, "rbn": rbn, "folder": folder, "arguments": arguments}
+    return {"bn": bn, "rbn": rbn, "folder": folder}
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,8 @@ BAD = {
     "--model cifar-resnet8 --checkpoint weights.pt": "weights.pt does not fit the model",
     "--model cifar-resnet8 --checkpoint list.pt": "list.pt holds no state dict",
     "--model cifar-resnet8 --data mnist": "unknown data 'mnist'",
-    "--model cifar-resnet8 --shifted fog": "unknown data 'fog'",
+    "--model cifar-resnet8 --shifted fog": "--shifted: unknown data 'fog': choose from digits, ",
+    "--model cifar-resnet8 --shifted cifar10 --data-root .": "CIFAR10 is not in . and cannot be",
     "--model cifar-resnet8 --limit 0": "limit must be at least 1, not 0",
     "--model cifar-resnet8 --batch-size 0": "batch size must be at least 1, not 0",
     "--model cifar-resnet8 --device tpu": "device 'tpu' cannot be had here",

@@ -1,7 +1,7 @@
 """``rbnorm diagnose``: a model and its data, then JSON and page."""
 
+import dataclasses
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,18 +9,18 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.transforms import v2
+from torch import nn
+from torch.utils.data import DataLoader
 
 import rbnorm
 from rbnorm.diagnosis.passes import normalisers
 from rbnorm.diagnosis.recalibration import changes
 from rbnorm.files import replace
+from rbnorm.lab.batches import Batches, Corrupted, check_shifted, loader_of
 from rbnorm.lab.checkpoints import Saved, file_of, load_model, read_saved
 from rbnorm.lab.config import CORRUPTIONS
 from rbnorm.lab.conversion import Conversion, conversion
-from rbnorm.lab.data import ImageData, canonical_name, collate, load_data
+from rbnorm.lab.data import ImageData, canonical_name, load_data
 from rbnorm.lab.diagnosis_page import write_page
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.feature_maps import FeatureMaps, feature_maps
@@ -29,7 +29,6 @@ from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 
-_SEED: Final = 0
 _IMAGES: Final = 6  # shown with their feature maps
 _TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
 
@@ -58,44 +57,6 @@ class Request:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
 
 
-class Batches:
-    """A loader whose batches count on a progress bar, every time it is gone through."""
-
-    def __init__(self, loader: Any, on_batch: Callable[[], None]) -> None:
-        self.loader, self.on_batch = loader, on_batch
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            yield batch
-            self.on_batch()
-
-
-class Corrupted:
-    """A loader's standardised images, changed in the same way every time."""
-
-    def __init__(self, loader: Any, kind: str) -> None:
-        self.loader, self.kind = loader, kind
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(_SEED)
-        for images, labels in self.loader:
-            yield _corrupt(images, self.kind, generator), labels
-
-
-def _corrupt(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    if kind == "noise":
-        return images + 0.5 * torch.randn(images.shape, generator=generator)
-    if kind == "blur":
-        return v2.functional.gaussian_blur(images, [3, 3])  # type: ignore[no-any-return]
-    return 0.5 * images if kind == "contrast" else images + 0.5
-
-
 def diagnose(request: Request, out: Path, command: str) -> None:
     """Diagnose a model, print what was found, and write ``diagnosis.json`` and ``report.html``.
 
@@ -111,9 +72,14 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     device = _device(request.device)
     path = file_of(request.model)
     saved = read_saved(path) if path else None
-    if request.shifted and request.shifted not in (*CORRUPTIONS, "train"):
-        canonical_name(request.shifted)
-    data, model = _data_and_model(request, saved)
+    if saved:  # it knows what it was trained on
+        request = dataclasses.replace(
+            request,
+            data=request.data or saved.config.data,
+            image_size=request.image_size or saved.config.image_size,
+        )
+    check_shifted(request.shifted)
+    data, model = _data_and_model(request)
     model = _place(model, device)
     other = None
     if request.converted is not None:
@@ -124,6 +90,8 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
         try:
             result, change, maps, images = _measure(request, data, model, other, progress)
+        except UsageError:
+            raise
         except (ValueError, RuntimeError) as error:
             raise UsageError(f"{request.model} cannot be diagnosed: {first_line(error)}") from error
     said = findings(result, images)
@@ -140,7 +108,8 @@ def diagnose(request: Request, out: Path, command: str) -> None:
 def _title(request: Request, saved: Saved | None) -> str:
     if saved:
         return f"{saved.config.model} with {saved.config.norm}"
-    return Path(request.model).stem
+    path = file_of(request.model)
+    return path.stem if path else request.model
 
 
 def _place(model: nn.Module, device: torch.device) -> nn.Module:
@@ -160,7 +129,7 @@ def _device(name: str | None) -> torch.device:
         raise UsageError(f"device {name!r} cannot be had here ({first_line(error)})") from error
 
 
-def _data_and_model(request: Request, saved: Saved | None) -> tuple[ImageData, nn.Module]:
+def _data_and_model(request: Request) -> tuple[ImageData, nn.Module]:
     """A model by name fits the data's classes and channels; a file's model has its own."""
     model = None
     if file_of(request.model):
@@ -170,10 +139,10 @@ def _data_and_model(request: Request, saved: Saved | None) -> tuple[ImageData, n
     else:
         rgb = needs_rgb(model_name(request.model))
     data = load_data(
-        canonical_name(request.data or (saved.config.data if saved else "digits")),
+        canonical_name(request.data or "digits"),
         request.data_root,
         rgb=rgb,
-        image_size=request.image_size or (saved.config.image_size if saved else None),
+        image_size=request.image_size,
     )
     return data, model or _load(request.model, request.checkpoint, request, data)
 
@@ -183,45 +152,36 @@ def _load(spec: str, weights: Path | None, request: Request, data: ImageData) ->
     return load_model(spec, weights, classes=classes, channels=data.channels)
 
 
-def _loader(dataset: Dataset[Any], request: Request, limit: int | None) -> DataLoader[Any]:
-    """Images in a random but fixed order: neighbours stand for batches."""
-    order = torch.randperm(
-        len(dataset),  # type: ignore[arg-type]
-        generator=torch.Generator().manual_seed(_SEED),
-    )
-    chosen = Subset(dataset, order[:limit].tolist())
-    return DataLoader(chosen, request.batch_size, collate_fn=collate)
-
-
-def _second(request: Request, data: ImageData, loader: DataLoader[Any]) -> Any:
+def _shifted(request: Request, data: ImageData, loader: DataLoader[Any]) -> Any:
+    if request.shifted is None:
+        return None
     if request.shifted in CORRUPTIONS:
         return Corrupted(loader, request.shifted)
     if request.shifted == "train":
-        return _loader(data.train, request, request.limit)
-    assert request.shifted is not None
+        return loader_of(data.train, request.batch_size, request.limit)
     other = load_data(
         canonical_name(request.shifted),
         request.data_root,
         rgb=data.channels == 3,
         image_size=request.image_size,
     )
-    return _loader(other.test, request, request.limit)
+    return loader_of(other.test, request.batch_size, request.limit)
 
 
 def _measure(
     request: Request, data: ImageData, model: nn.Module, other: nn.Module | None, progress: Progress
 ) -> tuple[rbnorm.Diagnosis, Conversion, FeatureMaps, int]:
-    loader = _loader(data.test, request, request.limit)
+    loader = loader_of(data.test, request.batch_size, request.limit)
 
     def tracked(batches: Any, name: str, passes: int = 1) -> Batches:
         task = progress.add_task(name, total=passes * len(batches))
         return Batches(batches, lambda: progress.advance(task))
 
-    shifted = _second(request, data, loader) if request.shifted else None
+    shifted = _shifted(request, data, loader)
     training, passes = None, 1
     if request.counterfactuals:
         times = len(changes(model))
-        images = _loader(data.train, request, _TRAINING_IMAGES)
+        images = loader_of(data.train, request.batch_size, _TRAINING_IMAGES)
         training, passes = tracked(images, "recalibrating", times), passes + times
     result = rbnorm.diagnose(
         model,
