@@ -25,7 +25,8 @@ struct Grid {
                             : chunk_positions;
     chunks = ceil_div(s.L, chunk);
     // Few areas are shared evenly: as many for every thread.
-    const int64_t threads = torch::stable::get_num_threads(), even = ceil_div(chunks, threads) * threads;
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t even = ceil_div(chunks, threads) * threads;
     if (s.channels_last && (n1 - n0) * blocks < threads && even * least_head <= s.L)
       chunk = ceil_div(s.L, even), chunks = ceil_div(s.L, chunk);
   }
@@ -77,10 +78,10 @@ int64_t block_of(const Shape& shape, int64_t instances) {
   return std::clamp<int64_t>(std::min(wanted, shared), 1, C);
 }
 
-// Calls f(grid) for all channels of all instances (not 0). Channels, and instances that need not wait for
-// one another, go through all phases by themselves, so that they are still in the cache of their
-// thread in the later ones. Where that gives too little to do in parallel, all threads go through
-// the phases together.
+// Calls f(grid) for all channels of all instances (not 0). Channels, and instances that need not
+// wait for one another, go through all phases by themselves, so that they are still in the cache of
+// their thread in the later ones. Where that gives too little to do in parallel, all threads go
+// through the phases together.
 template <class S, class F>
 void for_units(const Shape& shape, bool together, F f) {
   const int64_t threads = torch::stable::get_num_threads(), share = ceil_div(shape.N, threads);
@@ -97,7 +98,8 @@ void for_units(const Shape& shape, bool together, F f) {
       0, units, ceil_div(task_values, values), [&](int64_t begin, int64_t end) {
         for (int64_t u = begin; u < end; u++) {
           const int64_t n = u / parts * instances, c = u % parts * block;
-          f(Grid(shape, n, std::min(shape.N, n + instances), c, std::min(shape.C, c + block), block));
+          const int64_t n1 = std::min(shape.N, n + instances), c1 = std::min(shape.C, c + block);
+          f(Grid(shape, n, n1, c, c1, block));
         }
       });
 }
