@@ -3,6 +3,7 @@
 from rbnorm import functional, reference
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
+from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
 from rbnorm.lazy import (
     LazyRepresentativeBatchNorm1d,
     LazyRepresentativeBatchNorm2d,
@@ -24,6 +25,8 @@ from rbnorm.sync import (
 )
 
 __all__ = [
+    "Diagnosis",
+    "LayerDiagnosis",
     "LazyRepresentativeBatchNorm1d",
     "LazyRepresentativeBatchNorm2d",
     "LazyRepresentativeBatchNorm3d",
@@ -34,11 +37,14 @@ __all__ = [
     "RevertReport",
     "SyncRepresentativeBatchNorm",
     "SyncRepresentativeBatchNormAct2d",
+    "Thresholds",
     "__version__",
     "backends",
     "convert_batchnorm",
     "convert_sync",
+    "diagnose",
     "functional",
+    "recalibrate",
     "reference",
     "revert_batchnorm",
     "revert_sync",

@@ -9,6 +9,8 @@ _LAB = (
     "filelock",
     "jinja2",
     "matplotlib",
+    "pandas",
+    "plotly",
     "rich",
     "safetensors",
     "scipy",
