@@ -137,7 +137,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--parts",
         nargs="+",
         default=["layers", "compiled", "models"],
-        help="list of layers, compiled, models, compiled-models",
+        help="list of layers, compiled, models, compiled-models, and exported models as "
+        "onnxruntime-resnet18, openvino-resnet18, and either with mobilenet_v3_large",
         metavar="PART",
     )
     add("--repeats", type=int, default=15, help="timings of each, fewer where slow", metavar="N")
