@@ -3,6 +3,7 @@
 from rbnorm import functional, reference
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
+from rbnorm.integrity import assert_intact
 from rbnorm.lazy import (
     LazyRepresentativeBatchNorm1d,
     LazyRepresentativeBatchNorm2d,
@@ -22,6 +23,7 @@ from rbnorm.sync import (
     convert_sync,
     revert_sync,
 )
+from rbnorm.tuning import freeze, parameter_groups, unfreeze
 
 __all__ = [
     "LazyRepresentativeBatchNorm1d",
@@ -35,12 +37,16 @@ __all__ = [
     "SyncRepresentativeBatchNorm",
     "SyncRepresentativeBatchNormAct2d",
     "__version__",
+    "assert_intact",
     "backends",
     "convert_batchnorm",
     "convert_sync",
+    "freeze",
     "functional",
+    "parameter_groups",
     "reference",
     "revert_batchnorm",
     "revert_sync",
+    "unfreeze",
     "use_backend",
 ]
