@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from models import shake
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -85,7 +86,17 @@ def everything(rank: int) -> dict[str, Any]:
         "one frozen": train(rbnorm.freeze(net(group)), 0, 1),
         "ddp frozen": train(DistributedDataParallel(rbnorm.freeze(net())), rank, world),
         "collectives": collectives(),
+        "distributed": {reduce: distributed(rank, reduce) for reduce in (True, False)},
     }
+
+
+def distributed(rank: int, reduce: bool) -> State:
+    """Statistics that differ from process to process, after timm has made them alike."""
+    model = DistributedDataParallel(nn.Sequential(rbnorm.RepresentativeBatchNorm2d(2)))
+    model.module[0].running_mean.fill_(rank)
+    model.module[0].running_var.fill_(3 + rank)
+    distribute_bn(model, dist.get_world_size(), reduce=reduce)
+    return state(model)
 
 
 class Collectives(TorchDispatchMode):

@@ -60,6 +60,14 @@ def test_collectives_are_those_of_sync_batchnorm(found: Any) -> None:
         assert part["collectives"] == [("all_gather_into_tensor", 11), ("all_reduce", 10)]
 
 
+@pytest.mark.parametrize(("reduce", "mean", "var"), [(True, 0.5, 3.5), (False, 0.0, 3.0)])
+def test_timm_distributes_statistics(found: Any, reduce: bool, mean: float, var: float) -> None:
+    """timm's ``distribute_bn`` averages them, or sends those of the first process."""
+    for part in found:
+        assert part["distributed"][reduce]["0.running_mean"].tolist() == [mean] * 2
+        assert part["distributed"][reduce]["0.running_var"].tolist() == [var] * 2
+
+
 def test_only_the_group_shares_a_batch() -> None:
     """Processes 0 and 2 are one group, where 2 is the second, and 1 is alone."""
     members = ((0, 2), (1,))
