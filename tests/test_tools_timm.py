@@ -30,14 +30,13 @@ def x(size: int = 64) -> torch.Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "resnest14d", "res2net50_14w_8s", "convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet10t", "resnest14d", "res2net50_14w_8s"])
 def test_families_with_plain_norm_slots(name: str) -> None:
-    model = timm.create_model(name, norm_layer=RepresentativeBatchNorm2d)
+    # With gamma 0 in the last layer of each block, its default, the others get no gradient.
+    model = timm.create_model(name, norm_layer=RepresentativeBatchNorm2d, zero_init_last=False)
     assert_all_rbn(model)
     model(x()).square().sum().backward()
-    # Not the gate's gradient: gamma starts at 0 in the last layer of many blocks.
-    assert all(layer.bias.grad.any() for layer in norms(model))
-    assert all(layer.scale_bias.grad is not None for layer in norms(model))
+    assert all(layer.scale_bias.grad.any() for layer in norms(model))
 
 
 NORM_ACT = ["efficientnet_lite0", "regnetx_002", "densenet121", "resnetv2_50", "mobilevit_xxs"]
