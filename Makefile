@@ -23,8 +23,9 @@ demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
 
 test: env browser
-	$(BIN)/python -m pytest --cov --cov-report=
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton --cov --cov-append --cov-report=term
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton --numprocesses auto --dist loadfile \
+		--cov --cov-append --cov-report=term
 
 test-gpu: env
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \

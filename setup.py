@@ -30,8 +30,6 @@ def kernels() -> Extension | None:
     optimise = [] if "-O" in os.environ.get("CXXFLAGS", "") else ["-O2", "-g0"]
     # Without OpenMP torch's parallel_for runs on one thread.
     openmp = ["-fopenmp"] if LINUX else []
-    # What GCC says of vector arguments and of its own headers of AVX-512.
-    quiet = ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     return Extension(
         "rbnorm.ops._cpu",
         sources=[str(CSRC / f"{name}.cpp") for name in files],
@@ -43,7 +41,7 @@ def kernels() -> Extension | None:
             ("Py_LIMITED_API", "0x030a0000"),
             ("TORCH_TARGET_VERSION", "0x020b000000000000"),
         ],
-        extra_compile_args=["-std=c++17", *optimise, "-fvisibility=hidden", *quiet, *openmp],
+        extra_compile_args=["-std=c++17", *optimise, "-fvisibility=hidden", "-Wno-psabi", *openmp],
         extra_link_args=[*openmp, *([] if LINUX else ["-undefined", "dynamic_lookup"])],
         py_limited_api=True,
         language="c++",

@@ -42,10 +42,11 @@ def errors(report: Path) -> list[str]:
     found = []
     for error in ET.parse(report).getroot().iter("error"):
         frames = list(error.iter("frame"))
-        if any(frame.findtext("obj", "").endswith(LIBRARY) for frame in frames):
+        ours = [frame for frame in frames if frame.findtext("obj", "").endswith(LIBRARY)]
+        if ours:
             what = error.findtext("what") or error.findtext("xwhat/text", "")
-            stack = [frame.findtext("fn") or frame.findtext("obj", "?") for frame in frames[:12]]
-            found.append("\n    ".join([what, *stack]))
+            shown = [frame.findtext("fn") or frame.findtext("obj", "?") for frame in ours]
+            found.append("\n    ".join([what, *shown]))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import LAYOUTS
-from direct import LAYER, NAMES, SWEEPS, arguments, inputs, layer_arguments, named, wrong
+from direct import LAYER, SWEEPS, arguments, inputs, layer_arguments, named, wrong
 from tolerances import assert_close
 from torch import Tensor
 
@@ -92,9 +92,9 @@ def implementations() -> dict[str, Callable[[str], Callable[..., Any]]]:
     """Every code that may meet a direct call's arguments, by op."""
 
     def plain(op: str) -> Callable[..., Any]:
-        return checked(NAMES[op], getattr(fused if op in LAYER else portable, op))
+        return checked(op, getattr(fused if op in LAYER else portable, op))
 
-    found = {"portable": plain, "fake": lambda op: checked(NAMES[op], FAKES[op])}
+    found = {"portable": plain, "fake": lambda op: checked(op, FAKES[op])}
     if rbnorm.backends()["cpu"].name == "c++":
         found["c++"] = lambda op: getattr(torch.ops.rbnorm, op)
     return found

@@ -42,7 +42,7 @@ def joined(parts: list[dict[str, Tensor]], name: str) -> Tensor:
     return own[0]
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: str(CASES[i]))
+@pytest.mark.parametrize("case", range(len(CASES)))
 def test_two_processes_equal_one(found: Any, case: int) -> None:
     options, sizes, _ = CASES[case]
     layer = ranks.make(rbnorm.RepresentativeBatchNorm2d, **options)

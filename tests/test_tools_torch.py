@@ -104,6 +104,15 @@ def test_compiled_checkpointing_counts_a_batch_once() -> None:
     assert saving.body[1].num_batches_tracked == 1
 
 
+def test_checkpointing_around_compiled_code_counts_twice() -> None:
+    """The compiled code is run again as it is, and BatchNorm's counts twice everywhere."""
+    torch._dynamo.reset()
+    layer = rbnorm.RepresentativeBatchNorm2d(2)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    step(lambda x: checkpoint(compiled, x, use_reentrant=False), data())
+    assert layer.num_batches_tracked == 2
+
+
 def test_functional_call_trains_on_given_state() -> None:
     model, expected = net(), net()
     parameters = dict(model.named_parameters())

@@ -78,10 +78,16 @@ def test_state_dict_does_not_know() -> None:
 
 def test_statistics_are_not_reset_behind_the_back() -> None:
     """``update_bn`` would otherwise leave a frozen layer without statistics."""
-    net = rbnorm.freeze(model())
-    before = net[1].running_var.clone()
-    torch.optim.swa_utils.update_bn([X], net)
-    assert torch.equal(net[1].running_var, before)
+    net = nn.Sequential(*rbnorm.freeze(model()), nn.BatchNorm2d(4).double())
+    before, other = net[1].running_var.clone(), net[3].running_var.clone()
+    for update in (
+        lambda: torch.optim.swa_utils.update_bn([X], net),
+        lambda: rbnorm.recalibrate(net, [X]),
+    ):
+        net[3].running_var.copy_(other)
+        update()
+        assert torch.equal(net[1].running_var, before)
+        assert not torch.equal(net[3].running_var, other)
 
 
 def test_unfreeze_tracks_again() -> None:

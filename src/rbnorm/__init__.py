@@ -3,6 +3,7 @@
 from rbnorm import functional, reference
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
+from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
 from rbnorm.integrity import assert_intact
 from rbnorm.lazy import (
     LazyRepresentativeBatchNorm1d,
@@ -26,6 +27,8 @@ from rbnorm.sync import (
 from rbnorm.tuning import freeze, parameter_groups, unfreeze
 
 __all__ = [
+    "Diagnosis",
+    "LayerDiagnosis",
     "LazyRepresentativeBatchNorm1d",
     "LazyRepresentativeBatchNorm2d",
     "LazyRepresentativeBatchNorm3d",
@@ -36,14 +39,17 @@ __all__ = [
     "RevertReport",
     "SyncRepresentativeBatchNorm",
     "SyncRepresentativeBatchNormAct2d",
+    "Thresholds",
     "__version__",
     "assert_intact",
     "backends",
     "convert_batchnorm",
     "convert_sync",
+    "diagnose",
     "freeze",
     "functional",
     "parameter_groups",
+    "recalibrate",
     "reference",
     "revert_batchnorm",
     "revert_sync",

@@ -1,8 +1,11 @@
-"""Small data on disk."""
+"""Small data on disk, and the browser that pages are opened in."""
+
+import shutil
 
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 
 @pytest.fixture
@@ -16,3 +19,16 @@ def image_folder(tmp_path):
             noise = torch.randint(0, 50, (16, 16, 3), dtype=torch.uint8) + brightness
             Image.fromarray(noise.numpy()).save(folder / f"{i}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.fail("no browser found: install one, for example with `apt-get install chromium`")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()

@@ -120,7 +120,7 @@ def test_without_the_extra_the_command_says_how_to_install_it(monkeypatch, capsy
 
 def test_lists_take_commas_and_spaces(monkeypatch):
     studies = []
-    monkeypatch.setattr("rbnorm.lab.compare.compare", lambda study, *_: studies.append(study))
+    monkeypatch.setattr("rbnorm.lab.compare.compare", lambda study, *_, **__: studies.append(study))
     lists = ["--norms", "bn,rbn", "gn", "--batch-sizes", "4", "16,32"]
     assert main(["compare", *lists]) == 0
     assert studies[0].norms == ["bn", "rbn", "gn"]
@@ -128,7 +128,7 @@ def test_lists_take_commas_and_spaces(monkeypatch):
 
 
 def test_an_interrupted_study_says_how_to_go_on(monkeypatch, capsys):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rbnorm.lab.compare.compare", interrupt)
@@ -136,7 +136,17 @@ def test_an_interrupted_study_says_how_to_go_on(monkeypatch, capsys):
     assert "the same command again continues" in capsys.readouterr().err
 
 
+def test_an_interrupted_diagnosis_says_what_is_there(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rbnorm.lab.diagnose.diagnose", interrupt)
+    assert main(["diagnose", "--model", "resnet18"]) == 130
+    assert capsys.readouterr().err == "rbnorm: interrupted; no file has changed.\n"
+
+
 def test_the_library_does_not_import_the_extra():
-    code = "import sys, rbnorm; print('rbnorm.lab' in sys.modules, 'rich' in sys.modules)"
+    names = {"rbnorm.lab", "rich", "pandas", "plotly", "safetensors"}
+    code = f"import sys, rbnorm; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
+    assert done.stdout == "set()\n"

@@ -1,13 +1,11 @@
 """The whole command: run, killed and continued, on two processes, and its page in a browser."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
 
 import pytest
-from playwright.sync_api import sync_playwright
 from support import command, environment, run
 
 from rbnorm.lab.records import RecordStore
@@ -124,19 +122,6 @@ def test_two_processes_train_data_parallel(tmp_path):
         # over all 500 test images, each counted once
         assert final["test_accuracy"] * 500 == pytest.approx(round(final["test_accuracy"] * 500))
     assert "Training used 2 processes" in (tmp_path / "out" / "report.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.fail("no browser found: install one, for example with `apt-get install chromium`")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(1000, "light"), (390, "dark")], ids=["desktop", "phone"])

@@ -87,3 +87,11 @@ def test_reason_when_triton_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     library = torch.library.Library("rbnorm_without_triton", "FRAGMENT")
     assert register(library) == "Triton is not installed"
+
+
+def test_wrong_arguments_are_refused_before_a_launch(ops):
+    x, table = torch.randn(2, 3, 4, 4), torch.randn(2, 3)
+    with pytest.raises(RuntimeError, match=r"scale must have shape \(2, 3\), got \(3, 2\)"):
+        ops.affine(x, None, table.T, table)
+    with pytest.raises(RuntimeError, match="shift must be float32, got float64"):
+        ops.affine(x, None, table, table.double())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import rbnorm
-from rbnorm.lab.config import DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NORMS
+from rbnorm.lab.config import CORRUPTIONS, DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NORMS
 from rbnorm.lab.errors import UsageError, first_line
 
 # A command imports what it runs: libraries that take seconds to load must not delay --help.
@@ -24,13 +24,20 @@ def _compare(options: argparse.Namespace, command: str) -> None:
         values["batch_sizes"] = [int(item) for item in _items(options.batch_sizes)]
     except ValueError as error:
         raise UsageError(f"batch sizes are whole numbers ({first_line(error)})") from error
-    compare(Study(**values), options.out, command)
+    compare(Study(**values), options.out, command, save_models=options.save_models)
 
 
 def _bench(options: argparse.Namespace, command: str) -> None:
     from rbnorm.lab.bench.command import bench  # noqa: PLC0415
 
     bench(_items(options.parts), options.repeats, options.device, options.out)
+
+
+def _diagnose(options: argparse.Namespace, command: str) -> None:
+    from rbnorm.lab.diagnose import Request, diagnose  # noqa: PLC0415
+
+    values = {field.name: getattr(options, field.name) for field in fields(Request)}
+    diagnose(Request(**values), options.out, command)
 
 
 def _items(values: Sequence[str]) -> list[str]:
@@ -76,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
             help="train one network with several norms and compare them",
             description="Train one network with several norms, batch sizes and seeds; print a "
             "table and write report.html. The same command again continues what was interrupted.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
+    _add_diagnose(
+        commands.add_parser(
+            "diagnose",
+            help="show where batch statistics fail on a model's own data",
+            description="Measure where instances leave the running statistics of a model's "
+            "BatchNorm or RBN layers, and what RBN learnt; write diagnosis.json and report.html.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
@@ -147,3 +163,40 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, help="resize images to this side", metavar="N")
     add("--workers", type=int, default=0, help="processes that load images", metavar="N")
     add("--out", type=Path, default=Path("rbnorm-compare"), help="folder of records and report")
+    add(
+        "--save-models",
+        action="store_true",
+        help="keep the trained models in the folder's models/, for rbnorm diagnose --model FILE",
+    )
+
+
+def _add_diagnose(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_diagnose, kept="no file has changed")
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        help="as in compare; or a file: a model kept by compare --save-models, one of torch.save, "
+        "or FILE.py with a function model() that makes it; FILE.py and torch.save run code",
+        metavar="NAME|PATH",
+    )
+    add("--checkpoint", type=Path, help="weights: a state dict in .safetensors or torch.save")
+    add("--converted", type=Path, help="weights after a conversion to RBN, to compare with")
+    add("--data", help=f"one of {', '.join(DATA)}; by default what the model was trained on")
+    add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
+    add(
+        "--shifted",
+        help=f"a second data set: another of --data, train, or one of {', '.join(CORRUPTIONS)}",
+        metavar="DATA",
+    )
+    add("--limit", type=int, help="use this many held-out images", metavar="N")
+    add("--batch-size", type=int, default=32, help="images at a time", metavar="N")
+    add("--image-size", type=int, help="resize images to this side", metavar="N")
+    add("--classes", type=int, help="classes of the model, if not the data's", metavar="N")
+    add("--device", help="cpu, cuda or mps; by default the accelerator there is")
+    add(
+        "--counterfactuals",
+        action="store_true",
+        help="accuracies without parts of the calibration: four passes for every RBN layer",
+    )
+    add("--out", type=Path, default=Path("rbnorm-diagnosis"), help="folder of JSON and report")

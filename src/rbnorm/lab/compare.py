@@ -17,8 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from torch import nn
 
 from rbnorm.lab import analysis
+from rbnorm.lab.checkpoints import save_model, saved_path
 from rbnorm.lab.config import LR_BATCH_SIZE, RunConfig
 from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.data import canonical_name as data_name
@@ -90,7 +92,7 @@ class Study:
         ]
 
 
-def compare(study: Study, out: Path, command: str) -> None:
+def compare(study: Study, out: Path, command: str, *, save_models: bool = False) -> None:
     """Run what the records in ``out`` lack of a study, then print its table and draw its page.
 
     Nothing is written before every norm has been tried on the data. Under ``torchrun`` or
@@ -100,6 +102,7 @@ def compare(study: Study, out: Path, command: str) -> None:
         study: What to compare.
         out: Folder of the records and the page.
         command: The command line that runs this study.
+        save_models: Keep every trained model; a run without one is run again.
 
     Raises:
         UsageError: The study cannot be run as asked.
@@ -118,14 +121,19 @@ def compare(study: Study, out: Path, command: str) -> None:
         quiet=not accelerator.is_main_process,
     )
     _choose_threads(data)
-    missing = [config for config in configs if config.key not in done]
+    models = out / "models" if save_models else None
+    missing = [
+        config
+        for config in configs
+        if config.key not in done or (models and not saved_path(models, config).exists())
+    ]
     for config in missing:
         if config.seed == 0:
             check_run(config, data, accelerator.device)
     accelerator.wait_for_everyone()  # nobody writes before everybody has read
     if accelerator.is_main_process:
         store.create()
-    _run(missing, data, store, main=accelerator.is_main_process)
+    _run(missing, data, store, models, main=accelerator.is_main_process)
     if accelerator.is_main_process:
         records = select(store.load(), configs)
         _print(records, out)
@@ -144,7 +152,14 @@ def _choose_threads(data: ImageData) -> None:
         torch.set_num_threads(1)
 
 
-def _run(configs: Sequence[RunConfig], data: ImageData, store: RecordStore, *, main: bool) -> None:
+def _run(
+    configs: Sequence[RunConfig],
+    data: ImageData,
+    store: RecordStore,
+    models: Path | None,
+    *,
+    main: bool,
+) -> None:
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -159,7 +174,12 @@ def _run(configs: Sequence[RunConfig], data: ImageData, store: RecordStore, *, m
             steps = config.epochs * (data.size // config.batch_size)
             name = f"{config.norm}, batch {config.batch_size}, seed {config.seed}"
             progress.reset(current, total=steps, description=name)
-            record = train_run(config, data, lambda: progress.advance(current))
+
+            def keep(model: nn.Module, config: RunConfig = config) -> None:
+                if models and main:
+                    save_model(model, config, data, models)
+
+            record = train_run(config, data, lambda: progress.advance(current), keep)
             if main:
                 store.append(record)
             progress.advance(study)

@@ -1,7 +1,5 @@
 """The page of a study: a function of its records."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from rbnorm.files import replace
 from rbnorm.lab import analysis, plots
 from rbnorm.lab.records import Record
 
@@ -56,13 +55,3 @@ def _distinct(records: Sequence[Record]) -> dict[str, str]:
         for name, value in {**record.environment, "device": record.device}.items():
             facts.setdefault(name, {})[value or "unknown"] = None
     return {name: ", ".join(values) for name, values in facts.items()}
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)  # a temporary file is the owner's alone
-    os.replace(file.name, path)

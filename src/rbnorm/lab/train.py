@@ -91,7 +91,10 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
 
 
 def train_run(
-    config: RunConfig, data: ImageData, on_step: Callable[[], None] = lambda: None
+    config: RunConfig,
+    data: ImageData,
+    on_step: Callable[[], None] = lambda: None,
+    on_trained: Callable[[nn.Module], None] = lambda model: None,
 ) -> Record:
     """Train and test one model.
 
@@ -103,6 +106,7 @@ def train_run(
         config: What to run.
         data: What ``config`` names.
         on_step: Called after every optimiser step.
+        on_trained: Called with the trained model.
     """
     start = time.perf_counter()
     accelerator = make_accelerator(config.mixed_precision)
@@ -132,6 +136,7 @@ def train_run(
         seconds = time.perf_counter() - epoch_start
         epochs.append(Epoch(number(train[0]), train[1], number(test[0]), test[1], seconds))
     model = accelerator.unwrap_model(model)
+    on_trained(model)
     spreads = channel_mean_std(
         model, (images for images, _ in raw_test_loader), lambda x: _on(accelerator.device, x)
     )

@@ -58,13 +58,14 @@ def _check_all(given: dict[str, Any]) -> None:
             raise RuntimeError(f"{first} and {second} must be given together")
 
 
-def checked(names: tuple[str, ...], implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """The implementation of an op whose arguments have these names, behind the checks.
+def checked(op: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """An implementation of an op that is defined already, behind the checks.
 
     Raises:
         RuntimeError: A tensor does not belong to x by its shape, dtype or device, or there is no
             such restriction or activation; the sentence names the argument. Nothing has changed.
     """
+    names = [argument.name for argument in getattr(torch.ops.rbnorm, op).default._schema.arguments]
 
     @wraps(implementation)
     def call(*arguments: Any) -> Any:

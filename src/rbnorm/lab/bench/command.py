@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rbnorm.files import replace
 from rbnorm.lab.bench import figure, show
 from rbnorm.lab.bench.goals import outcomes
 from rbnorm.lab.bench.layers import COMPILED, LAYERS
@@ -20,7 +21,6 @@ from rbnorm.lab.bench.rows import Row, here, load, save
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.plots import picture
-from rbnorm.lab.report import replace
 
 PARTS: Final = {
     "layers": LAYERS,

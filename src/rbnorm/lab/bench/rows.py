@@ -13,9 +13,9 @@ from typing import Any, Final
 import torch
 
 import rbnorm
+from rbnorm.files import replace
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.records import environment, now
-from rbnorm.lab.report import replace
 
 ROWS: Final = "rows.jsonl"
 MACHINE: Final = "machine.json"

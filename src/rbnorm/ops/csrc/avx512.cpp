@@ -1,4 +1,9 @@
 // The kernels for x86-64 with AVX-512.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's intrinsics leave a vector undefined on purpose, and GCC warns of it.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include "headers.h"
 
 #ifdef RBNORM_X86

@@ -20,10 +20,15 @@ struct Grid {
 
   Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t block)
       : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(block) {
+    blocks = ceil_div(c1 - c0, block);
     chunk = s.channels_last ? std::clamp(chunk_values / block, least_head, chunk_positions)
                             : chunk_positions;
-    blocks = ceil_div(c1 - c0, block);
     chunks = ceil_div(s.L, chunk);
+    // Few areas are shared evenly: as many for every thread.
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t even = ceil_div(chunks, threads) * threads;
+    if (s.channels_last && (n1 - n0) * blocks < threads && even * least_head <= s.L)
+      chunk = ceil_div(s.L, even), chunks = ceil_div(s.L, chunk);
   }
   Grid(const Shape& s, int64_t block) : Grid(s, 0, s.N, 0, s.C, block) {}
   int64_t instances() const { return n1 - n0; }
@@ -73,10 +78,10 @@ int64_t block_of(const Shape& shape, int64_t instances) {
   return std::clamp<int64_t>(std::min(wanted, shared), 1, C);
 }
 
-// Calls f(grid) for all channels of all instances (not 0). Channels, and instances that need not wait for
-// one another, go through all phases by themselves, so that they are still in the cache of their
-// thread in the later ones. Where that gives too little to do in parallel, all threads go through
-// the phases together.
+// Calls f(grid) for all channels of all instances (not 0). Channels, and instances that need not
+// wait for one another, go through all phases by themselves, so that they are still in the cache of
+// their thread in the later ones. Where that gives too little to do in parallel, all threads go
+// through the phases together.
 template <class S, class F>
 void for_units(const Shape& shape, bool together, F f) {
   const int64_t threads = torch::stable::get_num_threads(), share = ceil_div(shape.N, threads);
@@ -93,7 +98,8 @@ void for_units(const Shape& shape, bool together, F f) {
       0, units, ceil_div(task_values, values), [&](int64_t begin, int64_t end) {
         for (int64_t u = begin; u < end; u++) {
           const int64_t n = u / parts * instances, c = u % parts * block;
-          f(Grid(shape, n, std::min(shape.N, n + instances), c, std::min(shape.C, c + block), block));
+          const int64_t n1 = std::min(shape.N, n + instances), c1 = std::min(shape.C, c + block);
+          f(Grid(shape, n, n1, c, c1, block));
         }
       });
 }

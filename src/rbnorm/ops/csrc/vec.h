@@ -129,10 +129,12 @@ template <class T, int Bytes>
 INLINE typename Part<T, Bytes / 2>::Vec upper(const typename Part<T, Bytes>::Vec& v) {
   typename Part<T, Bytes / 2>::Vec half;
 #if RBNORM_VECTOR_BYTES == 64
-  if constexpr (Bytes == 64) return bits<decltype(half)>(_mm512_extracti64x4_epi64(bits<__m512i>(v), 1));
+  if constexpr (Bytes == 64)
+    return bits<decltype(half)>(_mm512_extracti64x4_epi64(bits<__m512i>(v), 1));
 #endif
 #if RBNORM_VECTOR_BYTES >= 32
-  if constexpr (Bytes == 32) return bits<decltype(half)>(_mm256_extracti128_si256(bits<__m256i>(v), 1));
+  if constexpr (Bytes == 32)
+    return bits<decltype(half)>(_mm256_extracti128_si256(bits<__m256i>(v), 1));
 #endif
   std::memcpy(&half, reinterpret_cast<const char*>(&v) + Bytes / 2, Bytes / 2);
   return half;

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rbnorm.ops.checks import checked
+
 OPS = (
     "forward",
     "inference",
@@ -42,5 +44,5 @@ def register(library: torch.library.Library, key: str = "CUDA") -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     for name in OPS:
-        library.impl(name, _deferred(name), key)
+        library.impl(name, checked(name, _deferred(name)), key)
     return None

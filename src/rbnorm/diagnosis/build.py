@@ -1,0 +1,146 @@
+"""From what a pass kept to the numbers of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rbnorm.diagnosis.meter import LayerMeter
+from rbnorm.diagnosis.result import COLUMNS, BatchSpread, LayerDiagnosis, mean, rms
+from rbnorm.modules import _RepresentativeBatchNorm
+
+MOMENTS = ("mean", "var", "x_mean")  # of channels alone: their units differ
+NEUTRAL = 0.05  # a w_m this near to 0 is BatchNorm's, one this near to -1 removes the mean
+INERT = 0.01  # a gate whose spread over instances is this share of its mean is a constant
+
+
+def layer_diagnosis(name: str, meter: LayerMeter) -> LayerDiagnosis:
+    """The result of one layer's pass."""
+    layer = meter.layer
+    channels = _channels(meter)
+    values = {n: mean(channels[n]) if n in channels else torch.nan for n in COLUMNS}
+    values |= {n: mean(v) for n, v in channels.items() if n not in {*MOMENTS, *COLUMNS}}
+    if "output_mean" in channels:
+        del values["output_mean"]
+        known = channels["output_mean"]
+        values["output_mean_std"] = float(known[~known.isnan()].std(correction=0))
+    if "class_correlation" in channels:
+        values |= _informative(channels)
+        values["class_correlation_chance"] = meter.classes.correlation()[1]  # type: ignore[index]
+    if "center_weight" in channels:
+        values |= regimes(channels["center_weight"])
+    return LayerDiagnosis(
+        layer=name,
+        kind=type(layer).__name__,
+        channels=layer.num_features,
+        instances=meter.instances,
+        calls=meter.calls,
+        nonfinite=_nonfinite(meter),
+        values=values,
+        per_channel=channels,
+        batch_spread=tuple(BatchSpread(*row) for row in meter.groups.result()),
+    )
+
+
+def _nonfinite(meter: LayerMeter) -> int:
+    """Pairs whose variance is not finite, which it is not either where the mean is not."""
+    if not meter.instances:
+        return 0
+    finite = meter.rows.result()[0][meter.names.index("var")]
+    return meter.instances * meter.layer.num_features - int(finite.sum())
+
+
+def _channels(meter: LayerMeter) -> dict[str, Tensor]:
+    """Every number that a channel has, (C,)."""
+    layer = meter.layer
+    channels: dict[str, Tensor] = {}
+    if meter.instances:
+        count, means, variances = meter.rows.result()
+        kept = dict(zip(meter.names, means, strict=True))
+        spread = dict(zip(meter.names, variances.where(count > 1, torch.nan), strict=True))
+        between, within = spread["mean"], kept.pop("var")
+        channels |= {"between_share": share(between, within), "var": between + within, **kept}
+        if "x_mean" in kept:  # RBN: of the input, and of what the centring made of it
+            channels["between_share_centred"] = channels["between_share"]
+            x_var = channels.pop("x_var")
+            channels["between_share"] = share(spread["x_mean"], x_var)
+        if "gate" in kept:
+            channels |= _gates(channels.pop("gate"), spread["gate"].sqrt(), layer)
+        correlation = meter.classes.correlation()
+        if correlation:
+            channels["class_correlation"] = correlation[0]
+    if isinstance(layer, _RepresentativeBatchNorm) and layer.center_weight is not None:
+        channels["center_weight"] = layer.center_weight.detach().double().cpu()
+    return channels
+
+
+def share(between: Tensor, within: Tensor) -> Tensor:
+    """The share of the variance that lies between instances; NaN where there is no variance."""
+    return between / (between + within)
+
+
+def _gates(gate: Tensor, spread: Tensor, layer: _BatchNorm) -> dict[str, Tensor]:
+    gamma = 1.0 if layer.weight is None else layer.weight.detach().double().cpu()
+    return {
+        "gate_mean": gate,
+        "gate_spread": spread,
+        "gate_inert": (spread < INERT * gate.abs()).double().where(spread.isfinite(), torch.nan),
+        "gain": gamma * gate,
+    }
+
+
+def _informative(channels: Mapping[str, Tensor]) -> dict[str, float]:
+    """Whether the channels that the centring amplifies tell the classes apart better."""
+    if "center_weight" not in channels:
+        return {}
+    w_m, eta = channels["center_weight"], channels["class_correlation"]
+    known = eta.isfinite()
+    both = torch.stack([w_m[known], eta[known]])
+    alike = float(torch.corrcoef(both)[0, 1]) if known.sum() > 1 else torch.nan
+    return {
+        "class_correlation_amplified": mean(eta[known & (w_m > NEUTRAL)]),
+        "class_correlation_damped": mean(eta[known & (w_m < -NEUTRAL)]),
+        "center_weight_class_correlation": alike,
+    }
+
+
+def regimes(w_m: Tensor) -> dict[str, float]:
+    """The shares of channels in the five regimes of ``w_m``, which sum to 1."""
+    inside = {
+        "center_reverses": w_m < -1 - NEUTRAL,
+        "center_removes": (w_m + 1).abs() <= NEUTRAL,
+        "center_damps": (w_m > -1 + NEUTRAL) & (w_m < -NEUTRAL),
+        "center_neutral": w_m.abs() <= NEUTRAL,
+        "center_amplifies": w_m > NEUTRAL,
+    }
+    return {name: mean(where.double()) for name, where in inside.items()}
+
+
+def with_shift(layer: LayerDiagnosis, shifted: LayerDiagnosis, eps: float) -> LayerDiagnosis:
+    """Add how far the second data set's statistics lie from the first's.
+
+    Per channel, with means ``m`` and total variances ``V`` of what is normalised:
+    ``mean_shift = (m2 - m1) / sqrt(V1 + eps)``, ``log_var_shift = ln((V2 + eps) / (V1 + eps))``
+    and ``shift``, the 2-Wasserstein distance of the two normal distributions in units of
+    ``sqrt(V1 + eps)``. A layer's shift is the root mean square over channels.
+    """
+    first, second = layer.per_channel, shifted.per_channel
+    if not (first.keys() >= {"mean", "var"} and second.keys() >= {"mean", "var"}):
+        nothing = dict.fromkeys(("mean_shift", "log_var_shift", "shift"), torch.nan)
+        return replace(layer, values={**layer.values, **nothing})
+    scale = first["var"] + eps
+    ratio = (second["var"] + eps) / scale
+    step = (second["mean"] - first["mean"]) / scale.sqrt()
+    found = {
+        "mean_shift": step,
+        "log_var_shift": ratio.log(),
+        "shift": (step.square() + (ratio.sqrt() - 1).square()).sqrt(),
+    }
+    values = {name: mean(v) for name, v in found.items()} | {"shift": rms(found["shift"])}
+    return replace(
+        layer, values={**layer.values, **values}, per_channel={**layer.per_channel, **found}
+    )

@@ -1,0 +1,162 @@
+"""A pass of a model over batches that leaves the model as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+Forward = Callable[[nn.Module, Any], Any]
+Listener = Callable[[_BatchNorm, Tensor, Tensor | None], None]
+
+
+def normalisers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Every BatchNorm of a model, RBN included, once under its first name.
+
+    Raises:
+        ValueError: There is none, or one that has no values yet.
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    if not layers:
+        raise ValueError(
+            "model must have a BatchNorm, SyncBatchNorm, timm norm-act or RBN layer, "
+            f"got {type(model).__name__} without one"
+        )
+    for name, layer in layers.items():
+        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+            raise ValueError(f"layer {name!r} has no size yet; run the model on one batch first")
+        if any(t.is_meta for t in (*layer.parameters(False), *layer.buffers(False))):
+            raise ValueError(f"layer {name!r} is on the meta device; give it values first")
+    return layers
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore training flags, buffers and the state of torch's random numbers on leaving."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    values = {id(b): (b, b.clone()) for _, own in buffers for b in own.values() if b is not None}
+    states = [(put, get()) for get, put in _generators(model)]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        for current, own in buffers:
+            current.clear()
+            current.update(own)
+        with torch.no_grad():
+            for buffer, value in values.values():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        for put, state in states:
+            put(state)
+
+
+def _generators(model: nn.Module) -> list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
+    """How to get and set the state of the generators of the CPU and of the model's devices."""
+    pairs: list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]] = [
+        (torch.get_rng_state, torch.set_rng_state)
+    ]
+    for device in {p.device for p in (*model.parameters(), *model.buffers())}:
+        if device.type in {"cpu", "meta"}:
+            continue
+        module: Any = torch.get_device_module(device)
+        where = {} if device.type == "mps" else {"device": device}  # there is one mps alone
+        get, put = module.get_rng_state, module.set_rng_state
+        pairs.append((partial(get, **where), partial(put, **where)))
+    return pairs
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Run a model on a tensor, or on the first item of a sequence, moved to its device."""
+    inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    if not isinstance(inputs, Tensor):
+        kind = "a mapping" if isinstance(inputs, Mapping) else type(inputs).__name__
+        raise TypeError(
+            f"a batch must be a tensor or (tensor, labels, ...), got {kind}; "
+            "pass forward= to say how the model is run on it"
+        )
+    device = next((p.device for p in (*model.parameters(), *model.buffers())), inputs.device)
+    return model(inputs.to(device, non_blocking=True))
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The second item of a batch if it is a vector of whole numbers: the class of each instance."""
+    labels = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+    kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in kinds:
+        return labels.long()
+    return None
+
+
+def run(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward,
+    listeners: Mapping[str, Listener],
+    on_output: Callable[[Any, Any], None] = lambda batch, output: None,
+) -> int:
+    """One pass without gradients, in the mode the model is in.
+
+    Args:
+        model: The model.
+        batches: What to run it on.
+        forward: Runs the model on one batch.
+        listeners: By name of the layer, what is called with the layer, its input, and the labels
+            of the batch where there is one for every instance of that input.
+        on_output: Called with every batch and the model's output.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        ValueError: There was no batch.
+        RuntimeError: The model, or a layer's statistics, raised.
+    """
+    state: dict[str, Any] = {"labels": None, "last": None}
+
+    def hook(name: str, listen: Listener) -> Callable[..., None]:
+        def before(layer: _BatchNorm, args: Any, kwargs: Any) -> None:
+            x = args[0] if args else kwargs["input"]
+            labels = state["labels"]
+            fits = labels is not None and len(labels) == len(x)
+            listen(layer, x.detach(), labels.to(x.device) if fits else None)
+            state["last"] = name
+
+        return before
+
+    layers = normalisers(model)
+    handles = [
+        layers[name].register_forward_pre_hook(hook(name, listen), with_kwargs=True)
+        for name, listen in listeners.items()
+    ]
+    count = 0
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            for count, batch in enumerate(batches, start=1):
+                state["labels"], state["last"] = labels_of(batch), None
+                try:
+                    output = forward(model, batch)
+                except Exception as error:
+                    raise _failure(error, count, state["last"]) from error
+                on_output(batch, output)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not count:
+        raise ValueError("batches must hold at least one batch, got none")
+    return count
+
+
+def _failure(error: Exception, batch: int, layer: str | None) -> RuntimeError:
+    lines = str(error).strip().splitlines()
+    said = lines[0].rstrip(".") if lines else type(error).__name__
+    where = f"after layer {layer!r}" if layer else "before its first normaliser"
+    return RuntimeError(f"the model failed on batch {batch}, {where} ({said})")

@@ -1,0 +1,206 @@
+"""The typed result of a diagnosis, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rbnorm.diagnosis.meter import Thresholds
+from rbnorm.files import replace
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 1
+COLUMNS = (
+    "mean_offset",
+    "log_var_ratio",
+    "mean_below",
+    "mean_above",
+    "var_below",
+    "var_above",
+    "between_share",
+)
+
+
+@dataclass(frozen=True)
+class BatchSpread:
+    """How much batch statistics differ from one batch to the next.
+
+    Attributes:
+        size: Instances in a batch.
+        batches: Batches of this size that were seen.
+        mean: Standard deviation over batches of the batch mean, relative to the root of the mean
+            batch variance; root mean square over channels.
+        log_var: Standard deviation over batches of ln(batch variance), likewise.
+    """
+
+    size: int
+    batches: int
+    mean: float
+    log_var: float
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One layer.
+
+    Attributes:
+        layer: Its name in the model, the first one if it has several.
+        kind: The name of its class.
+        channels: C.
+        instances: Instances it saw, over all its calls; 0 if it was not reached.
+        calls: How often it was called.
+        nonfinite: Pairs of instance and channel whose mean or variance is not finite; they are left
+            out of everything else.
+        values: Numbers of the whole layer, NaN where one is not defined. What they mean stands in
+            :func:`rbnorm.diagnose`.
+        per_channel: The same for every channel, (C,) in float64, as far as channels have it.
+        batch_spread: For batches of 1, 2, 4, ... instances.
+    """
+
+    layer: str
+    kind: str
+    channels: int
+    instances: int
+    calls: int
+    nonfinite: int
+    values: Mapping[str, float]
+    per_channel: Mapping[str, Tensor] = field(repr=False)
+    batch_spread: tuple[BatchSpread, ...] = field(repr=False)
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Everything but the channels, under the names of the table's columns."""
+        return {
+            "layer": self.layer,
+            "kind": self.kind,
+            **{name: self.values[name] for name in COLUMNS},
+            "channels": self.channels,
+            "instances": self.instances,
+            "calls": self.calls,
+            "nonfinite": self.nonfinite,
+            **{name: value for name, value in self.values.items() if name not in COLUMNS},
+        }
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """The accuracy with a calibration switched off and the running statistics re-estimated.
+
+    Attributes:
+        layer: Where; None for all RBN layers together.
+        without: "centring", "scaling", or "nothing" for what the others compare with.
+        accuracy: Share of instances whose highest score is their label's.
+    """
+
+    layer: str | None
+    without: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`rbnorm.diagnose` found.
+
+    Attributes:
+        layers: In the order of the model.
+        thresholds: Beyond what an instance counts as one of the four cases.
+        batches: Number of batches.
+        shifted: The same for the shifted batches, or None.
+        counterfactuals: Accuracies without parts of the calibration; empty if not asked for.
+    """
+
+    layers: tuple[LayerDiagnosis, ...]
+    thresholds: Thresholds
+    batches: int
+    shifted: Diagnosis | None = field(default=None, repr=False)
+    counterfactuals: tuple[Counterfactual, ...] = ()
+
+    def __getitem__(self, layer: str) -> LayerDiagnosis:
+        for found in self.layers:
+            if found.layer == layer:
+                return found
+        raise KeyError(f"no layer {layer!r}; there are {', '.join(d.layer for d in self.layers)}")
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The layers that no batch reached."""
+        return tuple(d.layer for d in self.layers if not d.instances)
+
+    def ranking(self) -> list[LayerDiagnosis]:
+        """The layers by how far the shifted batches moved them, the furthest first.
+
+        Raises:
+            ValueError: There were no shifted batches.
+        """
+        if self.shifted is None:
+            raise ValueError("ranking needs a second data set: pass shifted= to diagnose")
+        known = [d for d in self.layers if not math.isnan(d["shift"])]
+        return sorted(known, key=lambda d: -d["shift"])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per layer, in the order of the model.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: PLC0415 - the library depends on torch alone
+        except ImportError:
+            raise ImportError("to_frame needs pandas: install it with pip install pandas") from None
+        return pandas.DataFrame([layer.row for layer in self.layers])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, the channels too, as JSON has it: None for what is not finite."""
+        found: dict[str, Any] = {
+            "schema": SCHEMA,
+            "thresholds": vars(self.thresholds),
+            "batches": self.batches,
+            "layers": [
+                {
+                    **layer.row,
+                    "batch_spread": [vars(spread) for spread in layer.batch_spread],
+                    "per_channel": {k: v.tolist() for k, v in layer.per_channel.items()},
+                }
+                for layer in self.layers
+            ],
+            "counterfactuals": [vars(c) for c in self.counterfactuals],
+        }
+        if self.shifted is not None:
+            found["ranking"] = [layer.layer for layer in self.ranking()]
+            found["shifted"] = self.shifted.to_dict()
+        return _finite(found)  # type: ignore[no-any-return]
+
+    def to_json(self, path: str | Path) -> None:
+        """Write :meth:`to_dict` to a file, whole or not at all."""
+        text = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"))
+        replace(Path(path), f"{text}\n".encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def mean(values: Tensor) -> float:
+    """The mean over the channels where a number is defined; NaN if it is nowhere."""
+    return float(values[~values.isnan()].mean())
+
+
+def rms(values: Tensor) -> float:
+    """The root mean square, likewise."""
+    return mean(values.square()) ** 0.5 if len(values) else torch.nan

@@ -1,0 +1,111 @@
+"""``diagnose``: one pass over the data, and what it says of every normaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from rbnorm.diagnosis.build import layer_diagnosis, with_shift
+from rbnorm.diagnosis.meter import LayerMeter, Thresholds
+from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
+from rbnorm.diagnosis.recalibration import counterfactuals
+from rbnorm.diagnosis.result import Diagnosis
+
+
+def diagnose(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    shifted: Iterable[Any] | None = None,
+    recalibration: Iterable[Any] | None = None,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
+    forward: Forward | None = None,
+) -> Diagnosis:
+    r"""Measure where the statistics of instances and batches leave a model's running statistics.
+
+    One pass in evaluation mode, without gradients; what is kept does not grow with the number of
+    batches. The model is left as it was found: training flags, buffers, hooks, and the state of
+    torch's random numbers.
+
+    For instance n and channel c, with :math:`m, v` the mean and biased variance over the positions
+    of what the layer normalises (its input; for RBN :math:`z = x + w_m K(x)`), :math:`\mu,
+    \sigma^2` the running statistics and :math:`\epsilon` the layer's own, the columns are means
+    over instances and channels of
+
+    - ``mean_offset``: :math:`(m - \mu) / \sqrt{\sigma^2 + \epsilon}`;
+    - ``log_var_ratio``: :math:`\ln((v + \epsilon) / (\sigma^2 + \epsilon))`;
+    - ``mean_below``, ``mean_above``, ``var_below``, ``var_above``: 1 where the first of these is
+      beyond ``thresholds.mean``, or the second beyond ``thresholds.log_var``, else 0.
+
+    ``between_share`` is :math:`\mathrm{Var}_n(m) / (\mathrm{Var}_n(m) + \mathrm{mean}_n(v))` of the
+    layer's input :math:`x`, averaged over channels. With a single position per channel variances of
+    instances do not exist and ``log_var_ratio``, ``var_below`` and ``var_above`` are NaN. Without
+    running statistics everything that compares with them is. ``output_mean_std`` is the standard
+    deviation over channels of the mean output, before any activation of a norm-act layer.
+
+    With labels: ``class_correlation``, the correlation ratio of :math:`K - E(x)` and the class,
+    with ``class_correlation_chance``, what labels drawn by chance would give.
+
+    RBN layers add ``between_share_centred`` (of :math:`z`), ``center_weight``, the shares of
+    channels in the regimes of :math:`w_m` (within 0.05 of -1 ``center_removes`` the instance mean,
+    below that ``center_reverses`` it, above that ``center_damps`` it, within 0.05 of 0
+    ``center_neutral`` is BatchNorm, above that ``center_amplifies`` it), ``gate_mean``,
+    ``gate_spread`` (standard deviation over instances), ``gate_saturated`` (share of pairs where R
+    has less than a tenth of its slope at 0), ``gate_inert`` (share of channels whose spread is
+    below 1 % of the mean: the gate could be absorbed into gamma), ``gain`` (gamma times
+    ``gate_mean``), and with labels the mean ``class_correlation`` of the channels that are
+    amplified and damped, and ``center_weight_class_correlation``, Pearson's over channels of
+    ``center_weight`` and ``class_correlation``.
+
+    Args:
+        model: Any model with layers that are a torch BatchNorm, synchronised or not, or derived
+            from one: timm's norm-act layers and RBN.
+        batches: Tensors, or sequences of a tensor and, where there are labels, a vector of whole
+            numbers. Shuffle them: neighbours form the batches of ``batch_spread``. They are moved
+            to the model's device.
+        shifted: A second data set; every layer then has ``mean_shift``, ``log_var_shift`` and
+            ``shift``, and the result a ranking.
+        recalibration: Batches of training data. When given, the accuracy on ``batches`` is measured
+            without the centring and without the scaling of each RBN layer and of all, after the
+            running statistics were re-estimated on these. That takes two passes for each.
+        thresholds: Beyond what a pair of instance and channel counts as one of the four cases.
+        forward: Called with the model and a batch, for models and batches of another form.
+
+    Returns:
+        A :class:`rbnorm.Diagnosis`. A layer that no batch reached is there, with NaN.
+
+    Raises:
+        ValueError: The model has no such layer, one without values yet, or none was reached;
+            or there is no batch.
+        RuntimeError: The model raised; the sentence names the batch and the last layer before it.
+    """
+    layers = normalisers(model)
+    first = _measure(model, batches, thresholds, forward or call)
+    if shifted is not None:
+        second = _measure(model, shifted, thresholds, forward or call)
+        pairs = zip(first.layers, second.layers, strict=True)
+        moved = tuple(with_shift(a, b, layers[a.layer].eps) for a, b in pairs)
+        first = replace(first, layers=moved, shifted=second)
+    if recalibration is not None:
+        found = counterfactuals(model, batches, recalibration, forward=forward)
+        first = replace(first, counterfactuals=found)
+    return first
+
+
+def _measure(
+    model: nn.Module, batches: Iterable[Any], thresholds: Thresholds, forward: Forward
+) -> Diagnosis:
+    meters = {n: LayerMeter(layer, thresholds) for n, layer in normalisers(model).items()}
+    with unchanged(model):
+        model.eval()
+        count = run(model, batches, forward, meters)
+    if not any(meter.instances for meter in meters.values()):
+        raise ValueError(
+            f"batches must reach a normaliser, and of {len(meters)} in the model none got an "
+            "instance"
+        )
+    layers = tuple(layer_diagnosis(name, meter) for name, meter in meters.items())
+    return Diagnosis(layers, thresholds, count)

@@ -1,0 +1,188 @@
+"""Models in files: kept by a comparison, or the user's own."""
+
+import importlib.util
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from rbnorm.calibration import NAMES
+from rbnorm.convert import convert_batchnorm
+from rbnorm.files import replace
+from rbnorm.lab.config import RunConfig
+from rbnorm.lab.data import ImageData
+from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.models import build_model, canonical_name
+
+_BROKEN: Final = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+
+
+class Saved(NamedTuple):
+    """What a file of :func:`save_model` says of its model."""
+
+    config: RunConfig
+    classes: int
+    channels: int
+
+
+def saved_path(folder: Path, config: RunConfig) -> Path:
+    """Where the model of a run is kept."""
+    name = f"{config.norm}-batch{config.batch_size}-seed{config.seed}-{config.key[:8]}"
+    return folder / f"{name}.safetensors"
+
+
+def save_model(model: nn.Module, config: RunConfig, data: ImageData, folder: Path) -> None:
+    """Keep a trained model, with what is needed to build it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    facts = {"config": asdict(config), "classes": data.classes, "channels": data.channels}
+    content = safetensors.torch.save(state, {"rbnorm": json.dumps(facts)})
+    replace(saved_path(folder, config), content)
+
+
+def read_saved(path: Path) -> Saved | None:
+    """What the file says, or None if it is none of :func:`save_model`."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("rbnorm", "null"))
+        if facts is None:
+            return None
+        return Saved(RunConfig.from_dict(facts["config"]), facts["classes"], facts["channels"])
+    except (*_BROKEN, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({first_line(error)})") from error
+
+
+def file_of(spec: str) -> Path | None:
+    """The file that ``--model`` names, or None where it is a model's name.
+
+    Raises:
+        UsageError: It is a file's name, and there is no such file.
+    """
+    path = Path(spec)
+    if path.is_file():
+        return path
+    if path.suffix in {".py", ".pt", ".pth", ".safetensors"}:
+        raise UsageError(f"--model {spec}: there is no such file")
+    return None
+
+
+def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: int) -> nn.Module:
+    """The model to diagnose.
+
+    Args:
+        spec: A name as for :func:`rbnorm.lab.models.canonical_name`; or the path of a file of
+            :func:`save_model`, of ``torch.save(model)``, or of Python with a function ``model``.
+        checkpoint: A state dict, whose RBN layers the model's BatchNorm layers become; or None.
+        classes: Number of classes, for a name.
+        channels: Channels of the images, for a name.
+
+    Raises:
+        UsageError: Something of this cannot be had.
+    """
+    path = file_of(spec)
+    if path:
+        saved = read_saved(path)
+        if saved:
+            model = _built(saved.config.model, saved.config.norm, saved.classes, saved.channels)
+            load_weights(model, path)
+        else:
+            model = _python(path) if path.suffix == ".py" else _pickled(path)
+    else:
+        model = _built(canonical_name(spec), "bn", classes, channels)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model
+
+
+def _built(name: str, norm: str, classes: int, channels: int) -> nn.Module:
+    return build_model(name, norm, classes=classes, channels=channels, seed=0)
+
+
+def _python(path: Path) -> nn.Module:
+    source = importlib.util.spec_from_file_location(path.stem, path)
+    assert source is not None
+    assert source.loader is not None
+    module = importlib.util.module_from_spec(source)
+    try:
+        source.loader.exec_module(module)
+        model = module.model()
+    except Exception as error:
+        raise UsageError(f"--model {path} did not make a model ({first_line(error)})") from error
+    return _checked(path, model)
+
+
+def _pickled(path: Path) -> nn.Module:
+    try:
+        model = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a pickle may raise anything
+        raise UsageError(f"--model {path} cannot be read ({first_line(error)})") from error
+    return _checked(path, model)
+
+
+def _checked(path: Path, model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"--model {path} holds a {type(model).__name__} and no model: weights belong to "
+            "--checkpoint, and --model names what to load them into"
+        )
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict; BatchNorm layers become RBN where it has a calibration.
+
+    Raises:
+        UsageError: The file cannot be read, or does not fit the model.
+    """
+    state = _state(path)
+    try:
+        for part in ((True, True), (True, False), (False, True)):
+            _calibrate(model, state, *part)
+        model.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = " ".join(lines[:2]).rstrip(".")
+        raise UsageError(f"{path} does not fit the model ({said})") from error
+
+
+def _calibrate(model: nn.Module, state: dict[str, Tensor], center: bool, scale: bool) -> None:
+    def chosen(name: str) -> bool:
+        prefix = f"{name}." if name else ""
+        has = [f"{prefix}{parameter}" in state for parameter in NAMES[:2]]
+        return has == [center, scale] and not hasattr(model.get_submodule(name), "calibration")
+
+    names = {n for n, m in model.named_modules() if chosen(n)}
+    if names:
+        convert_batchnorm(
+            model, preserve=False, where=names.__contains__, center=center, scale=scale
+        )
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _BROKEN as error:
+        raise UsageError(f"{path} cannot be read ({first_line(error)})") from error
+    for key in ("state_dict", "model"):  # where training scripts put it
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"{path} holds no state dict, which has a tensor for every name")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -1,0 +1,334 @@
+"""What ``diagnose`` reports, against the literal computation in float64 and planted shifts."""
+
+import json
+import math
+
+import pytest
+import timm
+import torch
+from literal import seen, statistics
+from models import norms, shake
+from test_revert import train_calibration
+from tolerances import TOLERANCE
+from torch import nn
+
+import rbnorm
+from rbnorm.diagnosis.result import COLUMNS
+
+LAYERS = {
+    "BatchNorm1d": lambda: nn.BatchNorm1d(3),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(3),
+    "BatchNorm3d": lambda: nn.BatchNorm3d(3),
+    "SyncBatchNorm": lambda: nn.SyncBatchNorm(3),
+    "BatchNormAct2d": lambda: timm.layers.BatchNormAct2d(3),
+    "RepresentativeBatchNorm1d": lambda: rbnorm.RepresentativeBatchNorm1d(3),
+    "RepresentativeBatchNorm2d": lambda: rbnorm.RepresentativeBatchNorm2d(3, restrict="tanh"),
+    "RepresentativeBatchNorm3d": lambda: rbnorm.RepresentativeBatchNorm3d(3),
+    "SyncRepresentativeBatchNorm": lambda: rbnorm.SyncRepresentativeBatchNorm(3),
+    "RepresentativeBatchNormAct2d": lambda: rbnorm.RepresentativeBatchNormAct2d(3),
+}
+SHAPES = {"1d": (3, 7), "2d": (3, 5, 6), "3d": (3, 2, 3, 4)}
+
+
+def make(kind: str) -> tuple[nn.Module, list[torch.Tensor]]:
+    """A layer with parameters and buffers of its own, and uneven batches off its statistics."""
+    torch.manual_seed(0)
+    layer = train_calibration(shake(LAYERS[kind]()))
+    shape = SHAPES.get(kind[-2:] if kind[-1] == "d" else "2d") or SHAPES["2d"]
+    batches = [
+        torch.randn(n, *shape) * torch.rand(n, 3, *[1] * (len(shape) - 1)) * 3
+        + torch.randn(n, 3, *[1] * (len(shape) - 1))
+        for n in (4, 1, 6, 0, 5)
+    ]
+    return layer, batches
+
+
+def close(actual: float, expected: float, dtype=torch.float32) -> bool:
+    return math.isclose(actual, expected, rel_tol=TOLERANCE[dtype], abs_tol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_statistics_are_those_of_the_literal_computation(kind: str, dtype) -> None:
+    layer, batches = make(kind)
+    batches = [x.to(dtype) for x in batches]
+    if dtype == torch.float64:
+        layer.double()
+    found = rbnorm.diagnose(nn.Sequential(layer), batches).layers[0]
+    expected = statistics(layer, seen(layer, layer, batches))
+    assert (found.layer, found.kind, found.instances, found.calls) == ("0", kind, 16, 5)
+    tolerance = TOLERANCE[torch.float64 if dtype == torch.float64 else torch.float32]
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            found.per_channel[name], values.double(), rtol=tolerance, atol=tolerance, msg=name
+        )
+        if name != "output_mean":
+            assert found[name] == pytest.approx(values.mean().item(), rel=tolerance, abs=tolerance)
+    spread = expected["output_mean"].std(correction=0).item()
+    assert found["output_mean_std"] == pytest.approx(spread, rel=10 * tolerance)
+
+
+@pytest.mark.parametrize("statistic", ["max", "min", "std"])
+def test_other_statistics_of_an_instance(statistic: str) -> None:
+    torch.manual_seed(0)
+    layer = rbnorm.RepresentativeBatchNorm2d(3, statistic=statistic, dtype=torch.float64)
+    train_calibration(shake(layer))
+    batches = [torch.randn(n, 3, 4, 5, dtype=torch.float64) for n in (3, 5)]
+    found = rbnorm.diagnose(layer, batches).layers[0]
+    for name, values in statistics(layer, seen(layer, layer, batches)).items():
+        torch.testing.assert_close(found.per_channel[name], values, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_deep_model_layer_by_layer(layout) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(True), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6)
+    )
+    rbnorm.convert_batchnorm(shake(model), where="4")
+    train_calibration(model).to(memory_format=layout)
+    batches = [torch.randn(n, 2, 9, 9).contiguous(memory_format=layout) for n in (4, 7)]
+    result = rbnorm.diagnose(model, batches)
+    assert [layer.layer for layer in result.layers] == ["1", "4"]
+    for layer in result.layers:
+        module = model.get_submodule(layer.layer)
+        for name, values in statistics(module, seen(model, module, batches)).items():
+            torch.testing.assert_close(
+                layer.per_channel[name], values, rtol=1e-4, atol=1e-4, msg=name
+            )
+
+
+def test_how_the_data_comes_in_batches_changes_nothing() -> None:
+    layer, batches = make("RepresentativeBatchNorm2d")
+    x, labels = torch.cat(batches), torch.arange(16) % 3
+    one = rbnorm.diagnose(layer, [(x, labels)])
+    several = rbnorm.diagnose(layer, zip(x.split(3), labels.split(3), strict=True))
+    for name, values in one.layers[0].per_channel.items():
+        torch.testing.assert_close(several.layers[0].per_channel[name], values)
+    assert [s.size for s in one.layers[0].batch_spread] == [1, 2, 4, 8]
+    for a, b in zip(one.layers[0].batch_spread, several.layers[0].batch_spread, strict=True):
+        assert (a.size, a.batches) == (b.size, b.batches)
+        assert a.mean == pytest.approx(b.mean)
+        assert a.log_var == pytest.approx(b.log_var)
+
+
+def test_batch_statistics_spread_as_those_of_real_batches() -> None:
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(3).double()
+    x = torch.randn(48, 3, 4, 4, dtype=torch.float64) + torch.randn(48, 3, 1, 1)
+    found = {s.size: s for s in rbnorm.diagnose(layer, x.split(5)).layers[0].batch_spread}
+    assert list(found) == [1, 2, 4, 8, 16]
+    for size, spread in found.items():
+        groups = x.unflatten(0, (-1, size))
+        mean, var = groups.mean((1, 3, 4)), groups.transpose(1, 2).flatten(2).var(2, correction=0)
+        relative = mean.var(0) / (var.mean(0) + layer.eps)
+        assert spread.batches == 48 // size
+        assert spread.mean == pytest.approx(relative.mean().sqrt().item(), rel=1e-9)
+        log_var = (var + layer.eps).log().var(0)
+        assert spread.log_var == pytest.approx(log_var.mean().sqrt().item(), rel=1e-9)
+
+
+def test_a_large_mean_costs_no_accuracy() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 2, 6, 6, dtype=torch.float64) + torch.randn(12, 2, 1, 1) + 1e3
+    layer = nn.BatchNorm2d(2)
+    layer.running_mean.fill_(1e3)
+    expected = statistics(layer, x.flatten(2))
+    found = rbnorm.diagnose(layer, [x.float()[:5], x.float()[5:]]).layers[0].per_channel
+    for name in COLUMNS:
+        torch.testing.assert_close(found[name], expected[name].double(), rtol=1e-3, atol=1e-3)
+
+
+def planted(change) -> tuple[nn.Sequential, rbnorm.Diagnosis]:
+    """Data whose second layer has channel 2 changed, diagnosed next to the unchanged data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.Identity(), nn.BatchNorm2d(4))
+    clean = [torch.randn(16, 4, 8, 8) for _ in range(4)]
+
+    def forward(module: nn.Module, batch: tuple[torch.Tensor, bool]) -> torch.Tensor:
+        x, changed = batch
+        x = module[0](x)
+        if changed:
+            x = x.clone()
+            x[:, 2] = change(x[:, 2])
+        return module[2](x)
+
+    batches = [[(x, changed) for x in clean] for changed in (False, True)]
+    return model, rbnorm.diagnose(model, batches[0], shifted=batches[1], forward=forward)
+
+
+@pytest.mark.parametrize(("delta", "case"), [(2.0, "mean_above"), (-2.0, "mean_below")])
+def test_a_planted_offset_is_found(delta: float, case: str) -> None:
+    _, result = planted(lambda x: x + delta)
+    assert [d.layer for d in result.ranking()] == ["2", "0"]
+    found = result["2"].per_channel
+    assert found["shift"].argmax() == 2
+    assert found["mean_shift"][2].item() == pytest.approx(delta, rel=0.05)
+    assert found["log_var_shift"][2].item() == pytest.approx(0, abs=1e-5)
+    moved = result.shifted["2"].per_channel
+    others = {"mean_above", "mean_below", "var_above", "var_below"} - {case}
+    assert moved[case].tolist() == [0, 0, 1, 0]
+    assert all(moved[name].sum() == 0 for name in others)
+    assert moved["mean_offset"][2].item() == pytest.approx(delta, abs=0.1)
+    assert result["0"]["shift"] == 0
+
+
+@pytest.mark.parametrize(("factor", "case"), [(3.0, "var_above"), (1 / 3, "var_below")])
+def test_a_planted_scale_is_found(factor: float, case: str) -> None:
+    _, result = planted(lambda x: factor * x)
+    found = result["2"].per_channel
+    assert result.ranking()[0].layer == "2"
+    assert found["shift"].argmax() == 2
+    assert found["log_var_shift"][2].item() == pytest.approx(2 * math.log(factor), abs=1e-3)
+    moved = result.shifted["2"].per_channel
+    assert moved[case].tolist() == [0, 0, 1, 0]
+    change = moved["log_var_ratio"] - found["log_var_ratio"]
+    expected = [0, 0, 2 * math.log(factor), 0]
+    assert change.tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_batch_of_one_class_shifts_the_channel_that_tells_the_classes_apart() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(64) % 4
+    x = torch.randn(64, 3, 6, 6)
+    x[:, 1] += labels.view(-1, 1, 1)
+    layer = rbnorm.recalibrate(nn.BatchNorm2d(3), [x])
+    one = [(x[labels == 3], labels[labels == 3])]
+    result = rbnorm.diagnose(layer, [(x, labels)], shifted=one)
+    found = result.layers[0].per_channel
+    assert found["shift"].argmax() == 1
+    step = (x[labels == 3, 1].mean() - x[:, 1].mean()) / x[:, 1].std(correction=0)
+    assert found["mean_shift"][1].item() == pytest.approx(step.item(), rel=1e-4)
+    assert result.shifted.layers[0].per_channel["mean_above"].tolist() == [0, 1, 0]
+    assert found["class_correlation"][1] > 0.98
+    assert found["class_correlation"][0] < 0.5
+
+
+def test_class_correlation_is_the_correlation_ratio() -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 3, 3, -1, 0, 1, 3, 1, 0])
+    x = torch.randn(9, 2, 4, 4, dtype=torch.float64) + 100
+    layer = rbnorm.RepresentativeBatchNorm2d(2, dtype=torch.float64)
+    layer.center_weight.data.copy_(torch.tensor([0.5, -0.5]))
+    found = rbnorm.diagnose(layer, [(x[:4], labels[:4]), (x[4:], labels[4:])]).layers[0]
+    m, kept = x.mean((2, 3))[labels >= 0], labels[labels >= 0]
+    between = sum((m[kept == k].mean(0) - m.mean(0)) ** 2 * (kept == k).sum() for k in (0, 1, 3))
+    expected = (between / ((m - m.mean(0)) ** 2).sum(0)).sqrt()
+    torch.testing.assert_close(found.per_channel["class_correlation"], expected)
+    assert found["class_correlation_amplified"] == pytest.approx(expected[0].item())
+    assert found["class_correlation_damped"] == pytest.approx(expected[1].item())
+    assert found["class_correlation_chance"] == pytest.approx(math.sqrt(2 / 7))
+
+
+def test_regimes_of_the_centring() -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(8)
+    layer.center_weight.data = torch.tensor([-1.5, -1.0, -0.97, -0.5, -0.01, 0.0, 0.04, 0.3])
+    found = rbnorm.diagnose(layer, [torch.randn(2, 8, 3, 3)]).layers[0]
+    names = ("reverses", "removes", "damps", "neutral", "amplifies")
+    assert [8 * found[f"center_{name}"] for name in names] == [1, 2, 1, 3, 1]
+
+
+def test_centring_by_minus_one_leaves_nothing_between_instances() -> None:
+    torch.manual_seed(0)
+    layer = rbnorm.RepresentativeBatchNorm2d(2, center_weight_init=-1.0)
+    x = torch.randn(9, 2, 5, 5) + torch.randn(9, 2, 1, 1)
+    found = rbnorm.diagnose(layer, [x]).layers[0]
+    assert found["between_share"] > 0.3
+    assert found["between_share_centred"] == 0
+
+
+@pytest.mark.parametrize(("bias", "saturated"), [(0.0, 0.0), (9.0, 1.0), (-9.0, 1.0)])
+def test_a_saturated_gate_is_found(bias: float, saturated: float) -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(2, scale_bias_init=bias, scale_weight_init=0.5)
+    x = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert rbnorm.diagnose(layer, [x]).layers[0]["gate_saturated"] == saturated
+
+
+def test_a_gate_that_could_be_absorbed_into_gamma_is_inert() -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(2)
+    layer.scale_weight.data[1] = 2.0
+    x = torch.randn(6, 2, 1, 1) + torch.randn(6, 2, 5, 5)
+    found = rbnorm.diagnose(layer, [x]).layers[0]
+    assert found.per_channel["gate_inert"].tolist() == [1, 0]
+
+
+def test_features_have_no_variance_of_one_position() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(10, 3)
+    found = rbnorm.diagnose(shake(nn.BatchNorm1d(3)), [x]).layers[0]
+    assert all(math.isnan(found[name]) for name in ("log_var_ratio", "var_below", "var_above"))
+    assert found["between_share"] == 1
+    assert math.isfinite(found["mean_offset"])
+    assert found.nonfinite == 0
+
+
+def test_one_instance_has_no_share_between_instances() -> None:
+    found = rbnorm.diagnose(nn.BatchNorm2d(2), [torch.randn(1, 2, 3, 3)]).layers[0]
+    assert math.isnan(found["between_share"])
+    assert found["mean_above"] + found["mean_below"] <= 1
+    assert found.batch_spread == ()
+
+
+def test_without_running_statistics_nothing_is_compared_with_them() -> None:
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(2, track_running_stats=False)
+    found = rbnorm.diagnose(layer, [torch.randn(4, 2, 3, 3)]).layers[0]
+    assert all(math.isnan(found[name]) for name in COLUMNS if name != "between_share")
+    assert 0 < found["between_share"] < 1
+    assert len(found.batch_spread) == 2
+
+
+def test_the_table_has_one_row_per_layer_and_these_columns() -> None:
+    model = timm.create_model("resnet10t", num_classes=3)
+    rbnorm.convert_batchnorm(model, where="layer4.*")
+    result = rbnorm.diagnose(model, [torch.randn(2, 3, 32, 32)])
+    frame = result.to_frame()
+    assert list(frame.columns[:9]) == ["layer", "kind", *COLUMNS]
+    assert list(frame["layer"]) == [n for n, m in model.named_modules() if m in norms(model)]
+    assert frame["between_share"].tolist() == [layer["between_share"] for layer in result.layers]
+    trained = frame[frame["kind"].str.startswith("Representative")]
+    assert trained["center_weight"].notna().all()
+    assert frame["center_weight"].notna().sum() == len(trained) > 0
+
+
+def test_json_holds_the_channels(tmp_path) -> None:
+    layer, batches = make("RepresentativeBatchNorm2d")
+    result = rbnorm.diagnose(layer, batches, shifted=[batches[0] + 1])
+    path = tmp_path / "diagnosis.json"
+    result.to_json(path)
+    read = json.loads(path.read_text())
+    assert [p.name for p in tmp_path.iterdir()] == ["diagnosis.json"]
+    assert read["thresholds"] == {"mean": 0.5, "log_var": math.log(2)}
+    for name, values in result.layers[0].per_channel.items():
+        assert read["layers"][0]["per_channel"][name] == values.tolist()
+    assert read["layers"][0]["mean_offset"] == result.layers[0]["mean_offset"]
+    assert read["layers"][0]["batch_spread"][0]["size"] == 1
+    assert read["shifted"]["layers"][0]["mean_offset"] != read["layers"][0]["mean_offset"]
+    assert read["ranking"] == [""]
+
+
+def test_json_has_null_for_what_is_not_defined(tmp_path) -> None:
+    result = rbnorm.diagnose(nn.BatchNorm1d(2), [torch.randn(3, 2)])
+    result.to_json(tmp_path / "d.json")
+    assert json.loads((tmp_path / "d.json").read_text())["layers"][0]["log_var_ratio"] is None
+
+
+def test_thresholds_are_those_given() -> None:
+    layer, batches = make("BatchNorm2d")
+    limits = rbnorm.Thresholds(mean=0.1, log_var=2.0)
+    found = rbnorm.diagnose(layer, batches, thresholds=limits).layers[0]
+    expected = statistics(layer, seen(layer, layer, batches), 0.1, 2.0)
+    for name in COLUMNS:
+        torch.testing.assert_close(found.per_channel[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_measured() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).eval()
+    x = torch.randn(4, 2, 6, 6)
+    expected = rbnorm.diagnose(model, [x]).layers[0]
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(x)  # traced before there are hooks
+    found = rbnorm.diagnose(compiled, [x]).layers[0]
+    assert found.values == pytest.approx(expected.values, nan_ok=True)

@@ -1,0 +1,73 @@
+"""The sentences name the layer, the case and the size that were planted, and what to try."""
+
+import pytest
+import torch
+from torch import nn
+
+import rbnorm
+from rbnorm.lab.findings import findings
+
+
+def said(model: nn.Module, x: torch.Tensor, **options) -> str:
+    return "\n".join(findings(rbnorm.diagnose(model, [x], **options), len(x)))
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    """Two layers whose running statistics are those of the data."""
+    return nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(32, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_nothing_is_wrong_with_the_data_of_the_running_statistics(model, x) -> None:
+    text = said(rbnorm.recalibrate(model, [x]), x)
+    assert "Measured on 32 images: 2 BatchNorm2d." in text
+    for case in ("below the running mean", "above the running variance"):
+        assert f" {case}." in text
+    assert "recalibrate" not in text
+    assert "In no BatchNorm layer more than 20.0 % of the variance lies between images" in text
+
+
+@pytest.mark.parametrize(
+    ("offset", "case"), [(1.0, "below the running mean"), (-1.0, "above the running mean")]
+)
+def test_a_wrong_running_mean_is_named_with_its_size(model, x, offset, case) -> None:
+    rbnorm.recalibrate(model, [x])[1].running_mean[0] += offset
+    text = said(model, x)
+    assert "12.5 % of the pairs of image and channel lie more than 0.5 running standard" in text
+    assert f" {case}: " in text
+    assert "most in 1, 25.0 %." in text
+    # a quarter of the channels is one deviation off: just what is reported
+    model[1].running_mean[0] += offset
+    assert "Try rbnorm.recalibrate: in 1 layer, the first 1," in said(model, x)
+
+
+def test_images_that_differ_are_worth_a_centring(model, x) -> None:
+    x = x + 2 * torch.randn(32, 4, 1, 1, generator=torch.Generator().manual_seed(1))
+    text = said(rbnorm.recalibrate(model, [x]), x)
+    assert "Try RBN in 2 layers where more than 20.0 % of the variance lies between" in text
+    assert "Prefer batches of more than 8 in training: in 2 layers" in text
+
+
+def test_what_is_broken_is_said(model, x) -> None:
+    x[3, 2] = torch.nan
+    text = said(nn.ModuleList(model), x, forward=lambda layers, batch: layers[1](batch))
+    assert "No image reached 0." in text
+    assert "1 layer got activations that are not finite, first 1;" in text
+
+
+def test_what_rbn_learnt_is_said(x) -> None:
+    layer = rbnorm.RepresentativeBatchNorm2d(4)
+    layer.center_weight.data = torch.tensor([-1.0, 0.0, 0.5, -0.5])
+    text = said(layer, x, shifted=[x + 1])
+    assert (
+        "25.0 % remove the instance mean, 25.0 % damp it, 25.0 % are BatchNorm, 25.0 % amplify it, "
+        "0.0 % reverse it" in text
+    )
+    assert "in 100.0 % of the channels it is inert" in text
+    assert "Try scale=False in 1 layer, the first the only layer" in text
+    assert "moves these layers furthest, in standard deviations: the only layer (" in text
