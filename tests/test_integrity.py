@@ -26,6 +26,12 @@ def bn() -> list[nn.Module]:
 
 NAMES = ["1", "3.0", "3.1"]
 
+
+def fuse_linear(model: nn.Module) -> nn.Module:
+    norm = rbnorm.RepresentativeBatchNorm1d(2).eval()
+    return nn.utils.fuse_linear_bn_eval(nn.Linear(2, 2).eval(), norm)
+
+
 REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "torch sync": (
         nn.SyncBatchNorm.convert_sync_batchnorm,
@@ -40,6 +46,7 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
         lambda model: nn.utils.fuse_conv_bn_eval(model[0].eval(), model[1].eval()),
         "rbnorm.revert_batchnorm(model, inputs) tells what the loss would be",
     ),
+    "torch fuse linear": (fuse_linear, "fuse_linear_bn_eval of torch knows BatchNorm alone"),
 }
 
 

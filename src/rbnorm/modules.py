@@ -146,7 +146,7 @@ class _RepresentativeBatchNorm(Traced, _BatchNorm):
             scale_bias=self._vector("scale_bias"),
             statistic=self.calibration.statistic,
             restrict=self.calibration.restrict,
-            group=self._group(),
+            group=self._group() if from_batch else None,
             **tail,
         )
         batches = self._vector("num_batches_tracked") if track else None
@@ -247,6 +247,10 @@ class RepresentativeBatchNorm2d(_RepresentativeBatchNorm, nn.BatchNorm2d):
     ``load_state_dict(strict=True)`` also takes, without a warning, a plain BatchNorm checkpoint
     (the calibration parameters take their initial values when the checkpoint has none of them)
     and a checkpoint of the official implementation (parameters of shape (1, C, 1, 1)).
+
+    A forward pass that runs inside a backward pass, as activation checkpointing makes one, leaves
+    the running statistics alone: its batch has been counted. :func:`rbnorm.freeze` keeps them, and
+    uses them, in training too.
 
     Args:
         num_features: C, the size of axis 1 of the input.

@@ -35,7 +35,7 @@ class _Sync(_RepresentativeBatchNorm):
     local: type[_RepresentativeBatchNorm]
 
     def _group(self) -> Group | None:
-        return Group.of(self.process_group) if self.training else None
+        return Group.of(self.process_group)
 
 
 class SyncRepresentativeBatchNorm(_Sync):
