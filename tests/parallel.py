@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from models import shake
-from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -92,6 +91,8 @@ def everything(rank: int) -> dict[str, Any]:
 
 def distributed(rank: int, reduce: bool) -> State:
     """Statistics that differ from process to process, after timm has made them alike."""
+    from timm.utils import distribute_bn  # noqa: PLC0415 - seconds, in every process
+
     model = DistributedDataParallel(nn.Sequential(rbnorm.RepresentativeBatchNorm2d(2)))
     model.module[0].running_mean.fill_(rank)
     model.module[0].running_var.fill_(3 + rank)

@@ -54,8 +54,8 @@ def _storages(module: nn.Module) -> list[torch.UntypedStorage]:
     return [storage for storage in map(_storage, own) if storage is not None]
 
 
-class Traced(nn.Module):
-    """A layer that is missed when another has its tensors."""
+class Guarded(nn.Module):
+    """A layer that known tools may not replace, and that is missed when an unknown one has."""
 
     __jit_unused_properties__ = ("running_mean",)
 
@@ -77,8 +77,8 @@ class Traced(nn.Module):
             _given.pop(storage, None)
 
 
-def _has_place_of_another(module: nn.Module, present: set[int]) -> bool:
-    """Whether a module normalises with tensors of a layer that is not in the model any more."""
+def _took_over(module: nn.Module, present: set[int]) -> bool:
+    """Whether a module normalises with tensors of an RBN layer that is not in the model."""
     if "running_mean" not in module._buffers:
         return False
     owners = [_given.get(storage) for storage in _storages(module)]
@@ -113,13 +113,13 @@ def assert_intact(model: nn.Module, expected: Iterable[str] = ()) -> list[str]:
         ValueError: A layer was lost; the message names each, and what to do instead.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    layers = {name: module for name, module in modules.items() if isinstance(module, Traced)}
+    layers = {name: module for name, module in modules.items() if isinstance(module, Guarded)}
     present = {id(layer) for layer in layers.values()}
     lost = [name for name in expected if name not in layers]
     lost += [
         name
         for name, module in modules.items()
-        if name not in layers and name not in lost and _has_place_of_another(module, present)
+        if name not in layers and name not in lost and _took_over(module, present)
     ]
     if lost:
         kinds = [type(modules[name]).__name__ if name in modules else "nothing" for name in lost]

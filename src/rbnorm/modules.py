@@ -14,7 +14,7 @@ from torch.nn.parameter import Parameter
 
 from rbnorm.calibration import NAMES, Calibration
 from rbnorm.functional import representative_batch_norm
-from rbnorm.integrity import Traced
+from rbnorm.integrity import Guarded
 from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import Restriction, Statistic
 from rbnorm.synchronised import Group
@@ -40,7 +40,7 @@ def _is_recomputed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-class _RepresentativeBatchNorm(Traced, _BatchNorm):
+class _RepresentativeBatchNorm(Guarded, _BatchNorm):
     """Everything of RBN but the rank of its input; see :class:`RepresentativeBatchNorm2d`."""
 
     center_weight: Parameter | None
