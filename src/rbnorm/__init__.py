@@ -4,6 +4,7 @@ from rbnorm import functional, reference
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
 from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
+from rbnorm.integrity import assert_intact
 from rbnorm.lazy import (
     LazyRepresentativeBatchNorm1d,
     LazyRepresentativeBatchNorm2d,
@@ -23,6 +24,7 @@ from rbnorm.sync import (
     convert_sync,
     revert_sync,
 )
+from rbnorm.tuning import freeze, parameter_groups, unfreeze
 
 __all__ = [
     "Diagnosis",
@@ -39,14 +41,18 @@ __all__ = [
     "SyncRepresentativeBatchNormAct2d",
     "Thresholds",
     "__version__",
+    "assert_intact",
     "backends",
     "convert_batchnorm",
     "convert_sync",
     "diagnose",
+    "freeze",
     "functional",
+    "parameter_groups",
     "recalibrate",
     "reference",
     "revert_batchnorm",
     "revert_sync",
+    "unfreeze",
     "use_backend",
 ]

@@ -141,7 +141,8 @@ class _Visible(torch.autograd.Function):
         dy = grads[0]
         x, residual, m, E, V, *p = ctx.saved_tensors
         batch = _batch(ctx.group, x, portable)
-        p, batch.known = p[:5], tuple(p[5:])
+        if batch is not WHOLE:
+            p, batch.known = p[:5], tuple(p[5:])
         activated = ctx.options.activation > 0
         backward: Any = fused.backward
         dx, dz, *found = backward(

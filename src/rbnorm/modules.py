@@ -8,12 +8,13 @@ from collections.abc import Callable, Container
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 
 from rbnorm.calibration import NAMES, Calibration
 from rbnorm.functional import representative_batch_norm
+from rbnorm.integrity import Guarded
 from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import Restriction, Statistic
 from rbnorm.synchronised import Group
@@ -31,13 +32,23 @@ def bias_option(bias: bool) -> dict[str, bool]:
     return {} if bias else {"bias": False}
 
 
-class _RepresentativeBatchNorm(_BatchNorm):
+def _is_recomputed() -> bool:
+    """Whether this forward pass belongs to a backward pass, as under activation checkpointing.
+
+    Its batch has been counted once, when it came by first.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class _RepresentativeBatchNorm(Guarded, _BatchNorm):
     """Everything of RBN but the rank of its input; see :class:`RepresentativeBatchNorm2d`."""
 
     center_weight: Parameter | None
     scale_weight: Parameter | None
     scale_bias: Parameter | None
     calibration: Calibration
+    #: Normalise by the running statistics in training too, and keep them; see `rbnorm.freeze`.
+    frozen_stats: bool = False
 
     def __init__(
         self,
@@ -94,6 +105,11 @@ class _RepresentativeBatchNorm(_BatchNorm):
         if "calibration" in self.__dict__:  # torch resets once before the parameters exist
             self.reset_calibration()
 
+    def reset_running_stats(self) -> None:
+        """Reset as BatchNorm does, unless the statistics are frozen."""
+        if not self.frozen_stats:
+            super().reset_running_stats()
+
     def reset_calibration(self) -> None:
         """Set the calibration parameters to their initial values."""
         for name, value in self.calibration.initial().items():
@@ -101,20 +117,28 @@ class _RepresentativeBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise and calibrate; see the class."""
+        if isinstance(input, fx.Proxy):
+            return self._as_node(input)
         return self._normalise(input)
+
+    def _as_node(self, *inputs: Any) -> Any:
+        """One node of the graph that ``torch.fx`` traces symbolically, like torch's own layers."""
+        tracer: Any = inputs[0].tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
 
     def _normalise(self, input: Tensor, **tail: Any) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        track = self.training and self.track_running_stats
+        from_batch = self.training and not self.frozen_stats
+        track = from_batch and self.track_running_stats and not _is_recomputed()
         mean, var = self._vector("running_mean"), self._vector("running_var")
-        used = not self.training or self.track_running_stats
+        used = track or not from_batch
         output = representative_batch_norm(
             input,
             mean if used else None,
             var if used else None,
             self._vector("weight"),
             self._vector("bias"),
-            self.training or (mean is None and var is None),
+            from_batch or (mean is None and var is None),
             self._factor() if track else 0.0,
             self.eps,
             center_weight=self._vector("center_weight"),
@@ -122,11 +146,12 @@ class _RepresentativeBatchNorm(_BatchNorm):
             scale_bias=self._vector("scale_bias"),
             statistic=self.calibration.statistic,
             restrict=self.calibration.restrict,
-            group=self._group(),
+            group=self._group() if from_batch else None,
             **tail,
         )
-        if track and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        batches = self._vector("num_batches_tracked") if track else None
+        if batches is not None:
+            batches.add_(1)
         return output
 
     def _group(self) -> Group | None:
@@ -144,16 +169,18 @@ class _RepresentativeBatchNorm(_BatchNorm):
         """The share of this batch in the running statistics."""
         if self.momentum is not None:
             return self.momentum
-        if self.num_batches_tracked is None or self.running_mean is None:
+        mean, batches = self._vector("running_mean"), self._vector("num_batches_tracked")
+        if batches is None or mean is None:
             return 0.0
         # A tensor, so that no device waits for the host; float64 buffers get a float64 factor.
-        dtype = table_dtype(self.running_mean.dtype)
-        return (self.num_batches_tracked + 1).to(dtype).reciprocal()
+        dtype = table_dtype(mean.dtype)
+        return (batches + 1).to(dtype).reciprocal()
 
     def extra_repr(self) -> str:
         """BatchNorm's line, then every calibration option that differs from its default."""
         options = zip(Calibration._fields, self.calibration, Calibration(), strict=True)
         changed = [f", {name}={value}" for name, value, default in options if value != default]
+        changed += [", frozen_stats=True"] * self.frozen_stats
         return "".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
@@ -186,6 +213,14 @@ class _RepresentativeBatchNorm(_BatchNorm):
             state_dict.setdefault(prefix + "weight", self.weight)
 
 
+def rbn_layers(model: nn.Module) -> list[tuple[str, _RepresentativeBatchNorm]]:
+    """The RBN layers of a model with their names; an error if there is none."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, _RepresentativeBatchNorm)]
+    if not found:
+        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
+    return found
+
+
 class RepresentativeBatchNorm1d(_RepresentativeBatchNorm, nn.BatchNorm1d):
     """RBN over (N, C) or (N, C, L) inputs; all else as :class:`RepresentativeBatchNorm2d`."""
 
@@ -212,6 +247,10 @@ class RepresentativeBatchNorm2d(_RepresentativeBatchNorm, nn.BatchNorm2d):
     ``load_state_dict(strict=True)`` also takes, without a warning, a plain BatchNorm checkpoint
     (the calibration parameters take their initial values when the checkpoint has none of them)
     and a checkpoint of the official implementation (parameters of shape (1, C, 1, 1)).
+
+    A forward pass that runs inside a backward pass, as activation checkpointing makes one, leaves
+    the running statistics alone: its batch has been counted. :func:`rbnorm.freeze` keeps them, and
+    uses them, in training too.
 
     Args:
         num_features: C, the size of axis 1 of the input.
@@ -323,6 +362,8 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise, calibrate, drop, add the residual, activate; in one op where that is known."""
+        if isinstance(input, fx.Proxy):
+            return self._as_node(input, *([] if residual is None else [residual]))
         if _is_bare(self.drop, (nn.Identity,)) and _is_bare(self.act, _ACTIVATIONS):
             return self._normalise(
                 input,

@@ -105,11 +105,13 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
     return next(bn for bn, rbn in counterparts().items() if isinstance(layer, rbn))
 
 
-def _become_batchnorm(layer: _BatchNorm, kind: type[_BatchNorm]) -> None:
+def _become_batchnorm(layer: _RepresentativeBatchNorm, kind: type[_BatchNorm]) -> None:
+    layer.forget()
     for name in NAMES:
         del layer._parameters[name]
     del layer.__dict__["calibration"]
-    layer.__class__ = kind
+    layer.__dict__.pop("frozen_stats", None)
+    layer.__class__ = kind  # type: ignore[assignment]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from rbnorm.modules import (
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
     _RepresentativeBatchNorm,
+    rbn_layers,
 )
 from rbnorm.synchronised import Group
 
@@ -34,7 +35,7 @@ class _Sync(_RepresentativeBatchNorm):
     local: type[_RepresentativeBatchNorm]
 
     def _group(self) -> Group | None:
-        return Group.of(self.process_group) if self.training else None
+        return Group.of(self.process_group)
 
 
 class SyncRepresentativeBatchNorm(_Sync):
@@ -123,7 +124,7 @@ def convert_sync(model: Model, process_group: dist.ProcessGroup | None = None) -
         ValueError: There is no RBN layer, or one is of a class of its own. Nothing has changed.
     """
     plan: list[tuple[_RepresentativeBatchNorm, type[_RepresentativeBatchNorm]]] = []
-    for name, layer in _layers(model):
+    for name, layer in rbn_layers(model):
         kind: Any = type(layer) if isinstance(layer, _Sync) else _SYNCHRONISED.get(type(layer))
         if kind is None:
             raise ValueError(
@@ -151,17 +152,10 @@ def revert_sync(model: Model) -> Model:
     Raises:
         ValueError: There is no RBN layer.
     """
-    for _, layer in _layers(model):
+    for _, layer in rbn_layers(model):
         if isinstance(layer, _Sync):
             local = layer.local
             layer.__class__ = local  # type: ignore[assignment]
             for name in ("local", "process_group"):
                 vars(layer).pop(name, None)
     return model
-
-
-def _layers(model: nn.Module) -> list[tuple[str, _RepresentativeBatchNorm]]:
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, _RepresentativeBatchNorm)]
-    if not found:
-        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
-    return found

@@ -53,7 +53,8 @@ def recalibrate(model: Model, batches: Iterable[Any], *, forward: Forward | None
     cut into batches matters only through the layers before. An average of batch variances, as
     ``momentum=None`` gives, would leave out the spread of the batch means.
 
-    Layers without running statistics, and layers that are not reached, stay as they are. Where
+    Layers without running statistics, those whose statistics are frozen (:func:`rbnorm.freeze`),
+    and layers that are not reached stay as they are. Where
     several processes each call this, each has the statistics of its own batches.
 
     Args:
@@ -71,7 +72,11 @@ def recalibrate(model: Model, batches: Iterable[Any], *, forward: Forward | None
         RuntimeError: The model raised. Nothing has changed then.
     """
     every = normalisers(model)
-    layers = {name: layer for name, layer in every.items() if layer.running_mean is not None}
+    layers = {
+        name: layer
+        for name, layer in every.items()
+        if layer.running_mean is not None and not getattr(layer, "frozen_stats", False)
+    }
     if not layers:
         raise ValueError("model must have running statistics to re-estimate, got none")
     pooled = {name: _Pooled() for name in layers}

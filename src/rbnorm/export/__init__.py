@@ -1,8 +1,9 @@
 """Trained models without what training needs: folded layers, and ONNX."""
 
-from rbnorm.export.fold import FoldReport, LayerFold, fold
+from rbnorm.export.fold import FoldReport, fold
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm
 from rbnorm.export.onnx import OPSET, to_onnx
+from rbnorm.export.trial import LayerFold
 
 __all__ = [
     "OPSET",

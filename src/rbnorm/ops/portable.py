@@ -33,7 +33,9 @@ def positions(x: Tensor) -> int:
 def standard(y: Tensor) -> Tensor:
     """``y`` in BatchNorm's output layout: contiguous, or channels_last where it is that already."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if y.ndim in formats and y.is_contiguous(memory_format=formats[y.ndim]):
+    # torch.func.vmap does not tell the layout of one of its instances.
+    vmapped = not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(y)
+    if y.ndim in formats and not vmapped and y.is_contiguous(memory_format=formats[y.ndim]):
         return y
     return y.contiguous()
 

@@ -61,8 +61,8 @@ INLINE std::array<double, Sums> mean_of_run(int64_t n, F terms) {
   return result;
 }
 
-// Asks for a run's neighbour in the next instance: it is read next, but lies elsewhere, and the
-// processor does not see it coming.
+// Asks for a run's neighbour in the next instance: in training it is read next, but lies elsewhere,
+// and the processor does not see it coming.
 template <class S>
 INLINE void fetch_next(const Shape& shape, const Area& a, const S* run) {
   if (a.n + 1 == shape.N || shape.L > 4096 / int64_t(sizeof(S))) return;
@@ -88,7 +88,7 @@ void moments_of_runs(const Shape& shape, const Area& a, const S* x, table_t<S>* 
   const int64_t n = a.i1 - a.i0;
   for (int64_t c = a.c0; c < a.c1; c++) {
     const S* p = x + shape.offset(a.n, c, a.i0);
-    fetch_next(shape, a, p);
+    if constexpr (Variance) fetch_next(shape, a, p);  // in evaluation it is not read next
     T center = first_of(p);
     const auto sweep = [&] {
       return mean_of_run<T, Variance ? 2 : 1>(n, [&](auto at, int k) FLAT {

@@ -1,0 +1,131 @@
+"""What training does with the parameters and statistics of a model's RBN layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.parameter import Parameter
+
+from rbnorm.calibration import NAMES
+from rbnorm.modules import _RepresentativeBatchNorm, rbn_layers
+
+__all__ = ["freeze", "parameter_groups", "unfreeze"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_AFFINE = ("weight", "bias")
+
+
+def freeze(
+    model: Model, stats: bool = True, affine: bool = False, calibration: bool = False
+) -> Model:
+    """Freeze parts of every RBN layer of a model, in place, until :func:`unfreeze`.
+
+    A layer with frozen statistics normalises by its running statistics in training too and never
+    changes them, whatever ``model.train()`` or ``reset_running_stats()`` say; gradients flow as
+    in evaluation. This is a plain attribute, ``layer.frozen_stats``: it is copied and pickled with
+    the layer, is no part of ``state_dict()``, and the layer's ``training`` flag stays what it is.
+    Frozen parameters have ``requires_grad=False``; wrap a model in
+    :class:`torch.nn.parallel.DistributedDataParallel` afterwards.
+
+    Args:
+        model: Any module, or a single layer.
+        stats: Freeze the running statistics.
+        affine: Freeze ``weight`` and ``bias``.
+        calibration: Freeze ``center_weight``, ``scale_weight`` and ``scale_bias``.
+
+    Returns:
+        ``model`` itself. What is False stays as it is.
+
+    Raises:
+        ValueError: There is no RBN layer, or one has no running statistics to freeze. Nothing has
+            changed.
+    """
+    layers = rbn_layers(model)
+    for name, layer in layers:
+        if stats and layer.running_mean is None:
+            raise ValueError(
+                f"layer {name!r} has no running statistics to freeze; pass stats=False, or make it "
+                "with track_running_stats=True"
+            )
+    return _set(model, True, stats, affine, calibration)
+
+
+def unfreeze(
+    model: Model, stats: bool = True, affine: bool = False, calibration: bool = False
+) -> Model:
+    """Undo :func:`freeze`, whose arguments these are, in place.
+
+    Args:
+        model: Any module, or a single layer.
+        stats: Use and track the batch's statistics in training again.
+        affine: Train ``weight`` and ``bias`` again.
+        calibration: Train ``center_weight``, ``scale_weight`` and ``scale_bias`` again.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        ValueError: There is no RBN layer.
+    """
+    return _set(model, False, stats, affine, calibration)
+
+
+def _set(model: Model, frozen: bool, stats: bool, affine: bool, calibration: bool) -> Model:
+    names = (_AFFINE if affine else ()) + (NAMES if calibration else ())
+    for _, layer in rbn_layers(model):
+        if stats:
+            layer.frozen_stats = frozen
+        for name in names:
+            parameter = getattr(layer, name)
+            if isinstance(parameter, Parameter):
+                parameter.requires_grad_(not frozen)
+    return model
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float = 0.0,
+    *,
+    affine: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameters for an optimizer, with a group of its own for RBN's affine and calibration.
+
+    The groups are, by their ``"name"``: ``decay``, the parameters with two axes or more;
+    ``no_decay``, the biases and the other normalisers' parameters; ``affine``, RBN's ``weight``
+    and ``bias``; ``calibration``, RBN's ``center_weight``, ``scale_weight`` and ``scale_bias``.
+    Only ``decay`` has a weight decay other than 0, unless the options say so::
+
+        groups = rbnorm.parameter_groups(model, 1e-4, calibration={"lr": 1e-3})
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+    Args:
+        model: Any module.
+        weight_decay: Of the parameters with two axes or more.
+        affine: More options of the group ``affine``, such as ``{"lr": 0.01}``.
+        calibration: Likewise of the group ``calibration``.
+
+    Returns:
+        The groups in this order, without empty ones. Each parameter that requires a gradient is in
+        exactly one.
+    """
+    own = {"affine": _AFFINE, "calibration": NAMES}
+    of: dict[int, str] = {}
+    for module in model.modules():
+        if isinstance(module, _RepresentativeBatchNorm):
+            for group, names in own.items():
+                of |= {id(module._parameters.get(name)): group for name in names}
+    groups: dict[str, dict[str, Any]] = {
+        "decay": {"params": [], "weight_decay": weight_decay},
+        "no_decay": {"params": [], "weight_decay": 0.0},
+        "affine": {"params": [], "weight_decay": 0.0, **(affine or {})},
+        "calibration": {"params": [], "weight_decay": 0.0, **(calibration or {})},
+    }
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            name = of.get(id(parameter), "decay" if parameter.ndim > 1 else "no_decay")
+            groups[name]["params"].append(parameter)
+    return [{**group, "name": name} for name, group in groups.items() if group["params"]]

@@ -1,0 +1,264 @@
+"""torch's own tools on models with RBN layers; each test is a row of docs/tools.md."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao import quantization
+from torch.fx.experimental.optimization import fuse
+from torch.optim import swa_utils
+from torch.utils.checkpoint import checkpoint
+
+import rbnorm
+
+
+def net(act: bool = False) -> nn.Sequential:
+    """A small network whose RBN layer has a calibration to lose."""
+    torch.manual_seed(0)
+    options = {"center_weight_init": 0.4, "scale_weight_init": 0.7}
+    layers = (
+        [rbnorm.RepresentativeBatchNormAct2d(4, act_layer=nn.SiLU, **options)]
+        if act
+        else [rbnorm.RepresentativeBatchNorm2d(4, **options), nn.ReLU()]
+    )
+    tail = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)]
+    return nn.Sequential(nn.Conv2d(2, 4, 3), *layers, *tail)
+
+
+def data(size: int = 5) -> Tensor:
+    return torch.randn(size, 2, 6, 6, generator=torch.Generator().manual_seed(size))
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_averaged_model_and_update_bn() -> None:
+    """The averaged parameters get the statistics of the loader's batches, equally weighted."""
+    model = net()
+    averaged = swa_utils.AveragedModel(model)
+    starts = []
+    for _ in range(3):
+        starts.append(copy.deepcopy(dict(model.named_parameters())))
+        averaged.update_parameters(model)
+        model(data()).square().sum().backward()
+        torch.optim.SGD(model.parameters(), 0.01).step()
+        model.zero_grad()
+    for name, parameter in averaged.module.named_parameters():
+        assert_same(parameter.data, torch.stack([s[name].data for s in starts]).mean(0))
+    swa_utils.update_bn([data(3), data(4)], averaged)
+    layer = averaged.module[1]
+    means = [
+        ((1 + layer.center_weight[:, None]) * averaged.module[0](x).transpose(0, 1).flatten(1))
+        .mean(1)
+        .detach()
+        for x in (data(3), data(4))
+    ]
+    assert_same(layer.running_mean, (means[0] + means[1]) / 2)
+    assert layer.momentum == 0.1
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, body: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.body, self.reentrant = body, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.body, x, use_reentrant=self.reentrant)
+
+
+def step(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    model(x).square().sum().backward()
+    return x.grad
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("act", [True, False])
+def test_activation_checkpointing_counts_a_batch_once(
+    reentrant: bool, momentum: float | None, act: bool
+) -> None:
+    plain = net(act)
+    plain[1].momentum = momentum
+    saving = Checkpointed(copy.deepcopy(plain), reentrant)
+    for x in (data(5), data(4)):
+        assert torch.equal(step(saving, x), step(plain, x))
+    for ours, expected in zip(saving.body.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, expected)
+    for ours, expected in zip(saving.body.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, expected.grad)
+    assert plain[1].num_batches_tracked == 2
+
+
+def test_compiled_checkpointing_counts_a_batch_once() -> None:
+    torch._dynamo.reset()
+    plain = net()
+    saving = Checkpointed(copy.deepcopy(plain), reentrant=False)
+    compiled = torch.compile(saving, backend="aot_eager", fullgraph=True)
+    assert_same(step(compiled, data()), step(plain, data()))
+    assert_same(saving.body[1].running_var, plain[1].running_var)
+    assert saving.body[1].num_batches_tracked == 1
+
+
+def test_checkpointing_around_compiled_code_counts_twice() -> None:
+    """The compiled code is run again as it is, and BatchNorm's counts twice everywhere."""
+    torch._dynamo.reset()
+    layer = rbnorm.RepresentativeBatchNorm2d(2)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    step(lambda x: checkpoint(compiled, x, use_reentrant=False), data())
+    assert layer.num_batches_tracked == 2
+
+
+def test_functional_call_trains_on_given_state() -> None:
+    model, expected = net(), net()
+    parameters = dict(model.named_parameters())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    y = torch.func.functional_call(model, (parameters, buffers), (data(),))
+    assert torch.equal(y, expected(data()))
+    assert torch.equal(buffers["1.running_var"], expected[1].running_var)
+    assert model[1].num_batches_tracked == 0
+
+
+# One in-place operation of training has no rule of its own there and runs model by model.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_vmap_over_models(training: bool) -> None:
+    """Outputs and, in training, every model's own running statistics."""
+    models = [net().train(training) for _ in range(3)]
+    for i, model in enumerate(models):
+        for parameter in model.parameters():
+            parameter.data.add_(0.1 * i)
+    parameters, buffers = torch.func.stack_module_state(models)
+    base = copy.deepcopy(models[0]).to("meta")
+    run = lambda p, b, x: torch.func.functional_call(base, (p, b), (x,))  # noqa: E731
+    found = torch.func.vmap(run, (0, 0, None))(parameters, buffers, data())
+    assert_same(found, torch.stack([model(data()) for model in models]))
+    for name, buffer in buffers.items():
+        assert_same(buffer, torch.stack([model.get_buffer(name) for model in models]))
+    assert buffers["1.num_batches_tracked"].tolist() == [int(training)] * 3
+
+
+def test_replace_all_batch_norm_modules() -> None:
+    """Without running statistics, training can be differentiated by torch.func."""
+    model = torch.func.replace_all_batch_norm_modules_(net())
+    parameters = dict(model.named_parameters())
+    loss = lambda p: torch.func.functional_call(model, p, (data(),)).square().sum()  # noqa: E731
+    found = torch.func.grad(loss)(parameters)
+    step(model, data())
+    for name, parameter in model.named_parameters():
+        assert_same(found[name], parameter.grad)
+    assert model[1].running_mean is None
+
+
+def test_deferred_initialisation() -> None:
+    """Made on the meta device, materialised, and reset: the layer that the constructor makes."""
+    with torch.device("meta"):
+        model = net()
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for name, value in model[1].state_dict().items():
+        assert torch.equal(value, net()[1].state_dict()[name])
+
+
+def test_deferred_loading() -> None:
+    with torch.device("meta"):
+        model = net().eval()
+    model.load_state_dict(net().state_dict(), assign=True)
+    assert torch.equal(model(data()), net().eval()(data()))
+
+
+@pytest.mark.parametrize("act", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_export(training: bool, act: bool) -> None:
+    """One program for every batch size, the running statistics included."""
+    model = net(act).train(training)
+    sizes = ({0: torch.export.Dim("n", min=2)},)
+    program = torch.export.export(model, (data(),), dynamic_shapes=sizes).module()
+    assert_same(program(data(7)), model(data(7)))
+    for ours, expected in zip(program.buffers(), model.buffers(), strict=True):
+        assert_same(ours, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("act", [True, False])
+def test_jit_trace(act: bool) -> None:
+    model = net(act).eval()
+    traced = torch.jit.trace(model, data())
+    assert_same(traced(data(7)), model(data(7)))
+
+
+@pytest.mark.parametrize("act", [True, False])
+def test_fx_sees_one_node(act: bool) -> None:
+    model = net(act).eval()
+    graph = torch.fx.symbolic_trace(model)
+    assert [n.op for n in graph.graph.nodes if n.target == "1"] == ["call_module"]
+    assert graph.get_submodule("1") is model[1]
+    assert torch.equal(graph(data()), model(data()))
+
+
+def test_fx_node_of_a_residual() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = rbnorm.RepresentativeBatchNormAct2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x, x + 1)
+
+    block = Block().eval()
+    assert torch.equal(torch.fx.symbolic_trace(block)(data()), block(data()))
+
+
+def test_fx_fusion_leaves_the_layer() -> None:
+    model = net().eval()
+    fused = fuse(model)
+    assert rbnorm.assert_intact(fused, ["1"]) == ["1"]
+    assert torch.equal(fused(data()), model(data()))
+
+
+def test_fuse_modules_refuses() -> None:
+    with pytest.raises(AssertionError, match=r"did not find fuser method for.*Representative"):
+        quantization.fuse_modules(net().eval(), ["0", "1"])
+
+
+def quantised(between: list[nn.Module]) -> nn.Sequential:
+    model = net().eval()
+    model = nn.Sequential(quantization.QuantStub(), model[0], *between, model[1])
+    model.qconfig = quantization.get_default_qconfig("fbgemm")
+    return model
+
+
+ENGINE = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="needs fbgemm"
+)
+
+
+@ENGINE
+@pytest.mark.filterwarnings("ignore")
+def test_quantisation_leaves_the_layer_in_float() -> None:
+    model = quantised([quantization.DeQuantStub()]).eval()
+    expected = model(data())
+    prepared = quantization.prepare(model)
+    prepared(data())
+    result = quantization.convert(prepared)
+    assert (
+        type(result[1]).__name__ == "QuantizedConv2d" or "quantized" in type(result[1]).__module__
+    )
+    assert type(result[3]) is rbnorm.RepresentativeBatchNorm2d
+    assert result[3].weight.dtype == torch.float32
+    assert (result(data()) - expected).abs().max() < 0.05
+
+
+@ENGINE
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_input_is_refused() -> None:
+    prepared = quantization.prepare(quantised([]).eval())
+    prepared(data())
+    with pytest.raises(TypeError, match="float32 or float64, got quint8"):
+        quantization.convert(prepared)(data())
