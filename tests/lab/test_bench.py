@@ -1,5 +1,6 @@
 """The benchmark: what it counts, compares and writes. What it says of time is nobody's to test."""
 
+import importlib.util
 import json
 from dataclasses import asdict, replace
 
@@ -8,7 +9,17 @@ import torch
 from tolerances import assert_close
 
 import rbnorm
-from rbnorm.lab.bench import candidates, command, figure, goals, layers, measure, models, rows
+from rbnorm.lab.bench import (
+    candidates,
+    command,
+    exported,
+    figure,
+    goals,
+    layers,
+    measure,
+    models,
+    rows,
+)
 from rbnorm.lab.bench.candidates import Subject
 from rbnorm.lab.bench.goals import Goal, Outcome, outcomes
 from rbnorm.lab.bench.measure import Effort, Part
@@ -344,3 +355,34 @@ def test_cuda_without_a_gpu_is_refused(tmp_path, monkeypatch, capsys):
     assert main(["bench", "--device", "cuda", "--out", str(tmp_path / "new")]) == 2
     assert "--device cuda needs a CUDA or ROCm device" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+# Exported models.
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_exported_candidates_compute_the_model(runtime, monkeypatch):
+    def build(name, norm, **_):
+        torch.manual_seed(0)
+        assert name == "torchvision:resnet18"
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+        return rbnorm.convert_batchnorm(model, False) if norm == "rbn" else model
+
+    monkeypatch.setattr(exported, "build_model", build)
+    part = command.PARTS[f"{runtime}-resnet18"]
+    case = replace(part.cases[0], shape=(2, 3, 6, 6))
+    subjects = {subject.name: subject for subject in part.subjects(case, CPU)}
+    assert list(subjects) == ["batchnorm", "rbnorm", "rbnorm not folded"]
+    assert {subject.backend for subject in subjects.values()} == {runtime}
+    batchnorm, folded, plain = (subject.call()[0] for subject in subjects.values())
+    assert abs(folded - plain).max() < 1e-6
+    assert abs(folded - batchnorm).max() > 0.1
+
+
+def test_exported_parts_need_the_cpu_and_the_extra(monkeypatch):
+    part = command.PARTS["openvino-resnet18"]
+    with pytest.raises(UsageError, match="is measured on the CPU, not on cuda"):
+        part.subjects(part.cases[0], torch.device("cuda"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs onnx, onnxscript, openvino: .*rbnorm\[export\]"):
+        part.subjects(part.cases[0], CPU)

@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
-import pickle
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -19,15 +18,7 @@ from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.models import build_model, canonical_name
-
-_BROKEN: Final = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)
+from rbnorm.lab.state_files import read_state
 
 
 class Saved(NamedTuple):
@@ -63,7 +54,7 @@ def read_saved(path: Path) -> Saved | None:
         if facts is None:
             return None
         return Saved(RunConfig.from_dict(facts["config"]), facts["classes"], facts["channels"])
-    except (*_BROKEN, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UsageError(f"{path} cannot be read ({first_line(error)})") from error
 
 
@@ -149,7 +140,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         UsageError: The file cannot be read, or does not fit the model.
     """
-    state = _state(path)
+    # Distributed training puts a prefix before every name.
+    state = {name.removeprefix("module."): tensor for name, tensor in read_state(path).items()}
     try:
         for part in ((True, True), (True, False), (False, True)):
             _calibrate(model, state, *part)
@@ -171,18 +163,3 @@ def _calibrate(model: nn.Module, state: dict[str, Tensor], center: bool, scale: 
         convert_batchnorm(
             model, preserve=False, where=names.__contains__, center=center, scale=scale
         )
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
-        raise UsageError(f"{path} cannot be read ({first_line(error)})") from error
-    for key in ("state_dict", "model"):  # where training scripts put it
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UsageError(f"{path} holds no state dict, which has a tensor for every name")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -33,6 +33,12 @@ def _bench(options: argparse.Namespace, command: str) -> None:
     bench(_items(options.parts), options.repeats, options.device, options.out)
 
 
+def _convert(options: argparse.Namespace, command: str) -> None:
+    from rbnorm.lab.state_files import convert_file  # noqa: PLC0415
+
+    print(convert_file(options.source, options.target))
+
+
 def _diagnose(options: argparse.Namespace, command: str) -> None:
     from rbnorm.lab.diagnose import Request, diagnose  # noqa: PLC0415
 
@@ -105,7 +111,23 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
+    _add_convert(
+        commands.add_parser(
+            "convert",
+            help="turn a checkpoint of BatchNorm or of the official RBN into one of rbnorm",
+            description="Read a state dict from IN without running anything in it, turn BatchNorm "
+            "layers into RBN of the same function, or the official RBN's shapes into rbnorm's, and "
+            "write OUT.",
+        )
+    )
     return parser
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_convert, kept="nothing was written")
+    suffixes = "a .safetensors, .pt or .pth file"
+    parser.add_argument("source", type=Path, metavar="IN", help=suffixes)
+    parser.add_argument("target", type=Path, metavar="OUT", help=suffixes)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +137,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--parts",
         nargs="+",
         default=["layers", "compiled", "models"],
-        help="list of layers, compiled, models, compiled-models",
+        help="list of layers, compiled, models, compiled-models, and exported models as "
+        "onnxruntime-resnet18, openvino-resnet18, and either with mobilenet_v3_large",
         metavar="PART",
     )
     add("--repeats", type=int, default=15, help="timings of each, fewer where slow", metavar="N")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rbnorm.files import replace
 from rbnorm.lab.bench import figure, show
+from rbnorm.lab.bench.exported import EXPORTED
 from rbnorm.lab.bench.goals import outcomes
 from rbnorm.lab.bench.layers import COMPILED, LAYERS
 from rbnorm.lab.bench.measure import Effort, Part, measure
@@ -27,6 +28,7 @@ PARTS: Final = {
     "compiled": COMPILED,
     "models": MODELS,
     "compiled-models": COMPILED_MODELS,
+    **EXPORTED,
 }
 FIGURE: Final = "bench"
 

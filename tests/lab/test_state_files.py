@@ -1,0 +1,217 @@
+"""``rbnorm convert``: the function is kept, and what is no checkpoint is refused."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from models import shake
+from torch import Tensor, nn
+
+import rbnorm
+from rbnorm.lab.cli import main
+from rbnorm.lab.state_files import convert_state, read_state
+
+
+class Net(nn.Module):
+    """Every kind of BatchNorm, and a name that ends like one of its entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.bare = nn.BatchNorm2d(4, affine=False)
+        self.tied = nn.BatchNorm2d(4)
+        self.tied.weight = self.norm.weight
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(144, 5), nn.BatchNorm1d(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.tied(self.bare(self.norm(self.stem(x)))))
+
+
+def batchnorm() -> nn.Module:
+    torch.manual_seed(0)
+    return shake(Net()).eval()
+
+
+def save(state: object, path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        own = {name: tensor.clone() for name, tensor in state.items()}
+        path.write_bytes(safetensors.torch.save(own))
+    else:
+        torch.save(state, path)
+    return path
+
+
+def convert(source: Path, target: Path) -> dict[str, Tensor]:
+    assert main(["convert", str(source), str(target)]) == 0
+    return read_state(target)
+
+
+@pytest.mark.parametrize("source", ["in.safetensors", "in.pt"])
+@pytest.mark.parametrize("target", ["out.safetensors", "out.pth"])
+def test_batchnorm_file_keeps_the_function(source, target, tmp_path, capsys) -> None:
+    model, x = batchnorm(), torch.randn(2, 3, 8, 8)
+    state = convert(save(model.state_dict(), tmp_path / source), tmp_path / target)
+    assert capsys.readouterr().out == (
+        f"{tmp_path / target}: 4 BatchNorm layers became RBN of the same function\n"
+    )
+    rbn = rbnorm.convert_batchnorm(Net()).eval()
+    rbn.load_state_dict(state, strict=True)
+    assert torch.allclose(rbn(x), model(x), rtol=0, atol=1e-5)
+
+
+def test_file_is_what_converting_the_model_gives(tmp_path) -> None:
+    source = save(batchnorm().state_dict(), tmp_path / "in.pt")
+    state = convert(source, tmp_path / "out.safetensors")
+    expected = rbnorm.convert_batchnorm(batchnorm()).state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_checkpoint_of_a_training_script(key: str, tmp_path) -> None:
+    state = batchnorm().state_dict()
+    source = save({"epoch": 3, key: state, "optimizer": {}}, tmp_path / "in.pt")
+    assert "norm.center_weight" in convert(source, tmp_path / "out.pt")
+
+
+def test_official_file_gets_flat_vectors(tmp_path, capsys) -> None:
+    model = rbnorm.convert_batchnorm(batchnorm())
+    nn.init.normal_(model.norm.center_weight)
+    expected = model.state_dict()
+    official = {
+        name: tensor.view(1, -1, 1, 1) if tensor.ndim == 1 and "running" not in name else tensor
+        for name, tensor in expected.items()
+        if not name.startswith(("stem", "head"))
+    }
+    state = convert(save(official, tmp_path / "in.pt"), tmp_path / "out.safetensors")
+    assert "3 RBN layers in the official implementation's shapes" in capsys.readouterr().out
+    assert all(torch.equal(state[name], expected[name]) for name in official)
+
+
+def test_own_file_stays_as_it_is_with_its_batchnorm(tmp_path, capsys) -> None:
+    model = rbnorm.convert_batchnorm(batchnorm(), where="norm", scale=False)
+    expected = model.state_dict()
+    state = convert(save(expected, tmp_path / "in.pt"), tmp_path / "out.pt")
+    assert "1 RBN layers in rbnorm's own shapes already" in capsys.readouterr().out
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_state_dict_of_a_single_layer_in_half_precision() -> None:
+    layer = shake(nn.BatchNorm2d(4)).half()
+    state, _ = convert_state(layer.state_dict())
+    expected = rbnorm.convert_batchnorm(layer).state_dict()
+    assert {name: tensor.dtype for name, tensor in state.items()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert torch.equal(state["weight"], expected["weight"])
+
+
+class Bomb:
+    """Its pickle calls a function."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("exploded",)
+
+
+def cut(path: Path, size: int | None = None) -> None:
+    path.write_bytes(path.read_bytes()[: size or path.stat().st_size // 2])
+
+
+def truncated(path: Path) -> None:
+    save(batchnorm().state_dict(), path)
+    cut(path)
+
+
+def legacy(path: Path) -> None:
+    torch.save(batchnorm().state_dict(), path, _use_new_zipfile_serialization=False)
+    cut(path, path.stat().st_size - 20)
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a", "b")
+
+
+def changed(**entries: Tensor | None) -> Callable[[Path], object]:
+    """A file of one layer with other entries, or without them."""
+    state = rbnorm.convert_batchnorm(nn.BatchNorm2d(4)).state_dict()
+    state |= {name: tensor for name, tensor in entries.items() if tensor is not None}
+    for name, tensor in entries.items():
+        if tensor is None:
+            del state[name]
+    return lambda path: save({f"bn.{name}": tensor for name, tensor in state.items()}, path)
+
+
+PLAIN = {"center_weight": None, "scale_weight": None, "scale_bias": None}
+CODE = "holds objects that could run code when they are loaded, or is no checkpoint"
+BROKEN = "is truncated or no checkpoint"
+MISFIT = "has a layer 'bn' whose entries do not fit together (size mismatch for"
+REFUSED = {
+    "bomb.pt": (lambda path: torch.save({"a": Bomb()}, path), CODE),
+    "pickled-bomb.pt": (lambda path: path.write_bytes(pickle.dumps({"a": Bomb()})), CODE),
+    "model.pt": (lambda path: torch.save(batchnorm(), path), CODE),
+    "noise.pt": (lambda path: path.write_bytes(b"\x93" * 999), CODE),
+    "text.pt": (lambda path: path.write_text("no checkpoint\n" * 9), CODE),
+    "empty.pt": (lambda path: path.touch(), BROKEN),
+    "truncated.pt": (truncated, BROKEN),
+    "legacy.pt": (legacy, BROKEN),
+    "archive.pt": (archive, BROKEN),
+    "truncated.safetensors": (truncated, BROKEN),
+    "empty.safetensors": (lambda path: path.touch(), BROKEN),
+    "pickle.safetensors": (lambda path: torch.save({}, path), BROKEN),
+    "folder.pt": (lambda path: path.mkdir(), "cannot be read (Is a directory)"),
+    "missing.pt": (lambda path: None, "cannot be read (No such file or directory)"),
+    "list.pt": (lambda path: torch.save([torch.ones(3)], path), "holds no state dict"),
+    "numbered.pt": (lambda path: torch.save({0: torch.ones(3)}, path), "holds no state dict"),
+    "mixed.pt": (lambda path: torch.save({"a": 1, "b": torch.ones(3)}, path), "holds no state"),
+    "linear.pt": (lambda path: save(nn.Linear(2, 2).state_dict(), path), "has neither BatchNorm"),
+    "nothing.safetensors": (lambda path: save({}, path), "has neither BatchNorm"),
+    "weight.pt": (changed(weight=torch.ones(5), **PLAIN), MISFIT),
+    "mean.pt": (changed(running_mean=torch.ones(1, 4, 1, 1), **PLAIN), MISFIT),
+    "scalar.pt": (changed(running_var=torch.tensor(1.0), **PLAIN), MISFIT),
+    "calibration.pt": (changed(scale_weight=torch.ones(2, 4)), MISFIT),
+    "half.pt": (changed(scale_bias=None), 'Missing key(s) in state_dict: "scale_bias"'),
+    "integer.pt": (changed(weight=torch.ones(4, dtype=int), **PLAIN), "do not fit together"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_checkpoint_is_refused(name, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, message = REFUSED[name]
+    make(Path(name))
+    before = os.listdir(tmp_path)
+    assert main(["convert", name, "out.safetensors"]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith(f"rbnorm: {name} ")
+    assert message in written.err
+    assert written.err.count("\n") == 1
+    assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("out.onnx", "out.onnx must end in .safetensors, .pt, .pth"),
+        ("missing/out.pt", "missing/out.pt must be a file in a folder that exists"),
+        ("in.pt", "in.pt must be another file than the one to convert"),
+        ("/proc/out.pt", "/proc/out.pt cannot be written"),
+    ],
+)
+def test_target_that_cannot_be_written(target, message, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = save(batchnorm().state_dict(), Path("in.pt")).read_bytes()
+    assert main(["convert", "in.pt", target]) == 2
+    written = capsys.readouterr().err
+    assert message in written
+    assert written.count("\n") == 1
+    assert os.listdir(tmp_path) == ["in.pt"]
+    assert Path("in.pt").read_bytes() == content
