@@ -12,6 +12,11 @@ def replace(path: Path, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)  # a temporary file is the owner's alone
-    os.replace(file.name, path)
+        try:
+            file.write(content)
+            file.close()
+            os.chmod(file.name, 0o644)  # a temporary file is the owner's alone
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -215,3 +215,17 @@ def test_target_that_cannot_be_written(target, message, tmp_path, monkeypatch, c
     assert written.count("\n") == 1
     assert os.listdir(tmp_path) == ["in.pt"]
     assert Path("in.pt").read_bytes() == content
+
+
+def test_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, capsys) -> None:
+    source, target = save(batchnorm().state_dict(), tmp_path / "in.pt"), tmp_path / "out.pt"
+    target.write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert main(["convert", str(source), str(target)]) == 2
+    assert "out.pt cannot be written (No space left on device)" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["in.pt", "out.pt"]
+    assert target.read_bytes() == b"old"
