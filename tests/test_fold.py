@@ -1,6 +1,7 @@
 """Folding into the layer before: the numbers of the model, and which layers stay."""
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -54,7 +55,9 @@ def test_folded_pair_equals_the_layers(kind, bias: bool) -> None:
 @pytest.mark.parametrize("restrict", ["tanh", "hardsigmoid", "softsign", "identity", torch.sigmoid])
 @torch.no_grad()
 def test_every_restriction(restrict) -> None:
-    assert_folds(*pair(2, restrict=restrict))
+    model, x = pair(2, restrict=restrict)
+    folded = assert_folds(model, x)
+    assert torch.equal(pickle.loads(pickle.dumps(folded))(x), folded(x))
 
 
 @pytest.mark.parametrize("options", [{"center": False}, {"scale": False}, {"affine": False}])

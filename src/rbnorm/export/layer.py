@@ -63,7 +63,7 @@ def split(layer: _RepresentativeBatchNorm) -> Parts:
         a = torch.where(gamma.abs() < _NO_GAIN, 0, w_v * (1 + w_m) / gamma)
         gate = a, _wide(layer.scale_bias, 0, E) + w_v * w_m * r * E
     elif layer.scale_bias is not None:
-        gamma = gamma * restriction(layer)(layer.scale_bias.double())
+        gamma = gamma * _restriction(layer.calibration.restrict)(layer.scale_bias.double())
     gain = gamma * r
     offset = -gain * E
     if not w_m.any():
@@ -77,9 +77,8 @@ def _beside(x: Tensor, vector: Tensor) -> Tensor:
     return per_channel(vector, x)[0].to(table_dtype(x.dtype))
 
 
-def restriction(layer: _RepresentativeBatchNorm) -> Restriction:
-    """The layer's R."""
-    return resolve("restrict", layer.calibration.restrict, RESTRICTIONS)
+def _restriction(choice: str | Restriction) -> Restriction:
+    return resolve("restrict", choice, RESTRICTIONS)
 
 
 class FoldedRepresentativeBatchNorm(nn.Module):
@@ -121,7 +120,7 @@ class FoldedRepresentativeBatchNorm(nn.Module):
         }
         for name, vector in vectors.items():
             self.register_buffer(name, None if vector is None else _beside(input, vector))
-        self.restrict = restriction(layer)
+        self.restrict = layer.calibration.restrict
         act = isinstance(layer, RepresentativeBatchNormAct2d)
         self.drop: nn.Module = layer.drop if act else nn.Identity()  # type: ignore[assignment]
         self.act: nn.Module = layer.act if act else nn.Identity()  # type: ignore[assignment]
@@ -140,7 +139,7 @@ class FoldedRepresentativeBatchNorm(nn.Module):
         k = u.mean(tuple(range(2, u.ndim)), keepdim=True) if u.ndim > 2 else u
         if self.scale_weight is None:
             return u + _affine(self.center_weight, k, self.center_bias)
-        g = self.restrict(_affine(self.scale_weight, k, self.scale_bias))
+        g = _restriction(self.restrict)(_affine(self.scale_weight, k, self.scale_bias))
         if self.center_weight is None:
             return _affine(g, u, self.bias)
         # Added up on (N, C) numbers, so that only two sweeps are over u.
