@@ -268,7 +268,6 @@ def of_inference() -> nn.Module:
 
 
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
-    (lambda: nn.SyncBatchNorm(4), "layer '1' is a SyncBatchNorm that cannot become RBN"),
     (lambda: OwnForward(4), "layer '1' is a OwnForward that cannot become RBN"),
     (lambda: OwnCheck(4), "layer '1' is a OwnCheck that cannot become RBN"),
     (pruned, "layer '1' is a BatchNorm2d that cannot become RBN"),
@@ -324,3 +323,26 @@ def test_timm_is_not_imported_by_the_library() -> None:
     import subprocess  # noqa: PLC0415
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_synchronised_layer_stays_so_and_comes_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.SyncBatchNorm(4, process_group="a group")).eval()
+    nn.init.uniform_(model[0].weight)
+    x = torch.randn(3, 4, 5, 2)
+    expected = model(x)
+    rbnorm.convert_batchnorm(model)
+    assert type(model[0]) is rbnorm.SyncRepresentativeBatchNorm
+    assert model[0].process_group == "a group"
+    torch.testing.assert_close(model(x), expected)
+    rbnorm.revert_batchnorm(model, x)
+    assert type(model[0]) is nn.SyncBatchNorm
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_synchronised_model_reverts() -> None:
+    model = rbnorm.convert_sync(rbnorm.convert_batchnorm(nn.Sequential(nn.BatchNorm1d(4)))).eval()
+    x = torch.randn(3, 4)
+    rbnorm.revert_batchnorm(model, x)
+    assert type(model[0]) is nn.SyncBatchNorm
+    assert "local" not in vars(model[0])

@@ -23,6 +23,7 @@ from rbnorm.modules import (
     _RepresentativeBatchNorm,
 )
 from rbnorm.reference import RESTRICTIONS, resolve
+from rbnorm.sync import SyncRepresentativeBatchNorm
 
 __all__ = ["convert_batchnorm"]
 
@@ -32,6 +33,7 @@ _COUNTERPARTS: dict[type[_BatchNorm], type[_RepresentativeBatchNorm]] = {
     nn.BatchNorm1d: RepresentativeBatchNorm1d,
     nn.BatchNorm2d: RepresentativeBatchNorm2d,
     nn.BatchNorm3d: RepresentativeBatchNorm3d,
+    nn.SyncBatchNorm: SyncRepresentativeBatchNorm,
 }
 
 
@@ -69,9 +71,9 @@ def _counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]
             return counterpart
     raise ValueError(
         f"layer {name!r} is a {type(layer).__name__} that cannot become RBN; accepted are plain "
-        "BatchNorm1d, BatchNorm2d, BatchNorm3d and timm's BatchNormAct2d: no own methods, "
-        "replaced forward, pruning or parametrisation; exclude the layer with where=, or convert "
-        "it to one of these first"
+        "BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm and timm's BatchNormAct2d: no own "
+        "methods, replaced forward, pruning or parametrisation; exclude the layer with where=, or "
+        "convert it to one of these first"
     )
 
 
@@ -160,9 +162,10 @@ def convert_batchnorm(
     Each layer stays the object it is and changes its class, so hooks, shared modules, training
     flags, ``requires_grad``, dtype, device, ``eps``, ``momentum`` and references held elsewhere,
     such as an optimizer's, remain valid; add the new parameters to an optimizer made before.
-    Converted are torch's BatchNorm1d, 2d and 3d, timm's BatchNormAct2d, and subclasses of these
-    that define no methods or attributes of their own. RBN layers stay as they are. The calibration
-    of a layer with a frozen ``weight``, or without one in a frozen model, is frozen too.
+    Converted are torch's BatchNorm1d, 2d and 3d, SyncBatchNorm (its process group stays), timm's
+    BatchNormAct2d, and subclasses of these that define no methods or attributes of their own. RBN
+    layers stay as they are. The calibration of a layer with a frozen ``weight``, or without one in
+    a frozen model, is frozen too.
 
     Args:
         model: Any module, or a single BatchNorm.
@@ -180,10 +183,10 @@ def convert_batchnorm(
         ``model`` itself.
 
     Raises:
-        ValueError: No layer was found; a selected BatchNorm cannot be converted (synchronised,
-            lazy without a size, pruned, parametrised, with methods of its own or a replaced
-            forward); the function cannot be preserved with these options; or a weight is shared
-            with something that is not converted. The model is then unchanged.
+        ValueError: No layer was found; a selected BatchNorm cannot be converted (lazy without a
+            size, pruned, parametrised, with methods of its own or a replaced forward); the function
+            cannot be preserved with these options; or a weight is shared with something that is not
+            converted. The model is then unchanged.
         TypeError: An unknown keyword argument.
     """
     options = Calibration.of(**calibration)

@@ -110,7 +110,8 @@ def _become_batchnorm(layer: _RepresentativeBatchNorm, kind: type[_BatchNorm]) -
     for name in NAMES:
         del layer._parameters[name]
     del layer.__dict__["calibration"]
-    layer.__dict__.pop("frozen_stats", None)
+    for name in ("frozen_stats", "local"):
+        layer.__dict__.pop(name, None)
     layer.__class__ = kind  # type: ignore[assignment]
 
 
@@ -201,7 +202,7 @@ def revert_batchnorm(
     the mean, and for :math:`w_m` within 0.001 of -1, the running mean stays as it is. What depends
     on the instance is dropped, so the result is exact where :math:`w_m = w_v = 0`. A layer without
     :math:`\gamma` gets a frozen ``weight`` and ``bias`` unless :math:`R(w_b)` was compensated by a
-    constant.
+    constant. A synchronised layer becomes a SyncBatchNorm of its process group.
 
     Args:
         model: A model with RBN layers, or one such layer.
