@@ -38,8 +38,12 @@ def command(*arguments):
 
 
 def run(*arguments, cwd: Path):
+    return execute(command(*arguments), cwd)
+
+
+def execute(argv, cwd: Path):
     return subprocess.run(
-        command(*arguments),
+        argv,
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -47,3 +51,18 @@ def run(*arguments, cwd: Path):
         timeout=170,
         check=False,
     )
+
+
+VIEWPORTS = {"desktop": (1000, "light"), "phone": (390, "dark")}
+
+
+def opened(browser, path: Path, viewport: str):
+    """A page in one of ``VIEWPORTS``, which keeps its errors and requests."""
+    width, scheme = VIEWPORTS[viewport]
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.errors, page.requests = [], []
+    page.on("console", lambda message: page.errors.append(message.text))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.goto(path.as_uri())
+    return page

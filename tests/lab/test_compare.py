@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from support import command, environment, run
+from support import VIEWPORTS, command, environment, execute, opened, run
 
 from rbnorm.lab.records import RecordStore
 
@@ -101,15 +101,7 @@ def test_two_processes_train_data_parallel(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = ["compare", "--norms", "bn,rbn", "--batch-sizes", "32", "--seeds", "1"]
     reduced = ["--epochs", "2", "--limit", "320", "--out", "out"]
-    done = subprocess.run(
-        [*torchrun, "-m", "rbnorm", *arguments, *reduced],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
+    done = execute([*torchrun, "-m", "rbnorm", *arguments, *reduced], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Report: ") == 1
     records = list(map(json.loads, (tmp_path / "out" / "records.jsonl").read_text().splitlines()))
@@ -124,15 +116,9 @@ def test_two_processes_train_data_parallel(tmp_path):
     assert "Training used 2 processes" in (tmp_path / "out" / "report.html").read_text()
 
 
-@pytest.fixture(params=[(1000, "light"), (390, "dark")], ids=["desktop", "phone"])
+@pytest.fixture(params=VIEWPORTS)
 def page(request, browser, demo):
-    width, scheme = request.param
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page.errors, page.requests = [], []
-    page.on("console", lambda message: page.errors.append(message.text))
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.goto((demo[0] / "report.html").as_uri())
+    page = opened(browser, demo[0] / "report.html", request.param)
     yield page
     page.close()
 

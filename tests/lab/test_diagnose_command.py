@@ -8,7 +8,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from support import run
+from support import VIEWPORTS, opened, run
 
 import rbnorm
 from rbnorm.lab import diagnose as command
@@ -203,15 +203,9 @@ def test_bad_usage(arguments, tmp_path, monkeypatch, capsys):
     assert sorted(after) == before
 
 
-@pytest.fixture(scope="module", params=[(1000, "light"), (390, "dark")], ids=["desktop", "phone"])
+@pytest.fixture(scope="module", params=VIEWPORTS)
 def page(request, browser, out):
-    width, scheme = request.param
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page.errors, page.requests = [], []
-    page.on("console", lambda message: page.errors.append(message.text))
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.goto((out / "report.html").as_uri())
+    page = opened(browser, out / "report.html", request.param)
     page.wait_for_selector("body[data-ready]", state="attached")
     yield page
     assert page.errors == []
