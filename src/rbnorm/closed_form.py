@@ -27,12 +27,20 @@ def _fitting(running: Running, x: Tensor) -> Running:
     return running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
 
 
-def _batch(group: Group | None, x: Tensor, sweeps: Any) -> Batch:
-    return WHOLE if group is None else synchronised.Shared(group, portable.positions(x), sweeps)
+def _batch(group: Group | None, x: Tensor, *, visible: bool) -> Batch:
+    """The batch that x belongs to; ``visible`` is in plain PyTorch, not by the ops."""
+    if group is None:
+        return WHOLE
+    sweeps = portable if visible else torch.ops.rbnorm
+    return synchronised.Shared(group, portable.positions(x), sweeps)
+
+
+def _backend(batch: Batch) -> Any:
+    """What runs the whole layer now: ``forward``, ``inference`` and ``backward``."""
+    return ops.active() if batch is WHOLE else batch
 
 
 def _train(
-    implementation: Any,
     batch: Batch,
     x: Tensor,
     residual: Tensor | None,
@@ -42,7 +50,7 @@ def _train(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op in training; buffers it cannot write, and a tensor's momentum, are met after it."""
-    forward = implementation.forward
+    forward = _backend(batch).forward
     if running is None:
         return forward(x, residual, *p, None, None, True, 0.0, *options)  # type: ignore[no-any-return]
     if not isinstance(momentum, Tensor) and _fits(running, x):
@@ -68,10 +76,10 @@ class _ClosedForm(torch.autograd.Function):
         batch: Batch,
         *vectors: Tensor | None,
     ) -> Tensor:
-        ctx.batch, ctx.ops = batch, ops.active() if batch is WHOLE else batch
+        ctx.batch, ctx.ops = batch, _backend(batch)
         p = Vectors(*vectors)
         if momentum is not None:
-            y, m, E, V = _train(ctx.ops, batch, x, residual, p, running, momentum, options)
+            y, m, E, V = _train(batch, x, residual, p, running, momentum, options)
         else:
             assert running is not None
             given = _fitting(running, x)
@@ -124,7 +132,8 @@ class _Visible(torch.autograd.Function):
         group: Group | None,
         *vectors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        options, batch = Options(eps, restrict, activation, slope), _batch(group, x, portable)
+        options = Options(eps, restrict, activation, slope)
+        batch = _batch(group, x, visible=True)
         running = None
         if running_mean is not None and running_var is not None:
             running = running_mean.clone(), running_var.clone()
@@ -140,7 +149,7 @@ class _Visible(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
         x, residual, m, E, V, *p = ctx.saved_tensors
-        batch = _batch(ctx.group, x, portable)
+        batch = _batch(ctx.group, x, visible=True)
         if batch is not WHOLE:
             p, batch.known = p[:5], tuple(p[5:])
         activated = ctx.options.activation > 0
@@ -195,27 +204,23 @@ def normalise(
 ) -> Tensor:
     """Normalise x, and in training, where ``momentum`` is given, update ``running`` in place.
 
-    ``p`` is in the table dtype. In training the batch is that of all processes of ``group``.
-    Compilers, tracers and transforms see plain PyTorch.
+    ``p`` is in the table dtype. In training ``group`` are the processes whose batches are
+    one; it is None in evaluation. Compilers, tracers and transforms see plain PyTorch.
     """
-    if momentum is None:
-        group = None
     if _traced():
         return _visible(x, residual, p, running, momentum, options, group)
-    # The sweeps of the ops have no tail.
-    batch = _batch(group, x, portable if options.activation else torch.ops.rbnorm)
+    batch = _batch(group, x, visible=options.activation > 0)  # the ops' own sweeps have no tail
     if torch.is_grad_enabled():
         for tensor in (x, residual, *p):
             if tensor is not None and tensor.requires_grad:
                 return _ClosedForm.apply(  # type: ignore[no-any-return]
                     x, residual, running, momentum, options, batch, *p
                 )
-    implementation: Any = ops.active() if batch is WHOLE else batch
     if momentum is not None:
-        return _train(implementation, batch, x, residual, p, running, momentum, options)[0]
+        return _train(batch, x, residual, p, running, momentum, options)[0]
     assert running is not None
     mean, var = running if _fits(running, x) else _fitting(running, x)
-    return implementation.inference(x, residual, *p, mean, var, *options)  # type: ignore[no-any-return]
+    return ops.active().inference(x, residual, *p, mean, var, *options)  # type: ignore[no-any-return]
 
 
 def _visible(
@@ -232,7 +237,7 @@ def _visible(
     if torch.compiler.is_compiling():
         y, E, V, *size = _Visible.apply(x, residual, *(given or (None, None)), *options, group, *p)
     else:
-        batch = _batch(group, x, portable)
+        batch = _batch(group, x, visible=True)
         y, _, E, V = fused.normalise(x, residual, p, given, options, batch)
         size = list(batch.known[2:])
     if momentum is not None and running is not None:

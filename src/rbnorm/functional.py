@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from rbnorm import closed_form, ops, reference
 from rbnorm.ops import fused, portable
+from rbnorm.ops.checks import ACCEPTED, DTYPES, dtype_name
 from rbnorm.ops.fused import ACTIVATIONS, Options, Vectors
 from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
 from rbnorm.synchronised import Group, Shared
 
 __all__ = ["representative_batch_norm"]
-
-_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_ACCEPTED = "float16, bfloat16, float32 or float64"
-
 
 # The names that have a closed form, as the numbers by which the ops know them.
 _CHOICES: dict[tuple[str, str | None], tuple[int, int]] = {
@@ -49,15 +45,11 @@ def _is_direct(
     return isinstance(momentum, Tensor) or -math.inf < momentum < math.inf
 
 
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def _check(
     x: Tensor, training: bool, eps: float, running_mean: Tensor | None, shared: bool
 ) -> None:
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"input must be {_ACCEPTED}, got {_dtype_name(x)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"input must be {ACCEPTED}, got {dtype_name(x.dtype)}")
     if x.ndim < 2:
         raise ValueError(f"input must have shape (N, C, ...), got {tuple(x.shape)}")
     if not (0 < eps < math.inf if training else 0 <= eps < math.inf):
@@ -80,8 +72,8 @@ def _check_vectors(x: Tensor, vectors: dict[str, Tensor | None]) -> None:
                 f"{name} must have shape ({x.shape[1]},) to match input of shape "
                 f"{tuple(x.shape)}, got {tuple(vector.shape)}"
             )
-        if vector.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be {_ACCEPTED}, got {_dtype_name(vector)}")
+        if vector.dtype not in DTYPES:
+            raise TypeError(f"{name} must be {ACCEPTED}, got {dtype_name(vector.dtype)}")
     for first, second in (("scale_weight", "scale_bias"), ("running_mean", "running_var")):
         if (vectors[first] is None) != (vectors[second] is None):
             raise ValueError(f"{first} and {second} must be given together, got only one of them")
@@ -97,8 +89,8 @@ def _check_residual(x: Tensor, residual: Tensor | None) -> None:
         )
     if residual.dtype != x.dtype:
         raise TypeError(
-            f"residual must have the dtype of the input, {_dtype_name(x)}, "
-            f"got {_dtype_name(residual)}"
+            f"residual must have the dtype of the input, {dtype_name(x.dtype)}, "
+            f"got {dtype_name(residual.dtype)}"
         )
 
 

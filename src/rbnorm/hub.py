@@ -10,15 +10,14 @@ from typing import Any, Final
 import safetensors
 import safetensors.torch
 import timm
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm._version import __version__
 from rbnorm.calibration import Calibration
 from rbnorm.convert import convert_batchnorm
-from rbnorm.files import replace
-from rbnorm.modules import _RepresentativeBatchNorm
+from rbnorm.files import replace, safetensors_of
+from rbnorm.modules import _RepresentativeBatchNorm, rbn_layers
 
 __all__ = ["from_pretrained", "save_pretrained"]
 
@@ -47,9 +46,7 @@ def save_pretrained(
         ValueError: The model is not what the name and arguments make, has no RBN layer or one with
             a callable option, or an argument cannot be kept. Nothing has been written.
     """
-    layers = {n: _options(n, m) for n, m in model.named_modules() if _is_rbn(m)}
-    if not layers:
-        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
+    layers = {name: _options(name, layer) for name, layer in rbn_layers(model)}
     config = {
         "architecture": name,
         "model_args": model_args,
@@ -67,13 +64,9 @@ def save_pretrained(
                 f"model must be timm's {name} with the arguments {model_args}, got one that "
                 f"differs in {key}"
             )
-    own = {
-        key: tensor.cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in state.items()
-    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / WEIGHTS, safetensors.torch.save(own, {"format": "pt"}))
+    replace(folder / WEIGHTS, safetensors_of(state, {"format": "pt"}))
     replace(folder / CONFIG, text.encode())
 
 
@@ -104,11 +97,7 @@ def from_pretrained(folder: str | PathLike[str]) -> nn.Module:
     return model.eval()
 
 
-def _is_rbn(module: nn.Module) -> bool:
-    return isinstance(module, _RepresentativeBatchNorm)
-
-
-def _options(name: str, layer: Any) -> dict[str, Any]:
+def _options(name: str, layer: _RepresentativeBatchNorm) -> dict[str, Any]:
     """What of the layer's calibration differs from the defaults."""
     options: dict[str, Any] = layer.calibration._asdict()
     for option in ("statistic", "restrict"):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from rbnorm.calibration import NAMES
 from rbnorm.convert import counterparts
-from rbnorm.modules import RepresentativeBatchNormAct2d, _RepresentativeBatchNorm
+from rbnorm.modules import RepresentativeBatchNormAct2d, _RepresentativeBatchNorm, rbn_layers
 from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import RESTRICTIONS, resolve
 
@@ -221,12 +221,8 @@ def revert_batchnorm(
         UserWarning: A trained calibration is dropped and ``inputs`` was not given.
     """
     plan: Plan = {
-        name: (layer, _original(name, layer), _static(layer))
-        for name, layer in model.named_modules()
-        if isinstance(layer, _RepresentativeBatchNorm)
+        name: (layer, _original(name, layer), _static(layer)) for name, layer in rbn_layers(model)
     }
-    if not plan:
-        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
     errors: dict[str, float | None]
     if inputs is None:
         errors = {name: 0.0 if static.exact else None for name, (_, _, static) in plan.items()}

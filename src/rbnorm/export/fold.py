@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rbnorm.export.trial import TOLERANCE, LayerFold, Trial, difference, stays
-from rbnorm.modules import _RepresentativeBatchNorm
+from rbnorm.modules import rbn_layers
 from rbnorm.revert import _evaluate
 
 _Inputs = Tensor | tuple[Any, ...]
@@ -81,12 +81,10 @@ def fold(model: nn.Module, inputs: _Inputs) -> FoldReport:
         ValueError: The model has no RBN layer, or its outputs on ``inputs`` differ after folding.
     """
     folded = copy.deepcopy(model).eval()
+    norms = rbn_layers(folded)
     expected, trial = _run(folded, inputs)
-    norms = {n: m for n, m in folded.named_modules() if isinstance(m, _RepresentativeBatchNorm)}
-    if not norms:
-        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
     layers = {}
-    for name, norm in norms.items():
+    for name, norm in norms:
         layers[name], source, pair = trial.found.get(name, stays("was not reached by the inputs"))
         if source is None or pair is None:
             continue

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from rbnorm.calibration import NAMES
 from rbnorm.convert import convert_batchnorm
-from rbnorm.files import replace
+from rbnorm.files import replace, safetensors_of
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData
 from rbnorm.lab.errors import UsageError, first_line
@@ -38,9 +37,8 @@ def saved_path(folder: Path, config: RunConfig) -> Path:
 def save_model(model: nn.Module, config: RunConfig, data: ImageData, folder: Path) -> None:
     """Keep a trained model, with what is needed to build it again."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     facts = {"config": asdict(config), "classes": data.classes, "channels": data.channels}
-    content = safetensors.torch.save(state, {"rbnorm": json.dumps(facts)})
+    content = safetensors_of(model.state_dict(), {"rbnorm": json.dumps(facts)})
     replace(saved_path(folder, config), content)
 
 

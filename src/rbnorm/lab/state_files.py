@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rbnorm.calibration import NAMES
 from rbnorm.convert import convert_batchnorm
-from rbnorm.files import replace
+from rbnorm.files import own_tensors, replace, safetensors_of
 from rbnorm.lab.errors import UsageError
 from rbnorm.modules import RepresentativeBatchNorm2d, bias_option
 
@@ -110,13 +110,10 @@ def _parse(content: bytes, suffix: str) -> object:
 
 
 def _packed(state: State, suffix: str) -> bytes:
-    own = {
-        name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in state.items()
-    }
     if suffix == ".safetensors":
-        return safetensors.torch.save(own, {"format": "pt"})
+        return safetensors_of(state, {"format": "pt"})
     file = io.BytesIO()
-    torch.save(own, file)
+    torch.save(own_tensors(state), file)
     return file.getvalue()
 
 

@@ -16,14 +16,16 @@ from rbnorm.ops.fused import ACTIVATIONS
 from rbnorm.ops.portable import table_dtype
 from rbnorm.reference import RESTRICTIONS
 
-_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+ACCEPTED = "float16, bfloat16, float32 or float64"
 _LIKE_X = {"dy", "residual"}
 _TABLES = {"m", "center", "scale", "shift", "dy_scale"}
 _INDICES = {"restrict": len(RESTRICTIONS), "activation": len(ACTIVATIONS)}
 _PAIRS = (("scale_weight", "scale_bias"), ("running_mean", "running_var"))
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As users write it, without the module."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -37,7 +39,7 @@ def _check(name: str, tensor: Tensor, x: Tensor) -> None:
     if tensor.shape != shape:
         raise RuntimeError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if tensor.dtype != dtype:
-        raise RuntimeError(f"{name} must be {_name(dtype)}, got {_name(tensor.dtype)}")
+        raise RuntimeError(f"{name} must be {dtype_name(dtype)}, got {dtype_name(tensor.dtype)}")
     if tensor.device != x.device:
         raise RuntimeError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
 
@@ -46,8 +48,8 @@ def _check_all(given: dict[str, Any]) -> None:
     x = given["x"]
     if x.ndim < 2:
         raise RuntimeError(f"x must have shape (N, C, ...), got {tuple(x.shape)}")
-    if x.dtype not in _DTYPES:
-        raise RuntimeError(f"x must be float16, bfloat16, float32 or float64, got {_name(x.dtype)}")
+    if x.dtype not in DTYPES:
+        raise RuntimeError(f"x must be {ACCEPTED}, got {dtype_name(x.dtype)}")
     for name, value in given.items():
         if isinstance(value, Tensor) and name != "x":
             _check(name, value, x)
