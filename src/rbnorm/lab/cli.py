@@ -162,7 +162,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--norms",
         nargs="+",
         default=list(NORMS),
-        help="list of norms",
+        help="list of norms, with options as in rbn:statistic=max:restrict=tanh",
         metavar="NORM",
     )
     add(

@@ -25,7 +25,7 @@ class RunConfig:
     Attributes:
         data: Name of the data, with an absolute path where it has one.
         model: Name of the model as :func:`rbnorm.lab.models.canonical_name` gives it.
-        norm: One of :data:`NORMS`.
+        norm: The norm as :func:`rbnorm.lab.norms.canonical_norm` gives it.
         batch_size: Images per optimiser step, over all processes.
         seed: Seed of the initial weights, of the data order and of augmentation.
         epochs: Passes over the training images.
@@ -56,7 +56,7 @@ class RunConfig:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
+        if self.norm.partition(":")[0] not in NORMS:
             raise UsageError(f"unknown norm {self.norm!r}: choose from {', '.join(NORMS)}")
         if self.mixed_precision not in MIXED_PRECISIONS:
             raise UsageError(
