@@ -13,7 +13,16 @@ NORMS: Final = ("bn", "gn", "ln", "in", "rbn", "rbn-center", "rbn-scale")
 MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
 FOLDER: Final = "imagefolder:"
 DATA: Final = ("digits", "fashion-mnist", "cifar10", f"{FOLDER}PATH")
-CORRUPTIONS: Final = ("noise", "blur", "contrast", "brightness")
+CORRUPTIONS: Final = (
+    "noise",
+    "impulse",
+    "blur",
+    "pixelate",
+    "contrast",
+    "brightness",
+    "jpeg",
+    "elastic",
+)
 LR_BATCH_SIZE: Final = 64
 """The batch size that a study's learning rate is for; other batch sizes scale it in proportion."""
 
