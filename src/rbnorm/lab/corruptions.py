@@ -139,27 +139,47 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int =
     Raises:
         UsageError: An argument is not as above.
     """
-    check_kind(kind, severity)
+    _check(kind, severity)
     _check_images(images)
+    if min(seed, first) < 0:
+        raise UsageError(f"a seed and the number of an image are 0 or more, not {seed} and {first}")
     corruption = _TABLE[kind]
     strength = corruption.strengths[severity - 1]
+    plain = images.detach().to("cpu", torch.float32).contiguous()  # draws fill memory in its order
     out = torch.empty_like(images)
     with torch.random.fork_rng(devices=()):
-        for i, image in enumerate(images.detach().to("cpu", torch.float32)):
+        for i, image in enumerate(plain):
             state = np.random.SeedSequence((seed, first + i)).generate_state(1)
             torch.default_generator.manual_seed(int(state[0]))
             out[i] = corruption.change(image, strength).clamp(0, 1)
     return out
 
 
-def check_kind(kind: str, severity: int) -> None:
-    """Raise UsageError for what is no corruption or no severity."""
+def corruption(name: str) -> tuple[str, int] | None:
+    """The kind and severity of ``KIND``, which has severity 3, or of ``KIND:SEVERITY``.
+
+    Returns:
+        Both, or None for a name that does not begin with one of :data:`KINDS`.
+
+    Raises:
+        UsageError: There is no such severity.
+    """
+    kind, colon, severity = name.partition(":")
+    if kind not in KINDS:
+        return None
+    if not colon:
+        return kind, DEFAULT_SEVERITY
+    _check(kind, int(severity) if severity.isdecimal() else severity)
+    return kind, int(severity)
+
+
+def _check(kind: str, severity: int | str) -> None:
     if kind not in KINDS:
         raise UsageError(f"unknown corruption {kind!r}: choose from {', '.join(KINDS)}")
     if severity not in SEVERITIES:
         raise UsageError(
-            f"the severity of a corruption is one of {', '.join(map(str, SEVERITIES))}, "
-            f"not {severity}"
+            f"unknown severity {severity!r} of {kind}: "
+            f"choose from {', '.join(map(str, SEVERITIES))}"
         )
 
 
@@ -205,7 +225,7 @@ class Corrupted:
         std: Sequence[float],
         seed: int = 0,
     ) -> None:
-        check_kind(kind, severity)
+        _check(kind, severity)
         self.loader, self.kind, self.severity, self.seed = loader, kind, severity, seed
         self.mean, self.std = list(mean), list(std)
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from rbnorm.lab.config import DATA, FOLDER
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.imagefolder import image_folder
+from rbnorm.lab.imagefolder import IMAGENET_MOMENTS, image_folder
 
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
 
@@ -39,12 +39,16 @@ class ImageData:
         test: The held-out images and labels.
         classes: Number of classes.
         channels: Channels of every image.
+        mean: Mean of each channel; images are (raw - mean) / std, with raw values from 0 to 1.
+        std: Standard deviation of each channel.
     """
 
     train: Dataset[Any]
     test: Dataset[Any]
     classes: int
     channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def size(self) -> int:
@@ -115,7 +119,8 @@ def load_data(
     """
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER))
-        data = ImageData(*image_folder(path, image_size or _FOLDER_SIDE, quiet=quiet), channels=3)
+        parts = image_folder(path, image_size or _FOLDER_SIDE, quiet=quiet)
+        data = ImageData(*parts, 3, *IMAGENET_MOMENTS)
     elif name == "cifar10":
         data = _cifar10(root or Path("data"), image_size)
     elif name == "fashion-mnist":
@@ -125,7 +130,7 @@ def load_data(
     if limit is None or limit >= data.size:
         return data
     kept = torch.randperm(data.size, generator=torch.Generator().manual_seed(_SPLIT_SEED))[:limit]
-    return ImageData(Subset(data.train, kept.tolist()), data.test, data.classes, data.channels)
+    return replace(data, train=Subset(data.train, kept.tolist()))
 
 
 def _digits(rgb: bool, image_size: int | None) -> ImageData:
@@ -155,8 +160,10 @@ def _in_memory(
         ]
     )
     classes = int(train[1].max()) + 1
+    channels = 3 if rgb else 1
+    mean, std = ((moment.item(),) * channels for moment in (values.mean(), values.std()))
     return ImageData(
-        Tensors(*train, transform), Tensors(*test, transform), classes, 3 if rgb else 1
+        Tensors(*train, transform), Tensors(*test, transform), classes, channels, mean, std
     )
 
 
@@ -217,7 +224,7 @@ def _cifar10(root: Path, image_size: int | None) -> ImageData:
         raise UsageError(
             f"the CIFAR-10 files in {root} are broken ({first_line(error)})"
         ) from error
-    return ImageData(train, test, len(train.classes), 3)
+    return ImageData(train, test, len(train.classes), 3, *_CIFAR_MOMENTS)
 
 
 def _download(dataset: Any, root: Path) -> Path:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from rbnorm.lab.errors import UsageError, first_line
 
-_IMAGENET_MOMENTS: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_MOMENTS: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HELD_OUT_SHARE: Final = 0.2
 _SPLIT_SEED: Final = 0
 
@@ -36,7 +36,7 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> tuple[Dataset[Any], D
     finish = [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(*_IMAGENET_MOMENTS),
+        v2.Normalize(*IMAGENET_MOMENTS),
     ]
     for_training = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *finish])
     for_test = v2.Compose([v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side), *finish])
