@@ -282,7 +282,8 @@ def _add_diagnose(parser: argparse.ArgumentParser) -> None:
     add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
     add(
         "--shifted",
-        help=f"a second data set: another of --data, train, or one of {', '.join(CORRUPTIONS)}",
+        help=f"a second data set: another of --data, train, or one of {', '.join(CORRUPTIONS)}; "
+        "severities from 1 to 5 as in noise:5, otherwise 3",
         metavar="DATA",
     )
     add("--limit", type=int, help="use this many held-out images", metavar="N")

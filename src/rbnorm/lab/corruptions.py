@@ -3,6 +3,7 @@
 # mypy: disable-error-code="no-any-return"
 # torchvision has no types
 
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from rbnorm.lab.config import CORRUPTIONS
 from rbnorm.lab.errors import UsageError
@@ -37,18 +38,26 @@ def _impulse(image: Tensor, strength: float) -> Tensor:
 
 
 def _blur(image: Tensor, strength: float) -> Tensor:
-    """Gaussian blur of standard deviation ``strength`` sides, cut off at three of them."""
-    sigma = strength * _side(image)
+    """Gaussian blur of standard deviation ``strength`` sides, cut off at three of them.
+
+    Sides below 28 pixels count as 28: less than half a pixel would change nothing.
+    """
+    sigma = strength * max(_side(image), 28)
     size = 2 * math.ceil(3 * sigma) + 1
     return v2.functional.gaussian_blur(image, [size, size], [sigma])
 
 
 def _pixelate(image: Tensor, strength: float) -> Tensor:
-    """Block means, of which a share ``strength`` of a side's pixels is left."""
-    height, width = image.shape[-2:]
-    blocks = adaptive_avg_pool2d(image, (round(strength * height), round(strength * width)))
-    nearest = InterpolationMode.NEAREST_EXACT
-    return v2.functional.resize(blocks, [height, width], nearest)
+    """Means over blocks of 1 / ``strength`` pixels by as many, which need not be a whole number."""
+    rows, columns = (_block_means(side, strength) for side in image.shape[-2:])
+    return rows @ image @ columns.T
+
+
+def _block_means(side: int, strength: float) -> Tensor:
+    """The matrix (side, side) that replaces every pixel by the mean of the block it falls in."""
+    block = ((torch.arange(side) + 0.5) * strength).floor()
+    same = (block[:, None] == block).float()
+    return same / same.sum(1, keepdim=True)
 
 
 def _contrast(image: Tensor, strength: float) -> Tensor:
@@ -62,10 +71,12 @@ def _brightness(image: Tensor, strength: float) -> Tensor:
 
 
 def _jpeg(image: Tensor, strength: float) -> Tensor:
-    """JPEG of quality ``strength``."""
-    levels = v2.functional.to_dtype(image.contiguous(), torch.uint8, scale=True)
-    coded = v2.functional.jpeg(levels, int(strength))
-    return v2.functional.to_dtype(coded, torch.float32, scale=True)
+    """JPEG of quality ``strength``, by Pillow: torchvision's own is deprecated."""
+    levels = v2.functional.to_dtype(image, torch.uint8, scale=True)
+    file = io.BytesIO()
+    v2.functional.to_pil_image(levels).save(file, "JPEG", quality=int(strength))
+    decoded = v2.functional.pil_to_tensor(Image.open(file))
+    return v2.functional.to_dtype(decoded, torch.float32, scale=True)
 
 
 def _elastic(image: Tensor, strength: float) -> Tensor:
@@ -128,27 +139,47 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int =
     Raises:
         UsageError: An argument is not as above.
     """
-    check_kind(kind, severity)
+    _check(kind, severity)
     _check_images(images)
+    if min(seed, first) < 0:
+        raise UsageError(f"a seed and the number of an image are 0 or more, not {seed} and {first}")
     corruption = _TABLE[kind]
     strength = corruption.strengths[severity - 1]
+    plain = images.detach().to("cpu", torch.float32).contiguous()  # draws fill memory in its order
     out = torch.empty_like(images)
     with torch.random.fork_rng(devices=()):
-        for i, image in enumerate(images.detach().to("cpu", torch.float32)):
+        for i, image in enumerate(plain):
             state = np.random.SeedSequence((seed, first + i)).generate_state(1)
             torch.default_generator.manual_seed(int(state[0]))
-            out[i] = corruption.change(image.contiguous(), strength).clamp(0, 1)
+            out[i] = corruption.change(image, strength).clamp(0, 1)
     return out
 
 
-def check_kind(kind: str, severity: int) -> None:
-    """Raise UsageError for what is no corruption or no severity."""
+def corruption(name: str) -> tuple[str, int] | None:
+    """The kind and severity of ``KIND``, which has severity 3, or of ``KIND:SEVERITY``.
+
+    Returns:
+        Both, or None for a name that does not begin with one of :data:`KINDS`.
+
+    Raises:
+        UsageError: There is no such severity.
+    """
+    kind, colon, severity = name.partition(":")
+    if kind not in KINDS:
+        return None
+    if not colon:
+        return kind, DEFAULT_SEVERITY
+    _check(kind, int(severity) if severity.isdecimal() else severity)
+    return kind, int(severity)
+
+
+def _check(kind: str, severity: int | str) -> None:
     if kind not in KINDS:
         raise UsageError(f"unknown corruption {kind!r}: choose from {', '.join(KINDS)}")
     if severity not in SEVERITIES:
         raise UsageError(
-            f"the severity of a corruption is one of {', '.join(map(str, SEVERITIES))}, "
-            f"not {severity}"
+            f"unknown severity {severity!r} of {kind}: "
+            f"choose from {', '.join(map(str, SEVERITIES))}"
         )
 
 
@@ -194,7 +225,7 @@ class Corrupted:
         std: Sequence[float],
         seed: int = 0,
     ) -> None:
-        check_kind(kind, severity)
+        _check(kind, severity)
         self.loader, self.kind, self.severity, self.seed = loader, kind, severity, seed
         self.mean, self.std = list(mean), list(std)
 
