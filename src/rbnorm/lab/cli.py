@@ -56,6 +56,7 @@ def _study(options: argparse.Namespace, command: str) -> None:
         command,
         data_root=options.data_root,
         shard=options.shard,
+        ray=options.ray,
         run=not options.no_run,
     )
 
@@ -262,6 +263,11 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, help="resize images to this side", metavar="N")
     add("--workers", type=int, default=0, help="processes that load images", metavar="N")
     add("--shard", default="1/1", help="run the i-th of n parts, as in 1/4", metavar="i/n")
+    add(
+        "--ray",
+        help="run side by side on a Ray cluster: auto, an address, or local for one of its own",
+        metavar="ADDRESS",
+    )
     add("--no-run", action="store_true", help="run nothing, only draw the pages")
     add("--out", type=Path, default=Path("rbnorm-study"), help="folder of records and pages")
 
