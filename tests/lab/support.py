@@ -19,6 +19,7 @@ def make_record(accuracy=0.9, spreads=(0.1, 0.2), **config):
         epochs=epochs,
         channel_mean_std={f"layer{i}": spread for i, spread in enumerate(spreads)},
         calibration={},
+        shifted={},
         diverged=False,
         device="cpu",
         seconds=2.5,
