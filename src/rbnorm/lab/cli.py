@@ -156,13 +156,13 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default="cifar-resnet8",
-        help="cifar-resnet8, 14, 20, ..., or a name of torchvision or timm",
+        help="cifar-resnet8, 14, 20, ..., a name of torchvision or timm, or small:NAME",
     )
     add(
         "--norms",
         nargs="+",
-        default=list(NORMS),
-        help="list of norms, with options as in rbn:statistic=max:restrict=tanh",
+        default=["bn", "gn", "ln", "in", "rbn", "rbn-center", "rbn-scale"],
+        help=f"list of {', '.join(NORMS)}; options follow as in rbn:statistic=max:restrict=tanh",
         metavar="NORM",
     )
     add(
