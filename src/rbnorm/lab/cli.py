@@ -137,8 +137,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--parts",
         nargs="+",
         default=["layers", "compiled", "models"],
-        help="list of layers, compiled, models, compiled-models, and exported models as "
-        "onnxruntime-resnet18, openvino-resnet18, and either with mobilenet_v3_large",
+        help="list of layers, compiled, models, compiled-models, norms, norms-resnet50, and "
+        "exported models as onnxruntime-resnet18, openvino-resnet18, and either with "
+        "mobilenet_v3_large",
         metavar="PART",
     )
     add("--repeats", type=int, default=15, help="timings of each, fewer where slow", metavar="N")
