@@ -169,8 +169,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--parts",
         nargs="+",
         default=["layers", "compiled", "models"],
-        help="list of layers, compiled, models, compiled-models, and exported models as "
-        "onnxruntime-resnet18, openvino-resnet18, and either with mobilenet_v3_large",
+        help="list of layers, compiled, models, compiled-models, norms, norms-resnet50, and "
+        "exported models as onnxruntime-resnet18, openvino-resnet18, and either with "
+        "mobilenet_v3_large",
         metavar="PART",
     )
     add("--repeats", type=int, default=15, help="timings of each, fewer where slow", metavar="N")
@@ -188,13 +189,13 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default="cifar-resnet8",
-        help="cifar-resnet8, 14, 20, ..., or a name of torchvision or timm",
+        help="cifar-resnet8, 14, 20, ..., a name of torchvision or timm, or small:NAME",
     )
     add(
         "--norms",
         nargs="+",
-        default=list(NORMS),
-        help="list of norms, with options as in rbn:statistic=max:restrict=tanh",
+        default=["bn", "gn", "ln", "in", "rbn", "rbn-center", "rbn-scale"],
+        help=f"list of {', '.join(NORMS)}; options follow as in rbn:statistic=max:restrict=tanh",
         metavar="NORM",
     )
     add(

@@ -187,7 +187,10 @@ def _print(records: Sequence[Record], out: Path) -> None:
         box=SIMPLE_HEAD,
     )
     for heading in ("batch", "norm", "seeds", "accuracy %", "minus BN, points", "p"):
-        table.add_column(heading, justify="left" if heading == "norm" else "right", no_wrap=True)
+        if heading == "norm":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(
             str(row.batch_size),
