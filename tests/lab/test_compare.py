@@ -166,3 +166,18 @@ def test_the_figures_ink_is_the_colour_of_the_text(page):
 
 def test_the_page_is_no_wider_than_its_window(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_norms_spelt_differently_are_one_and_any_norm_has_its_figures(tmp_path):
+    norms = "frn,rbn:statistic=max:restrict=tanh,rbn:restrict=tanh:statistic=max"
+    done = run(
+        *("compare", "--norms", norms, "--batch-sizes", 16, "--epochs", 1, "--limit", 32),
+        *("--seeds", 1, "--save-models", "--out", "out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    records = RecordStore(tmp_path / "out").load().values()
+    assert [r.config.norm for r in records] == ["frn", "rbn:restrict=tanh:statistic=max"]
+    assert (tmp_path / "out" / "report.html").exists()
+    names = sorted(path.name for path in (tmp_path / "out" / "models").iterdir())
+    assert [name.split("-batch")[0] for name in names] == ["frn", "rbn-restrict=tanh-statistic=max"]

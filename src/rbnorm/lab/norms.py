@@ -45,7 +45,8 @@ def canonical_norm(spec: str) -> str:
         UsageError: There is no such name or option, or a value is out of range.
     """
     name, options = _parse(spec)
-    swap(nn.Sequential(nn.BatchNorm2d(1)), spec)
+    if options:  # some values only fit together
+        swap(nn.Sequential(nn.BatchNorm2d(1)), spec)
     given = [
         f"{option}={_text(value)}"
         for option, value in sorted(options.items())
