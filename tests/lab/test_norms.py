@@ -135,8 +135,10 @@ def test_halves_of_rbn_have_the_parameters_of_their_half():
     assert "center_weight" not in names["rbn-scale"]
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(16, 16), (48, 24), (64, 32), (34, 17), (7, 7)])
-def test_group_norm_has_the_most_groups_up_to_32(channels, groups):
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(16, 4), (48, 12), (64, 16), (256, 32), (34, 2), (7, 1), (3, 1)]
+)
+def test_group_norm_has_the_most_groups_of_four_channels_up_to_32(channels, groups):
     model = nn.Sequential(nn.BatchNorm2d(channels))
     assert swap(model, "gn")[0].num_groups == groups
 

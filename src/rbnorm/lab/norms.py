@@ -16,6 +16,7 @@ from rbnorm.lab.replacing import replace, replace_with_activation
 from rbnorm.reference import RESTRICTIONS, STATISTICS
 
 _MOST_GROUPS: Final = 32
+_LEAST_IN_GROUP: Final = 4
 _CHOICES: Final = {"statistic": tuple(STATISTICS), "restrict": tuple(RESTRICTIONS)}
 _DEFAULTS: Final[dict[str, Any]] = {**Calibration()._asdict(), "preserve": False}
 _CENTER: Final = ("center_weight_init",)
@@ -122,13 +123,19 @@ def _text(value: bool | float | str) -> str:
     return value if isinstance(value, str) else repr(value).removesuffix(".0")
 
 
-def _groups(channels: int, most: int) -> int:
-    return next(g for g in range(min(channels, most), 0, -1) if channels % g == 0)
+def _groups(channels: int) -> int:
+    """Groups of four channels or more: groups of one would be instance normalisation."""
+    most = min(max(channels // _LEAST_IN_GROUP, 1), _MOST_GROUPS)
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
-def _group_norm(layer: _BatchNorm, most_groups: int) -> nn.Module:
+def _group_norm(layer: _BatchNorm) -> nn.Module:
     channels = layer.num_features
-    return nn.GroupNorm(_groups(channels, most_groups), channels, layer.eps, layer.affine)
+    return nn.GroupNorm(_groups(channels), channels, layer.eps, layer.affine)
+
+
+def _layer_norm(layer: _BatchNorm) -> nn.Module:
+    return nn.GroupNorm(1, layer.num_features, layer.eps, layer.affine)
 
 
 def _instance_norm(layer: _BatchNorm) -> nn.Module:
@@ -153,8 +160,8 @@ def _filter_response_norm(layer: _BatchNorm, activated: bool) -> nn.Module:
 
 
 def _evonorm_s0(layer: _BatchNorm, activated: bool) -> nn.Module:
-    groups = _groups(layer.num_features, _MOST_GROUPS)
-    norm: nn.Module = _timm_layers().EvoNorm2dS0(layer.num_features, groups, apply_act=activated)
+    channels = layer.num_features
+    norm: nn.Module = _timm_layers().EvoNorm2dS0(channels, _groups(channels), apply_act=activated)
     return norm
 
 
@@ -168,8 +175,8 @@ def _keep(model: nn.Module) -> nn.Module:
 
 SWAPS: Final[dict[str, Callable[..., nn.Module]]] = {
     "bn": _keep,
-    "gn": partial(replace, make=partial(_group_norm, most_groups=_MOST_GROUPS)),
-    "ln": partial(replace, make=partial(_group_norm, most_groups=1)),
+    "gn": partial(replace, make=_group_norm),
+    "ln": partial(replace, make=_layer_norm),
     "in": partial(replace, make=_instance_norm, images=True),
     "iebn": partial(
         replace, make=partial(_gated, kind=InstanceEnhancementBatchNorm2d), images=True
