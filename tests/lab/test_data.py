@@ -38,6 +38,12 @@ def test_digits_are_standardised_by_the_training_images():
     assert images.std().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_the_moments_turn_standardised_images_back():
+    data = load_data("digits")
+    raw = everything(data.test)[0] * data.std[0] + data.mean[0]
+    torch.testing.assert_close(raw, data.test.tensors[0], rtol=0, atol=1e-6)
+
+
 def test_a_batch_is_its_images_one_by_one():
     dataset = load_data("digits").train
     images, labels = dataset.__getitems__([5, 3])
@@ -52,6 +58,7 @@ def test_rgb_repeats_the_channel():
     images = everything(rgb.test)[0]
     assert rgb.channels == 3
     assert torch.equal(images, everything(grey.test)[0].expand_as(images))
+    assert (rgb.mean, rgb.std) == (3 * grey.mean, 3 * grey.std)
 
 
 def test_limit_keeps_the_same_images_every_time():
@@ -137,6 +144,12 @@ def test_one_folder_is_split_by_class(image_folder):
     images, labels = everything(loaded.test)
     assert sorted(labels.tolist()) == [0, 0, 1, 1]
     assert images[labels == 0].mean() < 0 < images[labels == 1].mean()
+    mean, std = (torch.tensor(m).view(3, 1, 1) for m in (loaded.mean, loaded.std))
+    levels = ((images * std + mean) * 255).flatten(1)
+    for label, darkest in ((0, 40), (1, 200)):
+        own = levels[labels == label]
+        assert own.min().item() >= darkest - 1e-3
+        assert own.max().item() <= darkest + 49 + 1e-3
 
 
 def test_folders_of_both_parts_are_used_as_they_are(image_folder):
@@ -186,7 +199,7 @@ def test_cifar10_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
     assert everything(loaded.train)[1].tolist() == [0, 1, 2, 3, 4]
     image, label = loaded.test[0]
     expected = pixels[5].view(3, 32, 32) / 255
-    mean, std = (torch.tensor(m).view(3, 1, 1) for m in data._CIFAR_MOMENTS)
+    mean, std = (torch.tensor(m).view(3, 1, 1) for m in (loaded.mean, loaded.std))
     assert torch.allclose(image * std + mean, expected, rtol=0, atol=1e-6)
     assert label == 5
 

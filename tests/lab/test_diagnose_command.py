@@ -14,6 +14,7 @@ import rbnorm
 from rbnorm.lab import diagnose as command
 from rbnorm.lab.checkpoints import load_model, read_saved
 from rbnorm.lab.cli import main
+from rbnorm.lab.corruptions import corrupt
 from rbnorm.lab.models import build_model
 
 
@@ -31,7 +32,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def out(models):
     """The diagnosis of the RBN model, with everything it can have."""
-    extra = ("--shifted", "contrast", "--counterfactuals", "--limit", "200", "--batch-size", "50")
+    extra = ("--shifted", "contrast:4", "--counterfactuals", "--limit", "200", "--batch-size", "50")
     done = run("diagnose", "--model", models["rbn"], *extra, "--out", "d", cwd=models["folder"])
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -91,11 +92,21 @@ def test_counterfactuals_start_from_the_model_itself(found):
     assert len(found["counterfactuals"]) == 1 + 2 * (1 + 9)
 
 
-def test_half_the_contrast_shifts_every_layer(found):
-    assert found["ranking"][0] != ""
+def test_the_second_data_set_is_the_corrupted_images(models, found):
+    model = load_model(str(models["rbn"]), None, classes=0, channels=0)
+    data = command.load_data("digits")
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:200]
+    mean, std = data.mean[0], data.std[0]
+    raw = data.test.tensors[0][order]
+    images = (corrupt(raw, "contrast", 4, seed=0) - mean) / std
+    labels = data.test.tensors[1][order]
+    batches = [((raw - mean) / std, labels)]
+    expected = rbnorm.diagnose(model, batches, shifted=[(images, labels)])
+    assert found["ranking"] == [layer.layer for layer in expected.ranking()]
+    for layer, own in zip(found["layers"], expected.layers, strict=True):
+        for name in ("mean_shift", "log_var_shift", "shift"):
+            assert layer[name] == pytest.approx(own.values[name], rel=1e-3, abs=1e-5), name
     first = found["layers"][0]
-    # a convolution without bias before it: deviations halve, but for where eps counts
-    assert first["log_var_shift"] == pytest.approx(-2 * math.log(2), abs=0.02)
     assert found["shifted"]["layers"][0]["var_below"] > 0.5 > first["var_below"]
 
 
@@ -169,6 +180,7 @@ BAD = {
     "--model cifar-resnet8 --checkpoint list.pt": "list.pt holds no state dict",
     "--model cifar-resnet8 --data mnist": "unknown data 'mnist'",
     "--model cifar-resnet8 --shifted fog": "--shifted: unknown data 'fog': choose from digits, ",
+    "--model cifar-resnet8 --shifted blur:6": "unknown severity 6 of blur: choose from 1, 2, 3",
     "--model cifar-resnet8 --shifted cifar10 --data-root .": "CIFAR10 is not in . and cannot be",
     "--model cifar-resnet8 --limit 0": "limit must be at least 1, not 0",
     "--model cifar-resnet8 --batch-size 0": "batch size must be at least 1, not 0",
@@ -285,7 +297,7 @@ def test_the_page_says_what_was_found_and_compared(page, found):
         "Measured on 200 images: 9 RepresentativeBatchNorm2d.",
         "below the running mean: representative features are removed",
         "reverted to BatchNorm",
-        "--shifted contrast --counterfactuals",
+        "--shifted contrast:4 --counterfactuals",
     ):
         assert text in body
     rows = page.locator("#counterfactuals tbody tr")

@@ -39,6 +39,27 @@ def _convert(options: argparse.Namespace, command: str) -> None:
     print(convert_file(options.source, options.target))
 
 
+def _study(options: argparse.Namespace, command: str) -> None:
+    from rbnorm.lab.studies.arms import Settings  # noqa: PLC0415
+    from rbnorm.lab.studies.command import study  # noqa: PLC0415
+
+    values = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    values["networks"] = tuple(_items(options.networks))
+    try:
+        values["rates"] = tuple(float(item) for item in _items(options.rates))
+    except ValueError as error:
+        raise UsageError(f"learning rates are numbers ({first_line(error)})") from error
+    study(
+        _items(options.names),
+        Settings(**values),
+        options.out,
+        command,
+        data_root=options.data_root,
+        shard=options.shard,
+        run=not options.no_run,
+    )
+
+
 def _diagnose(options: argparse.Namespace, command: str) -> None:
     from rbnorm.lab.diagnose import Request, diagnose  # noqa: PLC0415
 
@@ -89,6 +110,16 @@ def _parser() -> argparse.ArgumentParser:
             help="train one network with several norms and compare them",
             description="Train one network with several norms, batch sizes and seeds; print a "
             "table and write report.html. The same command again continues what was interrupted.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
+    _add_study(
+        commands.add_parser(
+            "study",
+            help="run the studies behind the project's claims",
+            description="Run studies: choose each norm's learning rate on held-out images, train "
+            "every arm with every seed, and draw a page for each study. The same command again "
+            "continues what was interrupted.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
@@ -162,7 +193,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--norms",
         nargs="+",
         default=list(NORMS),
-        help="list of norms",
+        help="list of norms, with options as in rbn:statistic=max:restrict=tanh",
         metavar="NORM",
     )
     add(
@@ -193,6 +224,48 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(
+        run=_study, kept="the same command again continues after the last finished run"
+    )
+    add = parser.add_argument
+    add(
+        "names",
+        nargs="+",
+        help="primary, ablation, shift, batch-size, init, fine-tune, networks, cost, or all",
+        metavar="NAME",
+    )
+    add("--data", default="fashion-mnist", help=f"one of {', '.join(DATA)}")
+    add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
+    add("--model", default="cifar-resnet8", help="the network of all studies; as in compare")
+    add(
+        "--networks",
+        nargs="+",
+        default=[],
+        help="further networks of the study networks",
+        metavar="MODEL",
+    )
+    add("--seeds", type=int, default=10, help="number of seeds", metavar="N")
+    add("--epochs", type=int, default=6, help="passes over the training images", metavar="N")
+    add("--batch-size", type=int, default=32, help="images per optimiser step", metavar="N")
+    add(
+        "--rates",
+        nargs="+",
+        default=["0.05", "0.1", "0.2", "0.4"],
+        help="peak learning rates of which each norm gets the best",
+        metavar="LR",
+    )
+    add("--tuning-seeds", type=int, default=2, help="seeds that choose it", metavar="N")
+    add("--weight-decay", type=float, default=5e-4, help="weight decay")
+    add("--mixed-precision", default="no", help=f"one of {', '.join(MIXED_PRECISIONS)}")
+    add("--limit", type=int, default=10000, help="use this many training images", metavar="N")
+    add("--image-size", type=int, help="resize images to this side", metavar="N")
+    add("--workers", type=int, default=0, help="processes that load images", metavar="N")
+    add("--shard", default="1/1", help="run the i-th of n parts, as in 1/4", metavar="i/n")
+    add("--no-run", action="store_true", help="run nothing, only draw the pages")
+    add("--out", type=Path, default=Path("rbnorm-study"), help="folder of records and pages")
+
+
 def _add_diagnose(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_diagnose, kept="no file has changed")
     add = parser.add_argument
@@ -209,7 +282,8 @@ def _add_diagnose(parser: argparse.ArgumentParser) -> None:
     add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
     add(
         "--shifted",
-        help=f"a second data set: another of --data, train, or one of {', '.join(CORRUPTIONS)}",
+        help=f"a second data set: another of --data, train, or one of {', '.join(CORRUPTIONS)}; "
+        "severities from 1 to 5 as in noise:5, otherwise 3",
         metavar="DATA",
     )
     add("--limit", type=int, help="use this many held-out images", metavar="N")

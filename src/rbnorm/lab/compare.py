@@ -28,6 +28,7 @@ from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
+from rbnorm.lab.norms import canonical_norm
 from rbnorm.lab.records import Record, RecordStore, select
 from rbnorm.lab.report import PAGE, write_report
 from rbnorm.lab.train import check_run, count_processes, first_images, make_accelerator, train_run
@@ -70,6 +71,7 @@ class Study:
         if not (self.norms and self.batch_sizes):
             raise UsageError("a study needs at least one norm and one batch size")
         data, model = data_name(self.data), model_name(self.model)
+        norms = dict.fromkeys(map(canonical_norm, self.norms))
         return [
             RunConfig(
                 data=data,
@@ -88,7 +90,7 @@ class Study:
             )
             for seed in range(self.seeds)
             for batch_size in dict.fromkeys(self.batch_sizes)
-            for norm in dict.fromkeys(self.norms)
+            for norm in norms
         ]
 
 

@@ -13,9 +13,32 @@ NORMS: Final = ("bn", "gn", "ln", "in", "rbn", "rbn-center", "rbn-scale")
 MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
 FOLDER: Final = "imagefolder:"
 DATA: Final = ("digits", "fashion-mnist", "cifar10", f"{FOLDER}PATH")
-CORRUPTIONS: Final = ("noise", "blur", "contrast", "brightness")
+SHIFTS: Final = ("none", "trained", "controls")
+"""Corruptions are not applied; with the running statistics of training; and with others too."""
+CORRUPTIONS: Final = (
+    "noise",
+    "impulse",
+    "blur",
+    "pixelate",
+    "contrast",
+    "brightness",
+    "jpeg",
+    "elastic",
+)
 LR_BATCH_SIZE: Final = 64
 """The batch size that a study's learning rate is for; other batch sizes scale it in proportion."""
+
+_CHOICES: Final = {"norm": NORMS, "mixed_precision": MIXED_PRECISIONS, "shift": SHIFTS}
+_LEAST: Final = {
+    "batch_size": 1,
+    "epochs": 1,
+    "limit": 1,
+    "image_size": 1,
+    "processes": 1,
+    "norm_batch": 1,
+    "workers": 0,
+    "pretrain_epochs": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,7 @@ class RunConfig:
     Attributes:
         data: Name of the data, with an absolute path where it has one.
         model: Name of the model as :func:`rbnorm.lab.models.canonical_name` gives it.
-        norm: One of :data:`NORMS`.
+        norm: The norm as :func:`rbnorm.lab.norms.canonical_norm` gives it.
         batch_size: Images per optimiser step, over all processes.
         seed: Seed of the initial weights, of the data order and of augmentation.
         epochs: Passes over the training images.
@@ -36,6 +59,16 @@ class RunConfig:
         image_size: Side the images are resized to, or None for the data's own.
         workers: Processes that load images; each has its own stream of random augmentations.
         processes: Processes that train data-parallel; each has its own batch statistics.
+        norm_batch: Images that are normalised together: each process cuts its share of a batch
+            into parts of this size, whose gradients it accumulates. None for the whole share.
+        sorted_batches: Sort each batch by class before it is cut, so that a part has few classes.
+        decay_calibration: Whether weight decay applies to RBN's three calibration parameters too.
+        pretrain_epochs: Epochs with BatchNorm before the norm takes its place.
+        pretrain_lr: Peak learning rate of these.
+        held_out: Test on a part of the training images, which is then not trained on.
+        shift: One of :data:`SHIFTS`: which accuracies under corruptions are measured at the end.
+        trace: Test after every epoch and measure the layers' features; otherwise only the end's
+            accuracy.
 
     Raises:
         UsageError: A value is out of range.
@@ -54,23 +87,30 @@ class RunConfig:
     image_size: int | None = None
     workers: int = 0
     processes: int = 1
+    norm_batch: int | None = None
+    sorted_batches: bool = False
+    decay_calibration: bool = True
+    pretrain_epochs: int = 0
+    pretrain_lr: float = 0.1
+    held_out: bool = False
+    shift: str = "none"
+    trace: bool = True
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise UsageError(f"unknown norm {self.norm!r}: choose from {', '.join(NORMS)}")
-        if self.mixed_precision not in MIXED_PRECISIONS:
-            raise UsageError(
-                f"unknown mixed precision {self.mixed_precision!r}: "
-                f"choose from {', '.join(MIXED_PRECISIONS)}"
-            )
-        for name in ("batch_size", "epochs", "limit", "image_size", "processes"):
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
-        if self.workers < 0:
-            raise UsageError(f"workers must be at least 0, not {self.workers}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"lr must be a positive number, not {self.lr}")
+            if value.partition(":")[0] not in choices:
+                raise UsageError(
+                    f"unknown {name.replace('_', ' ')} {value!r}: choose from {', '.join(choices)}"
+                )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name.replace('_', ' ')} must be at least {least}, not {value}")
+        for name in ("lr", "pretrain_lr"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {value}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(
                 f"weight decay must be zero or a positive number, not {self.weight_decay}"
@@ -80,6 +120,16 @@ class RunConfig:
                 f"batch size {self.batch_size} cannot be shared equally by {self.processes} "
                 "processes: choose a multiple"
             )
+        if self.norm_batch and self.share % self.norm_batch:
+            raise UsageError(
+                f"{self.share} images cannot be cut into parts of {self.norm_batch} to normalise "
+                "together: choose a divisor"
+            )
+
+    @property
+    def share(self) -> int:
+        """Images of a batch that each process has."""
+        return self.batch_size // self.processes
 
     @property
     def key(self) -> str:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +20,14 @@ from torchvision.transforms import v2
 
 from rbnorm.lab.config import DATA, FOLDER
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.imagefolder import image_folder
+from rbnorm.lab.imagefolder import IMAGENET_MOMENTS, image_folder
 
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
 
 _CIFAR_MOMENTS: Final = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _FOLDER_SIDE: Final = 224
 _HELD_OUT_DIGITS: Final = 500
+_HELD_OUT_PARTS: Final = 6
 _SPLIT_SEED: Final = 0
 
 
@@ -36,15 +37,21 @@ class ImageData:
 
     Attributes:
         train: The training images and labels.
-        test: The held-out images and labels.
+        plain: The same, prepared as the test images are: without augmentation.
+        test: The images and labels to test on.
         classes: Number of classes.
         channels: Channels of every image.
+        mean: Mean of each channel; images are (raw - mean) / std, with raw values from 0 to 1.
+        std: Standard deviation of each channel.
     """
 
     train: Dataset[Any]
+    plain: Dataset[Any]
     test: Dataset[Any]
     classes: int
     channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def size(self) -> int:
@@ -97,6 +104,7 @@ def load_data(
     rgb: bool = False,
     limit: int | None = None,
     image_size: int | None = None,
+    held_out: bool = False,
     quiet: bool = False,
 ) -> ImageData:
     """Load a data set, or fail before anything is written.
@@ -108,6 +116,7 @@ def load_data(
         rgb: Repeat a grey image's channel three times.
         limit: Number of training images to keep, drawn at random but always the same.
         image_size: Side to resize to. None for the data's own, 224 for an image folder.
+        held_out: Test on a fixed sixth of the training images, which are then not trained on.
         quiet: Show no progress.
 
     Raises:
@@ -115,17 +124,23 @@ def load_data(
     """
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER))
-        data = ImageData(*image_folder(path, image_size or _FOLDER_SIDE, quiet=quiet), channels=3)
+        parts = image_folder(path, image_size or _FOLDER_SIDE, quiet=quiet)
+        data = ImageData(*parts, 3, *IMAGENET_MOMENTS)
     elif name == "cifar10":
         data = _cifar10(root or Path("data"), image_size)
     elif name == "fashion-mnist":
         data = _fashion_mnist(root, rgb, image_size)
     else:
         data = _digits(rgb, image_size)
-    if limit is None or limit >= data.size:
+    order = torch.randperm(data.size, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    if held_out:
+        first = data.size - data.size // _HELD_OUT_PARTS
+        data = replace(data, test=Subset(data.plain, order[first:].tolist()))
+        order = order[:first]
+    kept = order[:limit].tolist()
+    if len(kept) == data.size:
         return data
-    kept = torch.randperm(data.size, generator=torch.Generator().manual_seed(_SPLIT_SEED))[:limit]
-    return ImageData(Subset(data.train, kept.tolist()), data.test, data.classes, data.channels)
+    return replace(data, train=Subset(data.train, kept), plain=Subset(data.plain, kept))
 
 
 def _digits(rgb: bool, image_size: int | None) -> ImageData:
@@ -155,9 +170,9 @@ def _in_memory(
         ]
     )
     classes = int(train[1].max()) + 1
-    return ImageData(
-        Tensors(*train, transform), Tensors(*test, transform), classes, 3 if rgb else 1
-    )
+    dataset, channels = Tensors(*train, transform), 3 if rgb else 1
+    mean, std = ((moment.item(),) * channels for moment in (values.mean(), values.std()))
+    return ImageData(dataset, dataset, Tensors(*test, transform), classes, channels, mean, std)
 
 
 def _fashion_mnist(root: Path | None, rgb: bool, image_size: int | None) -> ImageData:
@@ -210,14 +225,15 @@ def _cifar10(root: Path, image_size: int | None) -> ImageData:
     augment = [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()]
     if not (root / CIFAR10.base_folder).is_dir():
         root = _download(CIFAR10, root)
+    augmented, plain = v2.Compose([*resize, *augment, *finish]), v2.Compose([*resize, *finish])
     try:
-        train = CIFAR10(root, train=True, transform=v2.Compose([*resize, *augment, *finish]))
-        test = CIFAR10(root, train=False, transform=v2.Compose([*resize, *finish]))
+        train, unchanged = (CIFAR10(root, train=True, transform=t) for t in (augmented, plain))
+        test = CIFAR10(root, train=False, transform=plain)
     except (RuntimeError, OSError) as error:
         raise UsageError(
             f"the CIFAR-10 files in {root} are broken ({first_line(error)})"
         ) from error
-    return ImageData(train, test, len(train.classes), 3)
+    return ImageData(train, unchanged, test, len(train.classes), 3, *_CIFAR_MOMENTS)
 
 
 def _download(dataset: Any, root: Path) -> Path:

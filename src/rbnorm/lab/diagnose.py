@@ -16,10 +16,10 @@ import rbnorm
 from rbnorm.diagnosis.passes import normalisers
 from rbnorm.diagnosis.recalibration import changes
 from rbnorm.files import replace
-from rbnorm.lab.batches import Batches, Corrupted, check_shifted, loader_of
+from rbnorm.lab.batches import Batches, check_shifted, loader_of
 from rbnorm.lab.checkpoints import Saved, file_of, load_model, read_saved
-from rbnorm.lab.config import CORRUPTIONS
 from rbnorm.lab.conversion import Conversion, conversion
+from rbnorm.lab.corruptions import Corrupted, corruption
 from rbnorm.lab.data import ImageData, canonical_name, load_data
 from rbnorm.lab.diagnosis_page import write_page
 from rbnorm.lab.errors import UsageError, first_line
@@ -155,8 +155,9 @@ def _load(spec: str, weights: Path | None, request: Request, data: ImageData) ->
 def _shifted(request: Request, data: ImageData, loader: DataLoader[Any]) -> Any:
     if request.shifted is None:
         return None
-    if request.shifted in CORRUPTIONS:
-        return Corrupted(loader, request.shifted)
+    corrupted = corruption(request.shifted)
+    if corrupted:
+        return Corrupted(loader, *corrupted, mean=data.mean, std=data.std)
     if request.shifted == "train":
         return loader_of(data.train, request.batch_size, request.limit)
     other = load_data(

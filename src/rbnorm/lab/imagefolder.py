@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from rich.progress import track
@@ -15,13 +15,22 @@ from torchvision.transforms import v2
 
 from rbnorm.lab.errors import UsageError, first_line
 
-_IMAGENET_MOMENTS: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_MOMENTS: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HELD_OUT_SHARE: Final = 0.2
 _SPLIT_SEED: Final = 0
 
 
-def image_folder(path: Path, side: int, *, quiet: bool) -> tuple[Dataset[Any], Dataset[Any], int]:
-    """Training images, held-out images and the number of classes.
+class Parts(NamedTuple):
+    """What :func:`image_folder` finds: the fields of :class:`rbnorm.lab.data.ImageData`."""
+
+    train: Dataset[Any]
+    plain: Dataset[Any]
+    test: Dataset[Any]
+    classes: int
+
+
+def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
+    """Training images with and without augmentation, test images and the number of classes.
 
     Args:
         path: A folder of two folders, ``train`` and ``val`` (or ``test``), each with one folder of
@@ -36,15 +45,20 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> tuple[Dataset[Any], D
     finish = [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(*_IMAGENET_MOMENTS),
+        v2.Normalize(*IMAGENET_MOMENTS),
     ]
     for_training = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *finish])
     for_test = v2.Compose([v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side), *finish])
     held_out = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
     train: Any
+    plain: Any
     test: Any
     if held_out and (path / "train").is_dir():
-        train, test = _folder(path / "train", for_training), _folder(held_out, for_test)
+        train, plain, test = (
+            _folder(path / "train", for_training),
+            _folder(path / "train", for_test),
+            _folder(held_out, for_test),
+        )
         if not set(test.classes) <= set(train.classes):
             raise UsageError(
                 f"{held_out} has {len(test.classes)} classes and {path / 'train'}, which gives the "
@@ -68,9 +82,11 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> tuple[Dataset[Any], D
             )
         except ValueError as error:
             raise UsageError(f"{path} cannot be split ({first_line(error)})") from error
-        train, test = Subset(whole, chosen[0]), Subset(_folder(path, for_test), chosen[1])
+        unchanged = _folder(path, for_test)
+        train, plain = (Subset(folder, chosen[0]) for folder in (whole, unchanged))
+        test = Subset(unchanged, chosen[1])
     _check_images(files, quiet=quiet)
-    return train, test, classes
+    return Parts(train, plain, test, classes)
 
 
 def _folder(path: Path, transform: v2.Compose) -> Any:

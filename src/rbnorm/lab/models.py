@@ -2,8 +2,6 @@
 
 import difflib
 import re
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -12,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from rbnorm.convert import convert_batchnorm
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.norms import swap
 
 _CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
 
@@ -111,13 +109,14 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
 
     Args:
         name: Canonical name of the model.
-        norm: One of :data:`rbnorm.lab.config.NORMS`.
+        norm: The norm; see :func:`rbnorm.lab.norms.canonical_norm`.
         classes: Number of classes.
         channels: Channels of the images.
         seed: Seed of the initial weights.
 
     Raises:
-        UsageError: The model has no BatchNorm to swap, or one this norm cannot replace.
+        UsageError: There is no such norm, or the model has no BatchNorm to swap, or one that this
+            norm cannot replace.
     """
     torch.manual_seed(seed)
     library, _, bare = name.rpartition(":")
@@ -130,53 +129,4 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
         model = _timm().create_model(bare, num_classes=classes, in_chans=channels)
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UsageError(f"model {name} has no BatchNorm, so there is no norm to compare")
-    return SWAPS[norm](model)
-
-
-def _group_norm(layer: _BatchNorm, most_groups: int) -> nn.Module:
-    channels = layer.num_features
-    groups = next(g for g in range(min(channels, most_groups), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, layer.eps, layer.affine)
-
-
-def _instance_norm(layer: _BatchNorm) -> nn.Module:
-    if not isinstance(layer, nn.BatchNorm2d):
-        raise UsageError(f"norm 'in' replaces BatchNorm2d, and the model has {layer!r}")
-    return nn.InstanceNorm2d(layer.num_features, layer.eps, affine=layer.affine)
-
-
-def _replace(make: Callable[[_BatchNorm], nn.Module], model: nn.Module) -> nn.Module:
-    """Put ``make(layer)`` in the place of every BatchNorm, one for each even where it is shared."""
-    made: dict[_BatchNorm, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, _BatchNorm):
-                if child not in made:
-                    made[child] = _replacement(child, make)
-                parent._modules[name] = made[child]
-    return model
-
-
-def _replacement(layer: _BatchNorm, make: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
-    norm = make(layer)
-    if layer.affine:
-        norm.load_state_dict({"weight": layer.weight, "bias": layer.bias})
-    # timm's BatchNormAct2d is also the dropout and the activation that follow it
-    after = [module for name, module in layer.named_children() if name in ("drop", "act")]
-    return nn.Sequential(norm, *after) if after else norm
-
-
-def _keep(model: nn.Module) -> nn.Module:
-    return model
-
-
-SWAPS: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {
-    "bn": _keep,
-    "gn": partial(_replace, partial(_group_norm, most_groups=32)),
-    "ln": partial(_replace, partial(_group_norm, most_groups=1)),
-    "in": partial(_replace, _instance_norm),
-    "rbn": partial(convert_batchnorm, preserve=False),
-    "rbn-center": partial(convert_batchnorm, preserve=False, scale=False),
-    "rbn-scale": partial(convert_batchnorm, preserve=False, center=False),
-}
-"""The normalisers: each turns a model built with BatchNorm into one that has this norm instead."""
+    return swap(model, norm)

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -16,9 +17,12 @@ from rbnorm.lab.records import Record
 
 INK: Final = "#1b1b1b"  # nothing else has this colour: inside a page it becomes the text's
 
+Style = tuple[str, str, Any]
+"""Colour, marker and dashes."""
+
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; the marker and the dashes say
 # the same in grey print.
-_STYLES: Final = {
+_STYLES: Final[dict[str, Style]] = {
     "bn": ("#0072b2", "o", "-"),
     "gn": ("#e69f00", "s", "--"),
     "ln": ("#009e73", "^", "-."),
@@ -27,6 +31,10 @@ _STYLES: Final = {
     "rbn-center": ("#56b4e9", "P", (0, (6, 1.5))),
     "rbn-scale": ("#8a8a8a", "X", (0, (3, 1, 1, 1))),
 }
+# For any other norm. As many markers as are no multiple of the colours give the most pairs.
+_COLORS: Final = tuple(color for color, _, _ in _STYLES.values())
+_MARKERS: Final = ("<", ">", "p", "*", "h", "d", "8", "H")
+_DASHES: Final = ("--", "-.", ":", "-")
 _RC: Final[dict[Any, Any]] = {
     "font.size": 10.0,
     "svg.fonttype": "none",
@@ -59,22 +67,35 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r' (width|height)="[\d.]+pt"', "", drawing, count=2)
 
 
+def _styles(norms: Iterable[str]) -> dict[str, Style]:
+    """Colour, marker and dashes of norms that stand together; no two have both the same.
+
+    A norm without a style of its own takes a colour that is still free, while there is one.
+    """
+    distinct = dict.fromkeys(norms)
+    taken = {_STYLES[norm][0] for norm in distinct if norm in _STYLES}
+    colors = sorted(_COLORS, key=taken.__contains__)
+    others = zip(cycle(colors), cycle(_MARKERS), cycle(_DASHES), strict=False)
+    return {norm: _STYLES.get(norm) or next(others) for norm in distinct}
+
+
 def accuracy_figure(rows: Sequence[Row]) -> Figure:
     """Test accuracy by norm: mean, 95 % interval and every seed, one panel for every batch size."""
     sizes = _batch_sizes(row.batch_size for row in rows)
+    styles = _styles(row.norm for row in rows)
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(4.2 * len(sizes), 3.4), layout="constrained")
         panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
         for axes, size in zip(panels, sizes, strict=True):
-            _accuracy_panel(axes, [row for row in rows if row.batch_size == size])
+            _accuracy_panel(axes, [row for row in rows if row.batch_size == size], styles)
             axes.set_title(f"batch size {size}")
         panels[0].set_ylabel("test accuracy (%)")
     return figure
 
 
-def _accuracy_panel(axes: Axes, rows: Sequence[Row]) -> None:
+def _accuracy_panel(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
     for x, row in enumerate(rows):
-        color, marker, _ = _STYLES[row.norm]
+        color, marker, _ = styles[row.norm]
         values = 100 * np.asarray(row.accuracy.values)
         spread = 0.12 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.zeros(1)
         axes.scatter(x - 0.22 + spread, values, s=14, color=color, marker=marker, alpha=0.55, lw=0)
@@ -99,13 +120,15 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Row]) -> None:
 def curves_figure(records: Sequence[Record]) -> Figure:
     """Test accuracy and loss after every epoch: mean over seeds, band from least to most."""
     sizes = _batch_sizes(record.config.batch_size for record in records)
+    styles = _styles(record.config.norm for record in records)
     quantities = (("test_accuracy", "test accuracy (%)", 100), ("test_loss", "test loss", 1))
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(4.2 * len(sizes), 5.6), layout="constrained")
         panels = figure.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
         for row, (quantity, label, factor) in zip(panels, quantities, strict=True):
             for axes, size in zip(row, sizes, strict=True):
-                _curves(axes, [r for r in records if r.config.batch_size == size], quantity, factor)
+                chosen = [record for record in records if record.config.batch_size == size]
+                _curves(axes, chosen, quantity, factor, styles)
             row[0].set_ylabel(label)
         for axes, size in zip(panels[0], sizes, strict=True):
             axes.set_title(f"batch size {size}")
@@ -116,9 +139,15 @@ def curves_figure(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, records: Sequence[Record], quantity: str, factor: float) -> None:
+def _curves(
+    axes: Axes,
+    records: Sequence[Record],
+    quantity: str,
+    factor: float,
+    styles: Mapping[str, Style],
+) -> None:
     for norm in dict.fromkeys(record.config.norm for record in records):
-        color, marker, dashes = _STYLES[norm]
+        color, marker, dashes = styles[norm]
         curves = factor * np.array(
             [
                 [getattr(epoch, quantity) for epoch in record.epochs]
@@ -140,14 +169,15 @@ def channel_figure(records: Sequence[Record]) -> Figure:
     Shown are BatchNorm and RBN, or every norm in a study that has neither.
     """
     sizes = _batch_sizes(record.config.batch_size for record in records)
-    present = dict.fromkeys(record.config.norm for record in records)
-    norms = [norm for norm in (BASELINE, "rbn") if norm in present] or list(present)
+    styles = _styles(record.config.norm for record in records)
+    norms = [norm for norm in (BASELINE, "rbn") if norm in styles] or list(styles)
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(4.2 * len(sizes), 3.9), layout="constrained")
         panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
         for axes, size in zip(panels, sizes, strict=True):
             for norm in norms:
-                _layer_lines(axes, [r for r in records if _group(r) == (size, norm)])
+                chosen = [record for record in records if _group(record) == (size, norm)]
+                _layer_lines(axes, chosen, styles[norm])
             axes.set_title(f"batch size {size}")
             axes.set_xlabel("normalisation layer, input to output")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -157,16 +187,16 @@ def channel_figure(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _layer_lines(axes: Axes, records: Sequence[Record]) -> None:
+def _layer_lines(axes: Axes, records: Sequence[Record], style: Style) -> None:
     if not records:
         return
     norm = records[0].config.norm
-    color, marker, dashes = _STYLES[norm]
+    color, marker, dashes = style
     lines = np.array([list(record.channel_mean_std.values()) for record in records], dtype=float)
     layers = np.arange(1, lines.shape[1] + 1)
-    style: dict[str, Any] = {"color": color, "ls": dashes}
-    axes.plot(layers, lines.T, lw=0.8, alpha=0.35, **style)
-    axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=norm, **style)
+    line: dict[str, Any] = {"color": color, "ls": dashes}
+    axes.plot(layers, lines.T, lw=0.8, alpha=0.35, **line)
+    axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=norm, **line)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

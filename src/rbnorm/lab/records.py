@@ -5,13 +5,13 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 from filelock import FileLock
@@ -21,8 +21,7 @@ from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import make_folder
 
-SCHEMA: Final = 1
-FILE_NAME: Final = "records.jsonl"
+SCHEMA: Final = 2
 
 _PIPES: Final[dict[str, Any]] = {"capture_output": True, "text": True}
 
@@ -30,19 +29,22 @@ Number = float | None
 """A measured number; None stands for one that is not finite, which JSON cannot say."""
 
 
-def number(value: float) -> Number:
+def number(value: float | None) -> Number:
     """``value``, or None if it is not finite."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The metrics of one epoch: means over the images, accuracies between 0 and 1."""
+    """The metrics of one epoch: means over the images, accuracies between 0 and 1.
+
+    The last epoch was tested; earlier ones only where the config's ``trace`` says so.
+    """
 
     train_loss: Number
     train_accuracy: float
     test_loss: Number
-    test_accuracy: float
+    test_accuracy: float | None
     seconds: float
 
 
@@ -56,6 +58,8 @@ class Record:
         channel_mean_std: For every normalisation layer by name, the standard deviation over
             channels of the channel means of its output on the test images.
         calibration: For every RBN layer and calibration parameter, the distribution over channels.
+        shifted: For every kind of statistics the accuracy under each condition; see
+            :func:`rbnorm.lab.shift.shifted_accuracy`.
         diverged: Whether the last training loss was not finite.
         device: Where it ran.
         seconds: Duration of the run.
@@ -67,6 +71,7 @@ class Record:
     epochs: tuple[Epoch, ...]
     channel_mean_std: dict[str, Number]
     calibration: dict[str, dict[str, dict[str, Number]]]
+    shifted: dict[str, dict[str, float]]
     diverged: bool
     device: str
     seconds: float
@@ -76,7 +81,9 @@ class Record:
     @property
     def accuracy(self) -> float:
         """Test accuracy after the last epoch."""
-        return self.epochs[-1].test_accuracy
+        accuracy = self.epochs[-1].test_accuracy
+        assert accuracy is not None
+        return accuracy
 
 
 def now() -> str:
@@ -114,15 +121,38 @@ def _commit() -> str | None:
     return str(described.stdout).strip()
 
 
-class RecordStore:
-    """The append-only file of records in a folder.
+@dataclass(frozen=True)
+class Failure:
+    """A run that raised an error.
 
-    A record exists once its line ends in a newline. What stands after the last newline was left by
+    Attributes:
+        config: What was run.
+        error: The error, in one line.
+        trace: Where it was raised.
+        environment: Versions, platform and commit.
+        created: When, in UTC.
+    """
+
+    config: RunConfig
+    error: str
+    trace: str
+    environment: dict[str, str | None]
+    created: str
+
+
+Entry = TypeVar("Entry", Record, Failure)
+
+
+class Store(Generic[Entry]):
+    """An append-only file of runs in a folder.
+
+    An entry exists once its line ends in a newline. What stands after the last newline was left by
     a killed writer: loading ignores it, the next append cuts it off.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE_NAME
+    def __init__(self, folder: Path, name: str, build: Callable[[dict[str, Any]], Entry]) -> None:
+        self.path = folder / name
+        self._build: Callable[[dict[str, Any]], Entry] = build
 
     def create(self) -> None:
         """Make the folder.
@@ -132,11 +162,11 @@ class RecordStore:
         """
         make_folder(self.path.parent)
 
-    def load(self) -> dict[str, Record]:
-        """All records by the key of their config.
+    def load(self) -> dict[str, Entry]:
+        """All entries by the key of their config.
 
         Raises:
-            UsageError: The file cannot be read, or a complete line is no record of this schema.
+            UsageError: The file cannot be read, or a complete line is no entry of this schema.
         """
         try:
             content = self.path.read_bytes()
@@ -144,13 +174,13 @@ class RecordStore:
             return {}
         except OSError as error:
             raise UsageError(f"{self.path} cannot be read ({error.strerror})") from error
-        records: dict[str, Record] = {}
+        entries: dict[str, Entry] = {}
         for line_number, line in enumerate(content.split(b"\n")[:-1], start=1):
-            record = self._parse(line, line_number)
-            records.setdefault(record.config.key, record)
-        return records
+            entry = self._parse(line, line_number)
+            entries.setdefault(entry.config.key, entry)
+        return entries
 
-    def _parse(self, line: bytes, line_number: int) -> Record:
+    def _parse(self, line: bytes, line_number: int) -> Entry:
         place = f"{self.path} line {line_number}"
         try:
             values = json.loads(line)
@@ -166,31 +196,69 @@ class RecordStore:
             )
         try:
             key, config = values.pop("key"), RunConfig.from_dict(values.pop("config"))
-            epochs = tuple(Epoch(**epoch) for epoch in values.pop("epochs"))
-            record = Record(config=config, epochs=epochs, **values)
-        except (UsageError, KeyError, AttributeError, TypeError) as error:
+            entry: Entry = self._build({**values, "config": config})
+        except (UsageError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{place} is no record ({error}): mend or remove that line, or choose another --out"
             ) from error
-        if key != config.key or not epochs:
+        if key != config.key:
             raise UsageError(
                 f"{place} was changed after it was written: remove that line, or choose another "
                 "--out"
             )
-        return record
+        return entry
 
-    def append(self, record: Record) -> None:
-        """Add a record durably, unless the file has one of the same key."""
-        values = {"schema": SCHEMA, "key": record.config.key, **asdict(record)}
+    def append(self, entry: Entry) -> None:
+        """Add an entry durably, unless the file has one of the same key.
+
+        Raises:
+            UsageError: The system refuses; the file is as it was.
+        """
+        values = {"schema": SCHEMA, "key": entry.config.key, **asdict(entry)}
         line = json.dumps(values, allow_nan=False).encode() + b"\n"
-        with FileLock(f"{self.path}.lock"), self.path.open("a+b") as file:
-            if record.config.key in self.load():
-                return
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
-            file.flush()
+        try:
+            with FileLock(f"{self.path}.lock"):
+                if entry.config.key not in self.load():
+                    _append(self.path, line)
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} cannot be written ({error.strerror}): make room and give the same "
+                "command again, all runs before this one are kept"
+            ) from error
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("a+b", buffering=0) as file:
+        file.seek(0)
+        end = file.truncate(file.read().rfind(b"\n") + 1)
+        try:
+            while line:
+                line = line[file.write(line) :]
             os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+class RecordStore(Store[Record]):
+    """The finished runs of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "records.jsonl", _record)
+
+
+class FailureStore(Store[Failure]):
+    """The runs of a folder that raised an error, the first error of each."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "failures.jsonl", lambda values: Failure(**values))
+
+
+def _record(values: dict[str, Any]) -> Record:
+    epochs = tuple(Epoch(**epoch) for epoch in values.pop("epochs"))
+    if not epochs or epochs[-1].test_accuracy is None:
+        raise ValueError("its last epoch was not tested")
+    return Record(epochs=epochs, **values)
 
 
 def select(records: dict[str, Record], configs: Iterable[RunConfig]) -> list[Record]:

@@ -1,5 +1,6 @@
 """One run: a config becomes a record."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,14 +11,17 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData, collate
 from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.evaluate import accuracy_of, on, tested
 from rbnorm.lab.layers import calibration_summary, channel_mean_std
 from rbnorm.lab.models import build_model
+from rbnorm.lab.norms import swap
 from rbnorm.lab.records import Epoch, Record, environment, now, number
+from rbnorm.lab.shift import shifted_accuracy
+from rbnorm.tuning import parameter_groups
 
 _TEST_BATCH: Final = 250  # for every process
 _MOMENTUM: Final = 0.9
@@ -36,11 +40,11 @@ def check_run(config: RunConfig, data: ImageData, device: torch.device) -> None:
             f"batch size {config.batch_size} is more than the {data.size} training images of "
             f"{config.data}"
         )
-    images, labels = first_images(data.train, config.batch_size // config.processes)
-    model = _model(config, data).to(device)
-    what = f"{config.model} with norm {config.norm!r} and batch size {config.batch_size}"
+    images, labels = first_images(data.train, config.norm_batch or config.share)
+    model = _model(config, config.norm, data).to(device)
+    what = f"{config.model} with norm {config.norm!r} and batch size {len(images)}"
     try:
-        scores = model(_on(device, images))
+        scores = model(on(device, images))
     except Exception as error:
         raise UsageError(
             f"{what} cannot take the images of {config.data} ({first_line(error)})"
@@ -109,63 +113,46 @@ def train_run(
         on_trained: Called with the trained model.
     """
     start = time.perf_counter()
-    accelerator = make_accelerator(config.mixed_precision)
-    model = _model(config, data)
-    set_seed(config.seed)
-    train_loader, test_loader = make_loaders(config, data)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        config.lr,
-        momentum=_MOMENTUM,
-        nesterov=True,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.epochs * len(train_loader)
-    )
-    raw_test_loader = test_loader
-    model, optimizer, train_loader, test_loader, scheduler = accelerator.prepare(
-        model, optimizer, train_loader, test_loader, scheduler
-    )
-    epochs = []
-    for _ in range(config.epochs):
-        epoch_start = time.perf_counter()
-        train = _train_epoch(model, train_loader, optimizer, scheduler, accelerator, on_step)
-        test = _test_epoch(model, test_loader, accelerator)
-        seconds = time.perf_counter() - epoch_start
-        epochs.append(Epoch(number(train[0]), train[1], number(test[0]), test[1], seconds))
-    model = accelerator.unwrap_model(model)
+    run = _Run(config, data, on_step)
+    if config.pretrain_epochs:
+        model = _model(config, "bn", data)
+        model, _ = run.fit(model, config.pretrain_epochs, config.pretrain_lr)
+        model = swap(model, config.norm)
+    else:
+        model = _model(config, config.norm, data)
+    model, epochs = run.fit(model, config.epochs, config.lr, scored=True)
     on_trained(model)
-    spreads = channel_mean_std(
-        model, (images for images, _ in raw_test_loader), lambda x: _on(accelerator.device, x)
-    )
+    device = run.accelerator.device
+    if config.trace:
+        images = (images for images, _ in make_loaders(config, data)[1])
+        spreads = channel_mean_std(model, images, lambda x: on(device, x))
+    shifted = {}
+    if config.shift != "none":
+        shifted = shifted_accuracy(model, data, device, controls=config.shift == "controls")
     return Record(
         config=config,
         epochs=tuple(epochs),
-        channel_mean_std=spreads,
+        channel_mean_std=spreads if config.trace else {},
         calibration=calibration_summary(model),
+        shifted=shifted,
         diverged=epochs[-1].train_loss is None,
-        device=str(accelerator.device),
+        device=str(device),
         seconds=time.perf_counter() - start,
         environment=environment(),
         created=now(),
     )
 
 
-def _model(config: RunConfig, data: ImageData) -> nn.Module:
+def steps_of(config: RunConfig, data: ImageData) -> int:
+    """How often a run calls ``on_step``."""
+    return (config.pretrain_epochs + config.epochs) * (data.size // config.batch_size)
+
+
+def _model(config: RunConfig, norm: str, data: ImageData) -> nn.Module:
     model = build_model(
-        config.model,
-        config.norm,
-        classes=data.classes,
-        channels=data.channels,
-        seed=config.seed,
+        config.model, norm, classes=data.classes, channels=data.channels, seed=config.seed
     )
     return model.to(memory_format=torch.channels_last)
-
-
-def _on(device: torch.device, images: Tensor) -> Tensor:
-    return images.to(device, memory_format=torch.channels_last)
 
 
 def make_loaders(config: RunConfig, data: ImageData) -> tuple[Loader, Loader]:
@@ -182,49 +169,81 @@ def make_loaders(config: RunConfig, data: ImageData) -> tuple[Loader, Loader]:
     return train, DataLoader(data.test, _TEST_BATCH * config.processes, **common)
 
 
-def _train_epoch(
-    model: nn.Module,
-    loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    accelerator: Accelerator,
-    on_step: Callable[[], None],
-) -> tuple[float, float]:
-    """Mean loss and accuracy of an epoch's batches, each before its step."""
-    model.train()
-    losses, predictions, targets = [], [], []
-    for images, labels in loader:
-        optimizer.zero_grad()
-        scores = model(_on(accelerator.device, images))
+def parts_of(images: Tensor, labels: Tensor, config: RunConfig) -> list[tuple[Tensor, Tensor]]:
+    """A batch cut into what is normalised together."""
+    if config.sorted_batches:
+        order = labels.argsort(stable=True)
+        images, labels = images[order], labels[order]
+    size = config.norm_batch or len(images)
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+class _Run:
+    """What the phases of one run share."""
+
+    def __init__(self, config: RunConfig, data: ImageData, on_step: Callable[[], None]) -> None:
+        self.config, self.data, self.on_step = config, data, on_step
+        self.accelerator = make_accelerator(config.mixed_precision)
+
+    def fit(
+        self, model: nn.Module, epochs: int, lr: float, *, scored: bool = False
+    ) -> tuple[nn.Module, list[Epoch]]:
+        """Train, and test as the config says; the same model, and its epochs if ``scored``."""
+        set_seed(self.config.seed)
+        train, test = make_loaders(self.config, self.data)
+        optimizer = self._optimizer(model, lr)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, lr, total_steps=epochs * len(train)
+        )
+        model, optimizer, train, test, scheduler = self.accelerator.prepare(
+            model, optimizer, train, test, scheduler
+        )
+        done = []
+        for epoch in range(epochs):
+            start = time.perf_counter()
+            loss, accuracy = self._epoch(model, train, optimizer, scheduler)
+            of_test: tuple[float | None, float | None] = (None, None)
+            if scored and (self.config.trace or epoch == epochs - 1):
+                of_test = tested(model, test, self.accelerator)
+            seconds = time.perf_counter() - start
+            done.append(Epoch(number(loss), accuracy, number(of_test[0]), of_test[1], seconds))
+        return self.accelerator.unwrap_model(model), done
+
+    def _optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        decay = self.config.weight_decay
+        parameters: Any = model.parameters()
+        if not self.config.decay_calibration:
+            parameters = [
+                {**group, "weight_decay": 0.0 if group["name"] == "calibration" else decay}
+                for group in parameter_groups(model, decay)
+            ]
+        return torch.optim.SGD(
+            parameters, lr, momentum=_MOMENTUM, nesterov=True, weight_decay=decay, fused=True
+        )
+
+    def _epoch(
+        self, model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer, scheduler: Any
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy of an epoch's batches, each before its step."""
+        model.train()
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        for images, labels in loader:
+            optimizer.zero_grad()
+            parts = parts_of(images, labels, self.config)
+            for part in parts:
+                last = part is parts[-1]  # processes exchange gradients once a step
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    seen.append(self._backward(model, *part, len(part[1]) / len(labels)))
+            optimizer.step()
+            scheduler.step()
+            self.on_step()
+        columns = (torch.cat(column) for column in zip(*seen, strict=True))
+        return accuracy_of(*self.accelerator.gather(tuple(columns)))
+
+    def _backward(
+        self, model: nn.Module, images: Tensor, labels: Tensor, share: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scores = model(on(self.accelerator.device, images))
         loss = cross_entropy(scores, labels, reduction="none")
-        accelerator.backward(loss.mean())
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.detach())
-        predictions.append(scores.detach().argmax(1))
-        targets.append(labels)
-        on_step()
-    gathered = accelerator.gather((torch.cat(losses), torch.cat(predictions), torch.cat(targets)))
-    return _scores(*gathered, classes=scores.shape[1])
-
-
-@torch.no_grad()
-def _test_epoch(model: nn.Module, loader: Loader, accelerator: Accelerator) -> tuple[float, float]:
-    """Mean loss and accuracy of the test images in evaluation mode."""
-    model.eval()
-    batches = []
-    for images, labels in loader:
-        scores = model(_on(accelerator.device, images))
-        loss = cross_entropy(scores, labels, reduction="none")
-        batches.append(accelerator.gather_for_metrics((loss, scores.argmax(1), labels)))
-    return _scores(
-        *(torch.cat(part) for part in zip(*batches, strict=True)), classes=scores.shape[1]
-    )
-
-
-def _scores(
-    losses: Tensor, predictions: Tensor, targets: Tensor, *, classes: int
-) -> tuple[float, float]:
-    accuracy = multiclass_accuracy(predictions, targets, classes, average="micro").item()
-    # a share of whole images: without the rounding to float32 equal differences stay equal
-    return losses.double().mean().item(), round(accuracy * len(targets)) / len(targets)
+        self.accelerator.backward(loss.mean() * share)
+        return loss.detach(), scores.detach().argmax(1), labels

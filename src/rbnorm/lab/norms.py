@@ -1,0 +1,165 @@
+"""Normalisers by name, each put in the place of a model's BatchNorm."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rbnorm.calibration import Calibration
+from rbnorm.convert import convert_batchnorm
+from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.reference import RESTRICTIONS, STATISTICS
+
+_CHOICES: Final = {"statistic": tuple(STATISTICS), "restrict": tuple(RESTRICTIONS)}
+_DEFAULTS: Final[dict[str, Any]] = {**Calibration()._asdict(), "preserve": False}
+_CENTER: Final = ("center_weight_init",)
+_SCALE: Final = ("preserve", "restrict", "scale_bias_init", "scale_weight_init")
+_OPTIONS: Final = {
+    "rbn": (*_CENTER, *_SCALE, "statistic"),
+    "rbn-center": (*_CENTER, "statistic"),
+    "rbn-scale": (*_SCALE, "statistic"),
+}
+
+
+def canonical_norm(spec: str) -> str:
+    """The one spelling of a norm.
+
+    Args:
+        spec: ``NAME`` or ``NAME:option=value:option=value...``. The names are
+            :data:`rbnorm.lab.config.NORMS`. ``rbn``, without scaling ``rbn-center`` and without
+            centring ``rbn-scale``, have the options of
+            :class:`rbnorm.RepresentativeBatchNorm2d` that matter to them (``statistic``,
+            ``restrict``, ``center_weight_init``, ``scale_weight_init``, ``scale_bias_init``) and
+            ``preserve=yes``, which divides gamma by the initial gate; the other norms have none.
+
+    Returns:
+        The name, and in alphabetical order the options that differ from their defaults.
+
+    Raises:
+        UsageError: There is no such name or option, or a value is out of range.
+    """
+    name, options = _parse(spec)
+    swap(nn.BatchNorm2d(1), spec)
+    given = [
+        f"{option}={_text(value)}"
+        for option, value in sorted(options.items())
+        if value != _DEFAULTS[option]
+    ]
+    return ":".join([name, *given])
+
+
+def swap(model: nn.Module, spec: str) -> nn.Module:
+    """Turn a model built with BatchNorm into one that has this norm instead.
+
+    Args:
+        model: The model, which is changed.
+        spec: The norm; see :func:`canonical_norm`.
+
+    Raises:
+        UsageError: The spec is wrong, or the model has a BatchNorm that this norm cannot replace.
+    """
+    name, options = _parse(spec)
+    try:
+        return SWAPS[name](model, **options)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"norm {spec!r} is not possible here: {first_line(error)}") from error
+
+
+def _parse(spec: str) -> tuple[str, dict[str, Any]]:
+    name, *given = spec.split(":")
+    if name not in SWAPS:
+        close = difflib.get_close_matches(name, SWAPS, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(SWAPS)}"
+        raise UsageError(f"unknown norm {name!r}: {hint}")
+    options: dict[str, Any] = {}
+    for item in given:
+        option, _, text = item.partition("=")
+        accepted = _OPTIONS.get(name, ())
+        if option not in accepted:
+            hint = f"choose from {', '.join(sorted(accepted))}" if accepted else "it has none"
+            raise UsageError(f"unknown option {option!r} of norm {name}: {hint}")
+        if option in options:
+            raise UsageError(f"norm {spec!r} has {option} twice, and takes it once")
+        options[option] = _value(option, text)
+    return name, options
+
+
+def _value(option: str, text: str) -> bool | float | str:
+    if option in _CHOICES:
+        if text not in _CHOICES[option]:
+            raise UsageError(f"{option} must be one of {', '.join(_CHOICES[option])}, not {text!r}")
+        return text
+    if isinstance(_DEFAULTS[option], bool):
+        if text not in ("yes", "no"):
+            raise UsageError(f"{option} must be yes or no, not {text!r}")
+        return text == "yes"
+    try:
+        return float(text) + 0.0  # -0 is 0
+    except ValueError as error:
+        raise UsageError(f"{option} must be a number, not {text!r}") from error
+
+
+def _text(value: bool | float | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else repr(value).removesuffix(".0")
+
+
+def _group_norm(layer: _BatchNorm, most_groups: int) -> nn.Module:
+    channels = layer.num_features
+    groups = next(g for g in range(min(channels, most_groups), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels, layer.eps, layer.affine)
+
+
+def _instance_norm(layer: _BatchNorm) -> nn.Module:
+    if not isinstance(layer, nn.BatchNorm2d):
+        raise UsageError(f"norm 'in' replaces BatchNorm2d, and the model has {layer!r}")
+    return nn.InstanceNorm2d(layer.num_features, layer.eps, affine=layer.affine)
+
+
+def _replace(make: Callable[[_BatchNorm], nn.Module], model: nn.Module) -> nn.Module:
+    """Put ``make(layer)`` in the place of every BatchNorm, one for each even where it is shared."""
+    if isinstance(model, _BatchNorm):
+        return _replacement(model, make)
+    made: dict[_BatchNorm, nn.Module] = {}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, _BatchNorm):
+                if child not in made:
+                    made[child] = _replacement(child, make)
+                parent._modules[name] = made[child]
+    return model
+
+
+def _replacement(layer: _BatchNorm, make: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    norm = make(layer)
+    if layer.affine:
+        norm.load_state_dict({"weight": layer.weight, "bias": layer.bias})
+    # timm's BatchNormAct2d is also the dropout and the activation that follow it
+    after = [module for name, module in layer.named_children() if name in ("drop", "act")]
+    return nn.Sequential(norm, *after) if after else norm
+
+
+def _rbn(model: nn.Module, *, preserve: bool = False, **options: Any) -> nn.Module:
+    return convert_batchnorm(model, preserve, **options)
+
+
+def _keep(model: nn.Module) -> nn.Module:
+    return model
+
+
+SWAPS: Final[dict[str, Callable[..., nn.Module]]] = {
+    "bn": _keep,
+    "gn": partial(_replace, partial(_group_norm, most_groups=32)),
+    "ln": partial(_replace, partial(_group_norm, most_groups=1)),
+    "in": partial(_replace, _instance_norm),
+    "rbn": _rbn,
+    "rbn-center": partial(_rbn, scale=False),
+    "rbn-scale": partial(_rbn, center=False),
+}
+"""Every name's way to turn a model built with BatchNorm into one that has this norm instead."""

@@ -1,0 +1,1 @@
+"""Claims about RBN as studies: what is run, how it is judged, and the page that says so."""

@@ -1,0 +1,147 @@
+"""What a study is made of, and the settings that all studies share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rbnorm.lab.config import RunConfig
+from rbnorm.lab.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Text:
+    """The same sentence in English and Chinese."""
+
+    en: str
+    zh: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that is trained with every seed.
+
+    Attributes:
+        group: Arms of one group are compared with one another.
+        label: Its name in its group.
+        config: Its run of the first seed.
+        baseline: Label of the arm of the same group that it is paired with, seed by seed.
+    """
+
+    group: str
+    label: str
+    config: RunConfig
+    baseline: str | None
+
+    def runs(self, seeds: tuple[int, ...]) -> list[RunConfig]:
+        """Its run of every seed."""
+        return [replace(self.config, seed=seed) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A primary comparison, named before the runs.
+
+    Attributes:
+        name: What is compared, in words.
+        group: The group of both arms.
+        treatment: Label of the arm whose gain is asked for.
+        control: Label of the arm it is compared with.
+        measure: ``"clean"`` for accuracy on the test images, ``"shifted"`` for the mean over
+            corruptions.
+    """
+
+    name: Text
+    group: str
+    treatment: str
+    control: str
+    measure: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, what is run to answer it, and what the answer leaves open.
+
+    Attributes:
+        name: Its name on the command line.
+        title: Its heading.
+        question: What it asks.
+        limits: What its answer does not say.
+        arms: What is trained; nothing for a study of the benchmark's rows.
+        seeds: With which seeds.
+        primary: The comparisons named before the runs; all others are exploratory.
+    """
+
+    name: str
+    title: Text
+    question: Text
+    limits: tuple[Text, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    primary: tuple[Comparison, ...] = ()
+
+    def runs(self) -> list[RunConfig]:
+        """Every run; the seed varies slowest, so an interrupted study has whole pairs."""
+        return [replace(arm.config, seed=seed) for seed in self.seeds for arm in self.arms]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all studies share; the fields are those of :class:`~rbnorm.lab.config.RunConfig`.
+
+    Attributes:
+        networks: The further networks of the study of networks.
+        seeds: Number of seeds, counted from 0.
+        rates: Peak learning rates of which each norm gets the best.
+        tuning_seeds: Number of seeds that choose it, counted from :data:`FIRST_TUNING_SEED`.
+    """
+
+    data: str
+    model: str
+    networks: tuple[str, ...]
+    seeds: int
+    epochs: int
+    batch_size: int
+    rates: tuple[float, ...]
+    tuning_seeds: int
+    weight_decay: float
+    mixed_precision: str
+    limit: int | None
+    image_size: int | None
+    workers: int
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "tuning_seeds"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}"
+                )
+        if self.seeds > FIRST_TUNING_SEED:
+            raise UsageError(f"seeds must be at most {FIRST_TUNING_SEED}, not {self.seeds}")
+        if not self.rates:
+            raise UsageError("rates must name at least one learning rate")
+
+    def config(self, norm: str, lr: float, **values: Any) -> RunConfig:
+        """The run of the first seed of this norm, with ``values`` in place of the shared ones.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
+        shared: dict[str, Any] = {
+            "data": self.data,
+            "model": self.model,
+            "batch_size": self.batch_size,
+            "seed": 0,
+            "epochs": self.epochs,
+            "weight_decay": self.weight_decay,
+            "mixed_precision": self.mixed_precision,
+            "limit": self.limit,
+            "image_size": self.image_size,
+            "workers": self.workers,
+            "trace": False,
+        }
+        return RunConfig(**{**shared, "norm": norm, "lr": lr, **values})
+
+
+FIRST_TUNING_SEED = 1000
+Rate = Callable[[str, str], float]
+"""The learning rate of a model and a norm."""
