@@ -203,6 +203,7 @@ def shift(settings: Settings, rate: Rate) -> Study:
         ),
         arms,
         _seeds(settings),
+        controls=True,
     )
 
 
