@@ -6,6 +6,7 @@ from simulated import comparison, corrupted, failures_of, make_study, records_of
 
 from rbnorm.lab.statistics import estimate, sign_flip
 from rbnorm.lab.studies.answer import answer
+from rbnorm.lab.studies.arms import Text
 from rbnorm.lab.studies.corrupted import controls, corruption_tables
 from rbnorm.lab.studies.results import collect
 
@@ -139,11 +140,11 @@ def test_a_primary_answer_says_which_is_better():
     better = answer(study, found(study, accuracies(rbn=0.01)))
     low, high = (100 * end for end in estimate([0.01 + n for n in NOISE]).interval)
     assert better.en == (
-        f"The clean one: rbn is more accurate than bn (+1.00 [+{low:.2f}, +{high:.2f}] points "
-        "with 95 % interval, 6 seeds, p = 0.031 by the sign-flip test after Holm's correction)."
+        f"The clean one: rbn is more accurate than bn (+1.00 points, 95 % interval "
+        f"[+{low:.2f}, +{high:.2f}], 6 seeds, Holm-adjusted p = 0.031)."
     )
     assert better.zh.startswith(
-        f"clean 项：rbn 比 bn 更高（+1.00 [+{low:.2f}, +{high:.2f}] 个百分点"
+        f"clean 项：rbn 比 bn 更高（+1.00 个百分点，95% 区间 [+{low:.2f}, +{high:.2f}]"
     )
     worse = answer(study, found(study, accuracies(rbn=-0.01)))
     assert "rbn is less accurate than bn (−1.00" in worse.en
@@ -153,8 +154,8 @@ def test_a_primary_answer_says_which_is_better():
 def test_a_primary_answer_says_when_nothing_is_detected():
     study = make_study((comparison(),))
     same = answer(study, found(study, accuracies(rbn=0.0)))
-    assert "no detectable difference between rbn and bn (+0.00 [" in same.en
-    assert "rbn 与 bn 之间没有可检测的差异（+0.00 [" in same.zh
+    assert "no detectable difference between rbn and bn (+0.00 points, 95 % interval [" in same.en
+    assert "rbn 与 bn 之间没有可检测的差异（+0.00 个百分点，95% 区间 [" in same.zh
 
 
 def test_an_exploratory_answer_names_what_is_better_worse_and_neither():
@@ -173,17 +174,14 @@ def test_the_answer_of_a_study_of_controls_says_what_they_do_for_the_baseline():
     study = make_study(controls=True)
     said = answer(study, found(study, accuracies(gn=0.0, rbn=0.0), shifted=shifts))
     assert "bn with statistics of the test batch against bn as trained" in said.en
-    assert "+20.00 [" in said.en
+    assert "+20.00 points" in said.en
     assert "rbn with statistics" not in said.en
-    assert "bn 改用测试批的统计量" in said.zh
+    assert "bn 由训练时的统计量改用测试批的统计量" in said.zh
 
 
 def test_an_answer_says_how_much_was_run():
     study = make_study((comparison(),))
-    assert (answer(study, collect(study, {}, {})).en, answer(study, collect(study, {}, {})).zh) == (
-        "Not run.",
-        "未运行。",
-    )
+    assert answer(study, collect(study, {}, {})) == Text("Not run.", "未运行。")
     partial = found(study, lambda arm, seed: BASE[seed] if seed < 4 else None)
     assert answer(study, partial).en.startswith("After 4 of 6 seeds (0 runs failed): ")
     assert answer(study, partial).zh.startswith("已完成 6 个种子中的 4 个（0 次运行失败）：")
@@ -194,5 +192,7 @@ def test_an_answer_says_how_much_was_run():
 def test_one_seed_gives_no_interval_and_detects_nothing():
     study = make_study((comparison(),), seeds=(0,))
     said = answer(study, found(study, lambda arm, seed: 0.9 + 0.05 * (arm.label == "rbn")))
-    assert "no detectable difference between rbn and bn (+5.00 [n/a] points" in said.en
-    assert "1 seed, p = 1.000" in said.en
+    assert (
+        "no detectable difference between rbn and bn (+5.00 points, 95 % interval [n/a]" in said.en
+    )
+    assert "1 seed, Holm-adjusted p = 1.000" in said.en

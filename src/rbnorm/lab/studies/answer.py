@@ -21,7 +21,7 @@ STATISTICS: Final = {
     "test-batch": Text("statistics of the test batch", "测试批的统计量"),
 }
 NOT_RUN: Final = Text("Not run.", "未运行。")
-_MOST_NAMED: Final = 5
+_MOST_NAMED: Final = 4
 
 
 def answer(study: Study, results: Results) -> Text:
@@ -48,9 +48,12 @@ def answer(study: Study, results: Results) -> Text:
 
 def bracketed(estimate: Estimate) -> str:
     """A difference of shares in percentage points with its interval, in any language."""
-    if estimate.interval is None:
-        return f"{points(estimate.mean)} [n/a]"
-    return f"{points(estimate.mean)} [{', '.join(map(points, estimate.interval))}]"
+    return f"{points(estimate.mean)} {_interval(estimate)}"
+
+
+def _interval(estimate: Estimate) -> str:
+    ends = ["n/a"] if estimate.interval is None else map(points, estimate.interval)
+    return f"[{', '.join(ends)}]"
 
 
 def _progress(study: Study, results: Results) -> Text:
@@ -70,8 +73,8 @@ def _primary(result: PrimaryResult) -> Text:
     treatment, control = result.comparison.treatment, result.comparison.control
     evidence = _evidence(difference)
     p = p_value(result.adjusted)
-    en = f"({evidence.en}, p = {p} by the sign-flip test after Holm's correction)"
-    zh = f"（{evidence.zh}，符号翻转检验经 Holm 校正后 p = {p}）"
+    en = f"({evidence.en}, Holm-adjusted p = {p})"
+    zh = f"（{evidence.zh}，Holm 校正后 p = {p}）"
     if not result.detectable:
         return Text(
             f"{name.en}: no detectable difference between {treatment} and {control} {en}",
@@ -86,10 +89,10 @@ def _primary(result: PrimaryResult) -> Text:
 
 def _evidence(difference: Difference) -> Text:
     estimate = difference.estimate
-    seeds = len(estimate.values)
+    mean, interval, seeds = points(estimate.mean), _interval(estimate), len(estimate.values)
     return Text(
-        f"{bracketed(estimate)} points with 95 % interval, {seeds} seed{'s' * (seeds != 1)}",
-        f"{bracketed(estimate)} 个百分点，含 95% 区间，{seeds} 个种子",
+        f"{mean} points, 95 % interval {interval}, {seeds} seed{'s' * (seeds != 1)}",
+        f"{mean} 个百分点，95% 区间 {interval}，{seeds} 个种子",
     )
 
 
@@ -128,10 +131,10 @@ def _item(name: str, estimate: Estimate) -> str:
 def _part(items: Sequence[str], en: str, zh: str) -> Text | None:
     if not items:
         return None
-    shown, rest = "; ".join(items[:_MOST_NAMED]), len(items) - _MOST_NAMED
-    more = Text(f"; and {rest} more", f"；另有 {rest} 个") if rest > 0 else Text("", "")
+    shown, rest = items[:_MOST_NAMED], len(items) - _MOST_NAMED
     return Text(
-        f"{en}: {len(items)} ({shown}{more.en})", f"{zh}：{len(items)} 个（{shown}{more.zh}）"
+        f"{en}: {len(items)} ({'; '.join(shown)}{f'; and {rest} more' if rest > 0 else ''})",
+        f"{zh}：{len(items)} 个（{'；'.join(shown)}{f'；另有 {rest} 个' if rest > 0 else ''}）",
     )
 
 
@@ -144,7 +147,7 @@ def _control(control: Control) -> Text:
     evidence = _evidence(control.gain)
     return Text(
         f"{name} with {words.en} against {name} as trained, under corruptions: {evidence.en}",
-        f"图像损坏时，{name} 改用{words.zh}与使用训练时的统计量相比：{evidence.zh}",
+        f"图像损坏时，{name} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
     )
 
 

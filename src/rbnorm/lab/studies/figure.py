@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rbnorm.lab.plots import INK, RC
 from rbnorm.lab.statistics import Estimate
@@ -34,7 +35,7 @@ def study_figure(results: Results, measure: str) -> Figure:
     rows = [len(arms) for arms in groups.values()]
     with mpl.rc_context(RC):
         height = _ROW * sum(rows) + 0.55 * len(rows) + 0.6
-        figure = Figure(figsize=(9, height), layout="constrained")
+        figure = Figure(figsize=(9, height), layout=ConstrainedLayoutEngine(wspace=0.06))
         panels = figure.subplots(
             len(groups), 2, squeeze=False, sharey="row", height_ratios=[n + 1 for n in rows]
         )
