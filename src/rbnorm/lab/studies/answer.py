@@ -61,8 +61,8 @@ def _progress(study: Study, results: Results) -> Text:
     if done == seeds and not failed:
         return Text("", "")
     return Text(
-        f"after {done} of {seeds} seeds ({failed} runs failed): ",
-        f"已完成 {seeds} 个种子中的 {done} 个（{failed} 次运行失败）：",
+        f"after {done} of {seeds} seeds (failed runs: {failed}): ",
+        f"已完成 {seeds} 个种子中的 {done} 个（失败的运行：{failed} 次）：",
     )
 
 
