@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from rich.console import Console
 from tolerances import assert_close
 
 import rbnorm
@@ -19,6 +20,7 @@ from rbnorm.lab.bench import (
     measure,
     models,
     rows,
+    show,
 )
 from rbnorm.lab.bench.candidates import Subject
 from rbnorm.lab.bench.goals import Goal, Outcome, outcomes
@@ -26,6 +28,7 @@ from rbnorm.lab.bench.measure import Effort, Part
 from rbnorm.lab.bench.memory import count_bytes
 from rbnorm.lab.bench.rows import Case, Row
 from rbnorm.lab.cli import main
+from rbnorm.lab.config import NORMS
 from rbnorm.lab.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -137,6 +140,55 @@ def test_the_literal_model_is_the_model_with_rbn():
         ours, literal = found["rbnorm"].call(), found["literal"].call()
     assert found["literal"].model.bn1.__class__ is candidates.Literal
     assert_close(ours, literal, torch.float32)
+
+
+# The norms in a network.
+
+
+def norm_costs(mode):
+    part = command.PARTS["norms"]
+    (case,) = (case for case in part.cases if case.mode == mode)
+    return {s.name: s for s in part.subjects(replace(case, shape=(2, 1, 9, 7)), CPU)}
+
+
+def test_the_operations_counted_are_those_of_products():
+    expected = 0
+
+    def count(layer, inputs, output):
+        nonlocal expected
+        expected += 2 * output.numel() * layer.weight[0].numel()
+
+    found = norm_costs("inference")
+    network = found["batchnorm"].model
+    for layer in network.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_hook(count)
+    network(torch.zeros(2, 1, 9, 7))
+    counts = {name: subject.counts["flops"] for name, subject in found.items()}
+    assert counts.pop("bn-se") > expected
+    assert set(counts.values()) == {expected}
+
+
+def test_every_norm_is_counted_and_has_its_parameters():
+    found = norm_costs("training")
+    assert list(found) == ["batchnorm", *NORMS[1:]]
+    base = found["batchnorm"].counts
+    more = {name: s.counts["parameters"] - base["parameters"] for name, s in found.items()}
+    channels = 3 * (16 + 32 + 64)  # of the nine norms of cifar-resnet8
+    assert more["gn"] == more["ln"] == more["in"] == 0
+    assert more["iebn"] == more["rbn-scale"] == 2 * channels
+    assert (more["rbn-center"], more["rbn"]) == (channels, 3 * channels)
+    assert base["buffers"] == 2 * channels + 9
+    assert found["gn"].counts["buffers"] == 0
+
+
+def test_the_costs_of_a_network_are_a_table_of_their_own(capsys):
+    counts = {"parameters": 1234567, "buffers": 9, "flops": 2 * 10**6}
+    measured = [make_row("batchnorm", **counts), make_row("frn", 2.0, **counts)]
+    Console(width=200).print(*show.tables(measured))
+    printed = capsys.readouterr().out
+    assert "norm" in printed.splitlines()[2]
+    assert printed.splitlines()[-2].split()[:5] == ["frn", "1,234,567", "9", "2.0", "2000.0"]
 
 
 # The bytes.

@@ -14,7 +14,7 @@ from rbnorm.lab.cli import main
 from rbnorm.lab.records import RecordStore
 
 BAD = {
-    "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, in, rbn, rbn-center",
+    "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, in, iebn",
     "--data mnist": "unknown data 'mnist': choose from digits, fashion-mnist, cifar10",
     "--model resnet81": "unknown model 'resnet81': did you mean",
     "--model torchvision:squeezenet1_0": "has no BatchNorm",

@@ -20,11 +20,19 @@ OTHER = {
     "image_size": 16,
     "workers": 1,
     "processes": 2,
+    "norm_batch": 4,
+    "sorted_batches": True,
+    "decay_calibration": False,
+    "pretrain_epochs": 1,
+    "pretrain_lr": 0.2,
+    "held_out": True,
+    "shift": "trained",
+    "trace": False,
 }
 
 
 def test_key_never_changes_for_the_same_config():
-    assert CONFIG.key == "2aba558364cc2c94"
+    assert CONFIG.key == "c2940c294898661c"
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(RunConfig)])
@@ -48,6 +56,22 @@ def test_survives_a_dictionary():
 def test_refuses_a_dictionary_that_is_no_config(change, message):
     with pytest.raises(UsageError, match=message):
         RunConfig.from_dict({**asdict(CONFIG), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm_batch": 3}, "64 images cannot be cut into parts of 3"),
+        ({"norm_batch": 64, "processes": 2}, "32 images cannot be cut into parts of 64"),
+        ({"norm_batch": 0}, "norm batch must be at least 1, not 0"),
+        ({"pretrain_epochs": -1}, "pretrain epochs must be at least 0, not -1"),
+        ({"pretrain_lr": 0.0}, "pretrain lr must be a positive number, not 0"),
+        ({"shift": "some"}, "unknown shift 'some': choose from none, trained, controls"),
+    ],
+)
+def test_refuses_a_value_out_of_range(change, message):
+    with pytest.raises(UsageError, match=message):
+        replace(CONFIG, **change)
 
 
 def test_refuses_a_dictionary_without_a_field():

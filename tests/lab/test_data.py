@@ -208,3 +208,31 @@ def test_broken_cifar10_is_refused(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(UsageError, match=r"the CIFAR-10 files in .* are broken"):
         load_data("cifar10", tmp_path)
+
+
+def test_held_out_images_are_those_that_no_limit_trains_on():
+    data = load_data("digits")
+    tuning = load_data("digits", held_out=True)
+    part, whole = everything(tuning.test)[0], everything(data.train)[0]
+    assert len(part) == len(whole) // 6
+    trained = everything(tuning.train)[0]
+    assert len(trained) + len(part) == len(whole)
+
+    def distinct(images):
+        return {image.numpy().tobytes() for image in images}
+
+    assert not distinct(part) & distinct(trained)
+    assert distinct(part) | distinct(trained) == distinct(whole)
+    limited = load_data("digits", held_out=True, limit=100)
+    assert torch.equal(everything(limited.test)[0], part)
+    assert torch.equal(
+        everything(limited.train)[0], everything(load_data("digits", limit=100).train)[0]
+    )
+
+
+def test_plain_training_images_are_the_training_images_without_augmentation(image_folder):
+    data = load_data(f"imagefolder:{image_folder}", image_size=16, limit=5)
+    again = load_data(f"imagefolder:{image_folder}", image_size=16, limit=5)
+    assert torch.equal(data.plain[0][0], again.plain[0][0])
+    assert data.plain[0][1] == data.train[0][1]
+    assert not torch.equal(data.train[0][0], data.train[0][0])

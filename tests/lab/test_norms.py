@@ -9,6 +9,7 @@ from rbnorm import RepresentativeBatchNorm2d
 from rbnorm.calibration import Calibration
 from rbnorm.lab.config import NORMS
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
 from rbnorm.lab.models import build_model
 from rbnorm.lab.norms import SWAPS, canonical_norm, swap
 from rbnorm.reference import RESTRICTIONS, STATISTICS
@@ -18,10 +19,21 @@ EXPECTED = {
     "gn": nn.GroupNorm,
     "ln": nn.GroupNorm,
     "in": nn.InstanceNorm2d,
+    "iebn": InstanceEnhancementBatchNorm2d,
+    "bn-se": SqueezeExcitationBatchNorm2d,
+    "frn": timm.layers.FilterResponseNormTlu2d,
+    "evonorm-s0": timm.layers.EvoNorm2dS0,
     "rbn": RepresentativeBatchNorm2d,
     "rbn-center": RepresentativeBatchNorm2d,
     "rbn-scale": RepresentativeBatchNorm2d,
 }
+FAMILIES = {
+    "cifar-resnet8": (9, 4),
+    "small:torchvision:mobilenet_v3_small": (34, 23),
+    "small:timm:regnetx_002": (44, 27),
+    "small:timm:cs3darknet_s": (32, 32),
+}
+"""Norms of a network, and how many of them have an activation to themselves."""
 
 
 def build(name, norm, seed=0, channels=3):
@@ -29,35 +41,85 @@ def build(name, norm, seed=0, channels=3):
 
 
 def norms_of(model):
-    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+    kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, *EXPECTED.values())
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("norm", SWAPS)
-def test_every_norm_replaces_every_batchnorm(norm):
-    layers = norms_of(build("cifar-resnet8", norm))
-    assert [type(layer) for layer in layers] == [EXPECTED[norm]] * 9
+def test_every_family_trains_with_every_norm_in_place_of_every_batchnorm(name, norm):
+    model = build(name, norm)
+    layers = norms_of(model)
+    count, activated = FAMILIES[name]
+    assert len(layers) == count
+    assert all(isinstance(layer, EXPECTED[norm]) for layer in layers)
+    if norm in ("frn", "evonorm-s0"):
+        assert sum(layer.apply_act for layer in layers) == activated
+    scores = model(torch.randn(2, 3, 28, 28))
+    nn.functional.cross_entropy(scores, torch.tensor([1, 7])).backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
 
 
-@pytest.mark.parametrize("name", ["cifar-resnet8", "torchvision:resnet18", "timm:resnet10t"])
-@pytest.mark.parametrize("norm", SWAPS)
-def test_the_initial_weights_do_not_depend_on_the_norm(name, norm):
-    def weights(model):
-        kinds = (nn.Conv2d, nn.Linear)
-        return [p for m in model.modules() if isinstance(m, kinds) for p in m.parameters()]
-
-    expected, actual = weights(build(name, "bn", seed=3)), weights(build(name, norm, seed=3))
-    for a, b in zip(expected, actual, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+@pytest.mark.parametrize("name", [*FAMILIES, "timm:resnet10t"])
+def test_the_initial_weights_do_not_depend_on_the_norm(name):
+    model = build(name, "bn", seed=3)
+    kinds = (nn.Conv2d, nn.Linear)
+    expected = {
+        f"{name}.{own}": parameter
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+        for own, parameter in module.named_parameters()
+    }
+    assert len(expected) > 8
+    for norm in SWAPS:
+        actual = dict(build(name, norm, seed=3).named_parameters())
+        for key, parameter in expected.items():
+            torch.testing.assert_close(actual[key], parameter, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("norm", SWAPS)
 def test_the_initial_affine_parameters_do_not_depend_on_the_norm(norm):
     # timm starts the last norm of every residual block at zero
-    expected = [layer.weight.mean().item() for layer in norms_of(build("timm:resnet10t", "bn"))]
-    actual = [layer.weight.mean().item() for layer in norms_of(build("timm:resnet10t", norm))]
-    assert actual == expected
-    assert 0.0 in actual
+    means = [
+        sorted(layer.weight.mean().item() for layer in norms_of(build("timm:resnet10t", norm)))
+        for norm in ("bn", norm)
+    ]
+    assert means[0] == means[1]
+    assert 0.0 in means[0]
+
+
+@pytest.mark.parametrize("norm", ["bn-se", "rbn", "frn"])
+def test_a_seed_means_the_same_network(norm):
+    a, b, c = (build("cifar-resnet8", norm, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def frn(x, eps):
+    return x / (x.square().mean((2, 3), keepdim=True) + eps).sqrt()
+
+
+def evonorm_s0(x, groups, eps):
+    grouped = x.unflatten(1, (groups, -1))
+    var = grouped.var((2, 3, 4), correction=0, keepdim=True)
+    std = (var + eps).sqrt().expand_as(grouped).flatten(1, 2)
+    return x * x.sigmoid() / std
+
+
+@pytest.mark.parametrize(
+    ("norm", "literal"),
+    [
+        ("frn", lambda x: frn(x, 1e-5).clamp(min=0)),
+        ("evonorm-s0", lambda x: evonorm_s0(x, 17, 1e-5)),
+    ],
+)
+def test_a_norm_with_activation_takes_the_activations_place(norm, literal):
+    model = swap(nn.Sequential(nn.BatchNorm2d(34), nn.Hardswish()), norm).double()
+    x = torch.randn(3, 34, 5, 4, dtype=torch.float64)
+    # timm computes the statistics in float32
+    torch.testing.assert_close(model(x), literal(x), rtol=1e-5, atol=1e-5)
 
 
 def test_halves_of_rbn_have_the_parameters_of_their_half():
@@ -106,12 +168,13 @@ def test_without_affine_parameters_there_are_none_afterwards():
     assert swapped[0].eps == 0.5
 
 
-def test_instance_norm_needs_images():
+@pytest.mark.parametrize("norm", ["in", "iebn", "bn-se", "frn", "evonorm-s0"])
+def test_norms_of_images_need_images(norm):
     with pytest.raises(UsageError, match="replaces BatchNorm2d"):
-        swap(nn.Sequential(nn.BatchNorm1d(4)), "in")
+        swap(nn.Sequential(nn.BatchNorm1d(4)), norm)
 
 
-def test_every_norm_has_its_swap() -> None:
+def test_every_norm_has_its_swap():
     assert tuple(SWAPS) == NORMS
 
 
@@ -165,6 +228,7 @@ def test_equal_specs_and_only_they_are_spelt_equally(options, random):
         ("bn:eps=1", "unknown option 'eps' of norm bn: it has none"),
         ("rbn:scale=no", "unknown option 'scale' of norm rbn: choose from center_weight_init"),
         ("rbn-center:restrict=tanh", "unknown option 'restrict' of norm rbn-center"),
+        ("frn:eps=1", "unknown option 'eps' of norm frn: it has none"),
         ("rbn:", "unknown option '' of norm rbn"),
         ("rbn:restrict", "restrict must be one of sigmoid, tanh, .* not ''"),
         ("rbn:statistic=median", "statistic must be one of mean, .* not 'median'"),

@@ -1,11 +1,13 @@
 import json
 import multiprocessing
+import sys
+from pathlib import Path
 
 import pytest
-from support import make_record
+from support import CONFIG, execute, make_record
 
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.records import RecordStore, number, select
+from rbnorm.lab.records import Failure, FailureStore, RecordStore, number, select
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_a_corrupt_line_is_named(store):
         store.load()
 
 
-@pytest.mark.parametrize("line", [b"null", b"[]", b"3", b"{}", b'{"schema": 1}', b"\xff"])
+@pytest.mark.parametrize("line", [b"null", b"[]", b"3", b"{}", b'{"schema": 2}', b"\xff"])
 def test_a_line_that_is_something_else_is_named(store, line):
     store.path.write_bytes(line + b"\n")
     with pytest.raises(UsageError, match="line 1 is no record"):
@@ -77,8 +79,8 @@ def test_a_line_that_is_something_else_is_named(store, line):
 def test_another_schema_is_refused(store):
     store.append(make_record())
     values = json.loads(store.path.read_text())
-    store.path.write_text(json.dumps({**values, "schema": 2}) + "\n")
-    with pytest.raises(UsageError, match="schema 2 and this version reads schema 1"):
+    store.path.write_text(json.dumps({**values, "schema": 1}) + "\n")
+    with pytest.raises(UsageError, match="schema 1 and this version reads schema 2"):
         store.load()
 
 
@@ -87,6 +89,50 @@ def test_a_config_edited_by_hand_is_refused(store):
     store.path.write_text(store.path.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(UsageError, match="line 1 was changed"):
         store.load()
+
+
+@pytest.mark.parametrize("change", [{"epochs": []}, {"more": 1}, {"shifted": None}])
+def test_a_record_of_other_fields_is_refused(store, change):
+    store.append(make_record())
+    values = {**json.loads(store.path.read_text()), **change}
+    store.path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}) + "\n")
+    with pytest.raises(UsageError, match="line 1 is no record"):
+        store.load()
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from support import make_record
+from rbnorm.lab.records import RecordStore
+
+store = RecordStore(Path(sys.argv[1]))
+store.append(make_record(seed=0))
+size = store.path.stat().st_size
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))
+try:
+    store.append(make_record(seed=1))
+except ValueError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+assert store.path.stat().st_size == size
+store.append(make_record(seed=1))
+"""
+
+
+def test_a_full_disk_is_said_and_costs_no_record(store, tmp_path):
+    done = execute([sys.executable, "-c", FULL, tmp_path], Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
+    assert "records.jsonl cannot be written (File too large): make room" in done.stdout
+    assert [record.config.seed for record in store.load().values()] == [0, 1]
+
+
+def test_a_failure_is_loaded_as_it_was(tmp_path):
+    store = FailureStore(tmp_path)
+    failure = Failure(CONFIG, "ValueError: no", "trace", {"torch": "2"}, "2026-01-01")
+    store.append(failure)
+    assert list(store.load().values()) == [failure]
 
 
 def _append(folder, seeds):

@@ -5,11 +5,12 @@ import torch
 from accelerate.state import AcceleratorState
 from support import CONFIG
 from torch import nn
+from torch.optim import SGD
 
 from rbnorm.lab import train
 from rbnorm.lab.data import load_data
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.train import check_run, make_loaders, train_run
+from rbnorm.lab.train import check_run, make_loaders, parts_of, train_run
 
 SMALL = replace(CONFIG, epochs=1, limit=200, batch_size=50)
 
@@ -65,6 +66,78 @@ def test_the_batches_that_reach_the_model_do_not_depend_on_the_norm(digits, monk
         train_run(replace(SMALL, norm=norm), digits)
     for norm in ("gn", "rbn"):
         assert all(torch.equal(a, b) for a, b in zip(seen["bn"], seen[norm], strict=True))
+
+
+@pytest.fixture
+def inputs(monkeypatch):
+    """Every batch that reaches a model in training."""
+    seen = []
+    build = train.build_model
+
+    def watched(*arguments, **options):
+        model = build(*arguments, **options)
+        model.register_forward_pre_hook(
+            lambda module, given: seen.append(given[0].clone()) if module.training else None
+        )
+        return model
+
+    monkeypatch.setattr(train, "build_model", watched)
+    return seen
+
+
+def test_a_batch_is_cut_into_parts_that_are_normalised_apart(digits, inputs):
+    train_run(SMALL, digits)
+    whole = torch.cat(inputs)
+    inputs.clear()
+    train_run(replace(SMALL, norm_batch=10), digits)
+    assert [len(part) for part in inputs] == [10] * 20
+    assert torch.equal(torch.cat(inputs), whole)
+
+
+def test_without_batch_statistics_the_parts_change_nothing(digits):
+    whole, parts = (
+        train_run(replace(SMALL, norm="gn", norm_batch=size), digits) for size in (None, 10)
+    )
+    # the same gradient, summed in another order
+    assert parts.epochs[0].train_loss == pytest.approx(whole.epochs[0].train_loss, rel=1e-4)
+
+
+def test_a_sorted_batch_has_the_same_images_in_the_order_of_their_classes():
+    labels = torch.tensor([3, 1, 2, 1, 0, 3])
+    images = torch.arange(6.0).view(6, 1, 1, 1)
+    config = replace(SMALL, norm_batch=2, batch_size=6, sorted_batches=True)
+    parts = parts_of(images, labels, config)
+    assert [part[1].tolist() for part in parts] == [[0, 1], [1, 2], [3, 3]]
+    assert torch.cat([part[0] for part in parts]).flatten().tolist() == [4, 1, 3, 2, 0, 5]
+
+
+def test_weight_decay_can_leave_out_the_calibration(digits, monkeypatch):
+    groups = []
+    monkeypatch.setattr(
+        torch.optim, "SGD", lambda g, *_, **o: (groups.append(list(g)), SGD(groups[-1], *_, **o))[1]
+    )
+    for decay in (True, False):
+        train_run(replace(SMALL, norm="rbn", decay_calibration=decay), digits)
+    assert all(isinstance(parameter, nn.Parameter) for parameter in groups[0])
+    decays = {group["name"]: group["weight_decay"] for group in groups[1]}
+    assert decays.pop("calibration") == 0
+    assert set(decays.values()) == {SMALL.weight_decay}
+    assert sum(len(group["params"]) for group in groups[1]) == len(groups[0])
+
+
+def test_a_network_trained_with_batchnorm_is_converted_with_its_function(digits):
+    config = replace(SMALL, pretrain_epochs=2, lr=1e-9)
+    scores = [train_run(replace(config, norm=norm), digits) for norm in ("bn", "rbn:preserve=yes")]
+    assert scores[0].accuracy == scores[1].accuracy > 0.2
+    assert len(scores[1].epochs) == 1
+    assert "center_weight" in scores[1].calibration["bn1"]
+
+
+def test_without_a_trace_only_the_last_epoch_is_tested(digits):
+    traced, short = (train_run(replace(SMALL, epochs=2, trace=t), digits) for t in (True, False))
+    assert short.epochs[0].test_accuracy is None
+    assert short.accuracy == traced.accuracy
+    assert short.channel_mean_std == {}
 
 
 def test_a_record_describes_its_run(digits):

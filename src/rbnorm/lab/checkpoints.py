@@ -30,7 +30,8 @@ class Saved(NamedTuple):
 
 def saved_path(folder: Path, config: RunConfig) -> Path:
     """Where the model of a run is kept."""
-    name = f"{config.norm}-batch{config.batch_size}-seed{config.seed}-{config.key[:8]}"
+    norm = config.norm.replace(":", "-")  # some file systems have no colon
+    name = f"{norm}-batch{config.batch_size}-seed{config.seed}-{config.key[:8]}"
     return folder / f"{name}.safetensors"
 
 

@@ -56,6 +56,7 @@ def _study(options: argparse.Namespace, command: str) -> None:
         command,
         data_root=options.data_root,
         shard=options.shard,
+        ray=options.ray,
         run=not options.no_run,
     )
 
@@ -168,8 +169,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--parts",
         nargs="+",
         default=["layers", "compiled", "models"],
-        help="list of layers, compiled, models, compiled-models, and exported models as "
-        "onnxruntime-resnet18, openvino-resnet18, and either with mobilenet_v3_large",
+        help="list of layers, compiled, models, compiled-models, norms, norms-resnet50, and "
+        "exported models as onnxruntime-resnet18, openvino-resnet18, and either with "
+        "mobilenet_v3_large",
         metavar="PART",
     )
     add("--repeats", type=int, default=15, help="timings of each, fewer where slow", metavar="N")
@@ -187,13 +189,13 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default="cifar-resnet8",
-        help="cifar-resnet8, 14, 20, ..., or a name of torchvision or timm",
+        help="cifar-resnet8, 14, 20, ..., a name of torchvision or timm, or small:NAME",
     )
     add(
         "--norms",
         nargs="+",
-        default=list(NORMS),
-        help="list of norms, with options as in rbn:statistic=max:restrict=tanh",
+        default=["bn", "gn", "ln", "in", "rbn", "rbn-center", "rbn-scale"],
+        help=f"list of {', '.join(NORMS)}; options follow as in rbn:statistic=max:restrict=tanh",
         metavar="NORM",
     )
     add(
@@ -262,6 +264,11 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, help="resize images to this side", metavar="N")
     add("--workers", type=int, default=0, help="processes that load images", metavar="N")
     add("--shard", default="1/1", help="run the i-th of n parts, as in 1/4", metavar="i/n")
+    add(
+        "--ray",
+        help="run side by side on a Ray cluster: auto, an address, or local for one of its own",
+        metavar="ADDRESS",
+    )
     add("--no-run", action="store_true", help="run nothing, only draw the pages")
     add("--out", type=Path, default=Path("rbnorm-study"), help="folder of records and pages")
 

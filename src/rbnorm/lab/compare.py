@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
@@ -31,9 +30,14 @@ from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
 from rbnorm.lab.records import Record, RecordStore, select
 from rbnorm.lab.report import PAGE, write_report
-from rbnorm.lab.train import check_run, count_processes, first_images, make_accelerator, train_run
-
-_SMALL_IMAGE = 16 * 16  # pixels
+from rbnorm.lab.train import (
+    check_run,
+    choose_threads,
+    count_processes,
+    make_accelerator,
+    steps_of,
+    train_run,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def compare(study: Study, out: Path, command: str, *, save_models: bool = False)
         image_size=study.image_size,
         quiet=not accelerator.is_main_process,
     )
-    _choose_threads(data)
+    choose_threads(data)
     models = out / "models" if save_models else None
     missing = [
         config
@@ -141,17 +145,6 @@ def compare(study: Study, out: Path, command: str, *, save_models: bool = False)
         _print(records, out)
         write_report(records, out, command)
     accelerator.end_training()
-
-
-def _choose_threads(data: ImageData) -> None:
-    """Use one thread for images so small that waking a second one costs what it saves.
-
-    Measured on 2 cores with 8 x 8 images: equally fast on an idle machine, and three times as fast
-    on a busy one.
-    """
-    images, _ = first_images(data.test, 1)
-    if images[0, 0].numel() <= _SMALL_IMAGE:
-        torch.set_num_threads(1)
 
 
 def _run(
@@ -173,9 +166,8 @@ def _run(
         study = progress.add_task("runs", total=len(configs))
         current = progress.add_task("", total=None)
         for config in configs:
-            steps = config.epochs * (data.size // config.batch_size)
             name = f"{config.norm}, batch {config.batch_size}, seed {config.seed}"
-            progress.reset(current, total=steps, description=name)
+            progress.reset(current, total=steps_of(config, data), description=name)
 
             def keep(model: nn.Module, config: RunConfig = config) -> None:
                 if models and main:
@@ -195,7 +187,10 @@ def _print(records: Sequence[Record], out: Path) -> None:
         box=SIMPLE_HEAD,
     )
     for heading in ("batch", "norm", "seeds", "accuracy %", "minus BN, points", "p"):
-        table.add_column(heading, justify="left" if heading == "norm" else "right", no_wrap=True)
+        if heading == "norm":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(
             str(row.batch_size),

@@ -9,7 +9,10 @@ from typing import Any, Final, get_type_hints
 
 from rbnorm.lab.errors import UsageError
 
-NORMS: Final = ("bn", "gn", "ln", "in", "rbn", "rbn-center", "rbn-scale")
+NORMS: Final = (
+    *("bn", "gn", "ln", "in", "iebn", "bn-se", "frn", "evonorm-s0"),
+    *("rbn", "rbn-center", "rbn-scale"),
+)
 MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
 FOLDER: Final = "imagefolder:"
 DATA: Final = ("digits", "fashion-mnist", "cifar10", f"{FOLDER}PATH")

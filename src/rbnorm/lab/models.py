@@ -14,6 +14,7 @@ from rbnorm.lab.errors import UsageError
 from rbnorm.lab.norms import swap
 
 _CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
+_SMALL: Final = "small:"
 
 
 class CifarResNet(nn.Module):
@@ -75,7 +76,8 @@ def canonical_name(name: str) -> str:
 
     Args:
         name: ``cifar-resnetN`` with N = 6n + 2; or a classification model of torchvision or timm,
-            as ``torchvision:NAME``, ``timm:NAME`` or just ``NAME``, which torchvision wins.
+            as ``torchvision:NAME``, ``timm:NAME`` or just ``NAME``, which torchvision wins; or
+            such a model adapted to small images, with ``small:`` before it.
 
     Raises:
         UsageError: There is no such model.
@@ -85,11 +87,12 @@ def canonical_name(name: str) -> str:
         if depth < 8 or depth % 6 != 2:
             raise UsageError(f"{name} has no whole number of blocks: the depth is 8, 14, 20, ...")
         return name
-    library, _, bare = name.rpartition(":")
+    small = _SMALL if name.startswith(_SMALL) else ""
+    library, _, bare = name.removeprefix(small).rpartition(":")
     if library in ("", "torchvision") and bare in _torchvision_names():
-        return f"torchvision:{bare}"
+        return f"{small}torchvision:{bare}"
     if library in ("", "timm") and _timm().is_model(bare):
-        return f"timm:{bare}"
+        return f"{small}timm:{bare}"
     known = ["cifar-resnet8", "cifar-resnet20", *_torchvision_names(), *_timm().list_models()]
     close = difflib.get_close_matches(bare, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "see torchvision's and timm's lists"
@@ -98,7 +101,7 @@ def canonical_name(name: str) -> str:
 
 def needs_rgb(name: str) -> bool:
     """Whether the model of this canonical name only takes images of three channels."""
-    return name.startswith("torchvision:")
+    return name.removeprefix(_SMALL).startswith("torchvision:")
 
 
 def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int) -> nn.Module:
@@ -115,18 +118,38 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
         seed: Seed of the initial weights.
 
     Raises:
-        UsageError: There is no such norm, or the model has no BatchNorm to swap, or one that this
-            norm cannot replace.
+        UsageError: There is no such norm; the model has no BatchNorm to swap, or one that this norm
+            cannot replace; or it has no strided convolution to adapt to small images.
     """
     torch.manual_seed(seed)
-    library, _, bare = name.rpartition(":")
-    model: nn.Module
-    if match := _CIFAR_RESNET.fullmatch(name):
-        model = CifarResNet((int(match[1]) - 2) // 6, classes, channels)
-    elif library == "torchvision":
-        model = torchvision.models.get_model(bare, weights=None, num_classes=classes)
-    else:
-        model = _timm().create_model(bare, num_classes=classes, in_chans=channels)
+    model = _with_batchnorm(name.removeprefix(_SMALL), classes, channels)
+    if name.startswith(_SMALL):
+        _keep_resolution(name, model)
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UsageError(f"model {name} has no BatchNorm, so there is no norm to compare")
     return swap(model, norm)
+
+
+def _with_batchnorm(name: str, classes: int, channels: int) -> nn.Module:
+    if match := _CIFAR_RESNET.fullmatch(name):
+        return CifarResNet((int(match[1]) - 2) // 6, classes, channels)
+    library, _, bare = name.partition(":")
+    model: nn.Module
+    if library == "torchvision":
+        model = torchvision.models.get_model(bare, weights=None, num_classes=classes)
+    else:
+        model = _timm().create_model(bare, num_classes=classes, in_chans=channels)
+    return model
+
+
+def _keep_resolution(name: str, model: nn.Module) -> None:
+    """Take the stride from the first convolution that has one, and from a pooling that is next."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
+    strided = [layer for layer in layers if layer.stride not in (1, (1, 1))]
+    if not (strided and isinstance(strided[0], nn.Conv2d)):
+        raise UsageError(
+            f"model {name} cannot be had: small: takes the stride from a network's first strided "
+            "convolution, and this one has none before its pooling"
+        )
+    for layer in strided[:1] + [layer for layer in strided[1:2] if isinstance(layer, nn.MaxPool2d)]:
+        layer.stride = (1, 1)

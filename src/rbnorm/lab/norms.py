@@ -11,8 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rbnorm.calibration import Calibration
 from rbnorm.convert import convert_batchnorm
 from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
+from rbnorm.lab.replacing import replace, replace_with_activation
 from rbnorm.reference import RESTRICTIONS, STATISTICS
 
+_MOST_GROUPS: Final = 32
 _CHOICES: Final = {"statistic": tuple(STATISTICS), "restrict": tuple(RESTRICTIONS)}
 _DEFAULTS: Final[dict[str, Any]] = {**Calibration()._asdict(), "preserve": False}
 _CENTER: Final = ("center_weight_init",)
@@ -42,7 +45,7 @@ def canonical_norm(spec: str) -> str:
         UsageError: There is no such name or option, or a value is out of range.
     """
     name, options = _parse(spec)
-    swap(nn.BatchNorm2d(1), spec)
+    swap(nn.Sequential(nn.BatchNorm2d(1)), spec)
     given = [
         f"{option}={_text(value)}"
         for option, value in sorted(options.items())
@@ -54,9 +57,17 @@ def canonical_norm(spec: str) -> str:
 def swap(model: nn.Module, spec: str) -> nn.Module:
     """Turn a model built with BatchNorm into one that has this norm instead.
 
+    Convolutions and linear layers keep their weights; BatchNorm's gamma and beta become the norm's.
+    ``frn`` (filter response normalisation with its thresholded linear unit) and ``evonorm-s0``
+    replace the activation that follows, too; where none does, timm's layers leave out the
+    threshold and everything but the affine map.
+
     Args:
-        model: The model, which is changed.
+        model: The model, which is not to be used afterwards.
         spec: The norm; see :func:`canonical_norm`.
+
+    Returns:
+        The model, or for ``frn`` and ``evonorm-s0`` one of the same names that shares its weights.
 
     Raises:
         UsageError: The spec is wrong, or the model has a BatchNorm that this norm cannot replace.
@@ -110,39 +121,40 @@ def _text(value: bool | float | str) -> str:
     return value if isinstance(value, str) else repr(value).removesuffix(".0")
 
 
+def _groups(channels: int, most: int) -> int:
+    return next(g for g in range(min(channels, most), 0, -1) if channels % g == 0)
+
+
 def _group_norm(layer: _BatchNorm, most_groups: int) -> nn.Module:
     channels = layer.num_features
-    groups = next(g for g in range(min(channels, most_groups), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, layer.eps, layer.affine)
+    return nn.GroupNorm(_groups(channels, most_groups), channels, layer.eps, layer.affine)
 
 
 def _instance_norm(layer: _BatchNorm) -> nn.Module:
-    if not isinstance(layer, nn.BatchNorm2d):
-        raise UsageError(f"norm 'in' replaces BatchNorm2d, and the model has {layer!r}")
     return nn.InstanceNorm2d(layer.num_features, layer.eps, affine=layer.affine)
 
 
-def _replace(make: Callable[[_BatchNorm], nn.Module], model: nn.Module) -> nn.Module:
-    """Put ``make(layer)`` in the place of every BatchNorm, one for each even where it is shared."""
-    if isinstance(model, _BatchNorm):
-        return _replacement(model, make)
-    made: dict[_BatchNorm, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, _BatchNorm):
-                if child not in made:
-                    made[child] = _replacement(child, make)
-                parent._modules[name] = made[child]
-    return model
+def _gated(layer: _BatchNorm, kind: type[nn.BatchNorm2d]) -> nn.Module:
+    return kind(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    )
 
 
-def _replacement(layer: _BatchNorm, make: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
-    norm = make(layer)
-    if layer.affine:
-        norm.load_state_dict({"weight": layer.weight, "bias": layer.bias})
-    # timm's BatchNormAct2d is also the dropout and the activation that follow it
-    after = [module for name, module in layer.named_children() if name in ("drop", "act")]
-    return nn.Sequential(norm, *after) if after else norm
+def _timm_layers() -> Any:
+    import timm.layers  # noqa: PLC0415 - takes seconds to import, and most studies never need it
+
+    return timm.layers
+
+
+def _filter_response_norm(layer: _BatchNorm, activated: bool) -> nn.Module:
+    norm: nn.Module = _timm_layers().FilterResponseNormTlu2d(layer.num_features, activated)
+    return norm
+
+
+def _evonorm_s0(layer: _BatchNorm, activated: bool) -> nn.Module:
+    groups = _groups(layer.num_features, _MOST_GROUPS)
+    norm: nn.Module = _timm_layers().EvoNorm2dS0(layer.num_features, groups, apply_act=activated)
+    return norm
 
 
 def _rbn(model: nn.Module, *, preserve: bool = False, **options: Any) -> nn.Module:
@@ -155,9 +167,15 @@ def _keep(model: nn.Module) -> nn.Module:
 
 SWAPS: Final[dict[str, Callable[..., nn.Module]]] = {
     "bn": _keep,
-    "gn": partial(_replace, partial(_group_norm, most_groups=32)),
-    "ln": partial(_replace, partial(_group_norm, most_groups=1)),
-    "in": partial(_replace, _instance_norm),
+    "gn": partial(replace, make=partial(_group_norm, most_groups=_MOST_GROUPS)),
+    "ln": partial(replace, make=partial(_group_norm, most_groups=1)),
+    "in": partial(replace, make=_instance_norm, images=True),
+    "iebn": partial(
+        replace, make=partial(_gated, kind=InstanceEnhancementBatchNorm2d), images=True
+    ),
+    "bn-se": partial(replace, make=partial(_gated, kind=SqueezeExcitationBatchNorm2d), images=True),
+    "frn": partial(replace_with_activation, make=_filter_response_norm),
+    "evonorm-s0": partial(replace_with_activation, make=_evonorm_s0),
     "rbn": _rbn,
     "rbn-center": partial(_rbn, scale=False),
     "rbn-scale": partial(_rbn, center=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -16,6 +16,10 @@ from rbnorm import RepresentativeBatchNorm2d, reference
 from rbnorm.lab.bench.rows import Case
 
 BASELINE: Final = "batchnorm"
+LAYOUTS: Final[dict[str, torch.memory_format]] = {
+    "nchw": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
 
 
 class Literal(RepresentativeBatchNorm2d):
@@ -46,6 +50,7 @@ class Subject:
         call: Does the work once: forward, and in training backward.
         model: Its module, or None for the copy.
         grad: Whether the call differentiates.
+        counts: What was counted of it beforehand, by the field of the row it belongs to.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Subject:
     call: Callable[[], object]
     model: nn.Module | None
     grad: bool
+    counts: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -65,12 +71,11 @@ class Subject:
 
 def inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
     """The input and the gradient of the output, standard normal, in the case's dtype and layout."""
-    layouts = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
     torch.manual_seed(0)
     x, dy = (
         torch.randn(case.shape, device=device)
         .to(getattr(torch, case.dtype))
-        .contiguous(memory_format=layouts[case.layout])
+        .contiguous(memory_format=LAYOUTS[case.layout])
         for _ in range(2)
     )
     return x.requires_grad_(case.training), dy

@@ -18,6 +18,7 @@ from rbnorm.lab.bench.goals import outcomes
 from rbnorm.lab.bench.layers import COMPILED, LAYERS
 from rbnorm.lab.bench.measure import Effort, Part, measure
 from rbnorm.lab.bench.models import COMPILED_MODELS, MODELS
+from rbnorm.lab.bench.norms import NORM_COSTS
 from rbnorm.lab.bench.rows import Row, here, load, save
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
@@ -28,6 +29,7 @@ PARTS: Final = {
     "compiled": COMPILED,
     "models": MODELS,
     "compiled-models": COMPILED_MODELS,
+    **NORM_COSTS,
     **EXPORTED,
 }
 FIGURE: Final = "bench"

@@ -52,7 +52,7 @@ def measure(
     cut = {name: _quartiles(values) for name, values in seconds.items()}
     return [
         Row(
-            **asdict(case),
+            **{**asdict(case), **subject.counts},
             candidate=subject.name,
             backend=subject.backend,
             median_s=cut[subject.name][1],

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import rbnorm
 from rbnorm import RepresentativeBatchNorm2d
-from rbnorm.lab.bench.candidates import BASELINE, Literal, Subject
+from rbnorm.lab.bench.candidates import BASELINE, LAYOUTS, Literal, Subject
 from rbnorm.lab.bench.measure import Part
 from rbnorm.lab.bench.rows import Case
 from rbnorm.lab.models import build_model
@@ -38,7 +38,7 @@ def _literal() -> nn.Module:
 
 def eager(case: Case, device: torch.device) -> list[Subject]:
     """The model with BatchNorm, with RBN, and with the literal definition."""
-    make = partial(_subject, case=case, device=device)
+    make = partial(subject, case=case, device=device)
     return [
         make(BASELINE, _batchnorm(), "torch"),
         make("rbnorm", _rbnorm(), rbnorm.backends()[device.type].name),
@@ -49,7 +49,7 @@ def eager(case: Case, device: torch.device) -> list[Subject]:
 def compiled(case: Case, device: torch.device) -> list[Subject]:
     """The model with BatchNorm, and what ``torch.compile`` makes of it and of the one with RBN."""
     torch.compiler.reset()
-    make = partial(_subject, case=case, device=device)
+    make = partial(subject, case=case, device=device)
     return [
         make(BASELINE, _batchnorm(), "torch"),
         make("compiled batchnorm", _batchnorm(), "inductor"),
@@ -57,14 +57,21 @@ def compiled(case: Case, device: torch.device) -> list[Subject]:
     ]
 
 
-def _subject(
-    name: str, model: nn.Module, backend: str, *, case: Case, device: torch.device
+def subject(
+    name: str,
+    model: nn.Module,
+    backend: str,
+    *,
+    case: Case,
+    device: torch.device,
+    classes: int = _CLASSES,
 ) -> Subject:
     """Training is a step of SGD with momentum on images of noise."""
-    model = model.to(device).train(case.training)
+    layout = LAYOUTS[case.layout]
+    model = model.to(device).to(memory_format=layout).train(case.training)
     torch.manual_seed(0)
-    images = torch.randn(case.shape, device=device)
-    labels = torch.randint(_CLASSES, case.shape[:1], device=device)
+    images = torch.randn(case.shape, device=device).contiguous(memory_format=layout)
+    labels = torch.randint(classes, case.shape[:1], device=device)
     function = torch.compile(model, dynamic=False) if backend == "inductor" else model
     if not case.training:
         return Subject(name, backend, partial(function, images), model, grad=False)

@@ -74,6 +74,10 @@ class Row(Case):
         saved_bytes: Bytes that the forward pass keeps for the backward pass, without parameters
             and buffers; None where there is no backward pass.
         peak_bytes: Most bytes that were allocated at a time during a call.
+        parameters: Numbers in the parameters of the network; None where a layer is measured, or
+            where nobody counted.
+        buffers: Numbers in its buffers, likewise.
+        flops: Floating-point operations of a call in convolutions and matrix products, likewise.
     """
 
     candidate: str
@@ -87,6 +91,9 @@ class Row(Case):
     threads: int
     saved_bytes: int | None
     peak_bytes: int
+    parameters: int | None = None
+    buffers: int | None = None
+    flops: int | None = None
 
     @property
     def case(self) -> Case:

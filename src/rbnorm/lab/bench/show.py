@@ -22,11 +22,38 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
         row = by_candidate[BASELINE]
         groups.setdefault((row.part, row.mode, row.dtype, row.layout), []).append(by_candidate)
     for group, found in groups.items():
-        yield _table(", ".join(group), found)
+        title = f"{', '.join(group)}; threads: {found[0][BASELINE].threads}"
+        if found[0][BASELINE].flops is None:
+            yield _table(title, found)
+        else:
+            yield from (_costs(title, by_candidate) for by_candidate in found)
+
+
+def _costs(title: str, by_candidate: dict[str, Row]) -> Table:
+    """What a network costs with each candidate in it."""
+    base = by_candidate[BASELINE]
+    table = Table(title=f"{title}; input {base.size}", box=SIMPLE_HEAD, title_justify="left")
+    table.add_column("norm", no_wrap=True)
+    for heading in ("parameters", "buffers", "MFLOP in products", "time", "/ batchnorm"):
+        table.add_column(heading, justify="right")
+    for heading in ("spread", "MB saved", "MB at most"):
+        table.add_column(heading, justify="right")
+    for name, row in by_candidate.items():
+        table.add_row(
+            name,
+            f"{row.parameters:,}",
+            f"{row.buffers:,}",
+            f"{(row.flops or 0) / 1e6:,.1f}",
+            _duration(row.median_s),
+            f"{row.ratio_to_batchnorm:.2f}",
+            f"{(row.q3_s - row.q1_s) / row.median_s:.0%}",
+            "" if row.saved_bytes is None else f"{row.saved_bytes / 1e6:.1f}",
+            f"{row.peak_bytes / 1e6:.1f}",
+        )
+    return table
 
 
 def _table(title: str, found: Sequence[dict[str, Row]]) -> Table:
-    title += f"; threads: {found[0][BASELINE].threads}"
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", min_width=len(title) + 2)
     table.add_column("input", no_wrap=True)
     candidates = [name for name in found[0] if name != BASELINE]

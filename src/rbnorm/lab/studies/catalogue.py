@@ -76,7 +76,8 @@ def primary(settings: Settings, rate: Rate) -> Study:
         Text(
             "Is RBN more accurate than BatchNorm on clean images, on corrupted images, and where "
             "batch statistics are those of two images?",
-            "在干净图像上、在损坏图像上，以及当批统计量只来自两张图像时，RBN 是否比 BatchNorm 更准确？",
+            "在干净图像上、在损坏图像上，以及当批统计量只来自两张图像时，"
+            "RBN 是否比 BatchNorm 更准确？",
         ),
         (_SMALL_STUDY, _SEEDS_ONLY),
         arms,
@@ -138,8 +139,9 @@ def init(settings: Settings, rate: Rate) -> Study:
         Text("How the calibration should begin", "校准参数的初始化"),
         Text(
             "Does it matter where the gate's bias w_b and weight w_v begin, whether gamma "
-            "compensates for the initial gate, and whether weight decay applies to the calibration?",
-            "门控偏置 w_b 与权重 w_v 的初值、γ 是否补偿初始门控、校准参数是否做权重衰减，这些是否重要？",
+            "compensates for the initial gate, and whether the calibration decays?",
+            "门控偏置 w_b 与权重 w_v 的初值、γ 是否补偿初始门控、"
+            "校准参数是否做权重衰减，这些是否重要？",
         ),
         (_SMALL_STUDY, _SEEDS_ONLY, _RBN_RATE, _EXPLORATORY),
         (*arms, Arm(group, "no decay of the calibration", free, "bn")),
@@ -189,7 +191,8 @@ def shift(settings: Settings, rate: Rate) -> Study:
         Text(
             "Is RBN more accurate than BatchNorm where the test images do not follow the training "
             "distribution, and would other statistics do the same for BatchNorm?",
-            "当测试图像不服从训练分布时，RBN 是否比 BatchNorm 更准确？改用其他统计量能否让 BatchNorm 达到同样效果？",
+            "当测试图像不服从训练分布时，RBN 是否比 BatchNorm 更准确？"
+            "改用其他统计量能否让 BatchNorm 达到同样效果？",
         ),
         (
             _SMALL_STUDY,
@@ -198,7 +201,8 @@ def shift(settings: Settings, rate: Rate) -> Study:
             Text(
                 "Corrupted accuracies are those of 2,000 fixed test images; statistics of the test "
                 "batch are those of 250 of them under one corruption.",
-                "损坏图像上的准确率取自固定的 2,000 张测试图像；测试批统计量取自同一种损坏下的 250 张图像。",
+                "损坏图像上的准确率取自固定的 2,000 张测试图像；"
+                "测试批统计量取自同一种损坏下的 250 张图像。",
             ),
         ),
         arms,

@@ -12,8 +12,10 @@ from rbnorm.lab.folders import check_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.studies.arms import Settings, Study
 from rbnorm.lab.studies.catalogue import CATALOGUE
-from rbnorm.lab.studies.runner import Runner, Shard, data_of
+from rbnorm.lab.studies.executors import data_of, in_turn, on_ray
+from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
+from rbnorm.lab.train import count_processes
 
 ALL = "all"
 
@@ -26,6 +28,7 @@ def study(
     *,
     data_root: Path | None,
     shard: str = "1/1",
+    ray: str | None = None,
     run: bool = True,
 ) -> None:
     """Run what the records in ``out`` lack of some studies, then draw their pages.
@@ -37,15 +40,23 @@ def study(
         command: The command line that does this.
         data_root: Where the files of data sets are; see :func:`rbnorm.lab.data.load_data`.
         shard: ``i/n`` for the i-th of n parts of the runs.
+        ray: The Ray cluster to run on; see :func:`rbnorm.lab.studies.executors.on_ray`. None for
+            one run after the other, here.
         run: Whether to run anything, or only draw.
 
     Raises:
         UsageError: The studies cannot be run as asked.
     """
     chosen = _chosen(names)
-    runner = Runner(out, data_root, Shard.parse(shard))
+    part = Shard.parse(shard)
     settings = _canonical(settings)
     check_folder(out)
+    if count_processes() > 1:
+        raise UsageError(
+            "rbnorm study trains in one process, not under torchrun: give the runs to several "
+            "processes with --shard or --ray"
+        )
+    runner = Runner(out, data_root, part, on_ray(ray) if ray else in_turn)
     rates, studies = _studies(chosen, settings, runner)
     if run and rates.wanted:
         _check(studies, data_root)

@@ -1,0 +1,121 @@
+"""Accuracy under corruptions, with the statistics of training and with others."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import CONFIG
+from torch import nn
+
+from rbnorm.lab import shift
+from rbnorm.lab.corruptions import corrupt
+from rbnorm.lab.data import load_data
+from rbnorm.lab.models import build_model
+from rbnorm.lab.shift import CLEAN, CONDITIONS, mean_corruption_accuracy, shifted_accuracy
+from rbnorm.lab.train import train_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    models = []
+    config = replace(CONFIG, epochs=3, batch_size=32, lr=0.05, trace=False)
+    train_run(config, digits, on_trained=models.append)
+    return models[0].eval()
+
+
+@pytest.fixture(scope="module")
+def found(model, digits):
+    return shifted_accuracy(model, digits, CPU, controls=True)
+
+
+def literally(model, digits, kind, severity):
+    """Accuracy on all digits, corrupted in one go from what the raw images are."""
+    images = digits.test.tensors[0]
+    raw = images if kind is None else corrupt(images[order(digits)], kind, severity, 0)
+    labels = digits.test.tensors[1] if kind is None else digits.test.tensors[1][order(digits)]
+    scores = model((raw - digits.mean[0]) / digits.std[0])
+    return (scores.argmax(1) == labels).double().mean().item()
+
+
+def order(digits):
+    return torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))
+
+
+def test_there_are_eight_kinds_at_three_severities():
+    assert len(CONDITIONS) == 1 + 8 * 3
+    assert {condition.split("/")[-1] for condition in CONDITIONS[1:]} == {"1", "3", "5"}
+
+
+@pytest.mark.parametrize(
+    "condition", [CLEAN, "noise/3", "contrast/5", "jpeg/1", "elastic/5", "pixelate/5"]
+)
+def test_an_accuracy_is_that_of_the_corrupted_images(found, model, digits, condition):
+    kind, _, severity = condition.partition("/")
+    expected = literally(model, digits, kind if severity else None, int(severity or 0))
+    # standardising and back rounds, and jpeg has steps: at most one of 500 images may differ
+    assert found["trained"][condition] == pytest.approx(expected, abs=1.5 / 500)
+
+
+def test_corruption_costs_accuracy(found):
+    trained = found["trained"]
+    assert trained[CLEAN] > 0.9
+    assert mean_corruption_accuracy(trained) < trained[CLEAN] - 0.02
+    assert mean_corruption_accuracy({c: float(c != CLEAN) for c in CONDITIONS}) == 1
+
+
+def test_statistics_of_the_test_batch_are_those_of_250_images(found, model, digits):
+    images, labels = (tensor[order(digits)] for tensor in digits.test.tensors)
+    copy = build_model("cifar-resnet8", "bn", classes=10, channels=1, seed=0)
+    copy.load_state_dict(model.state_dict())
+    right = 0
+    for part in range(2):
+        some = slice(250 * part, 250 * part + 250)
+        changed = corrupt(images[some], "contrast", 5, 0, first=250 * part)
+        with torch.no_grad():
+            scores = copy.train()((changed - digits.mean[0]) / digits.std[0])
+        right += int((scores.argmax(1) == labels[some]).sum())
+    assert found["test-batch"]["contrast/5"] == pytest.approx(right / 500, abs=1.5 / 500)
+
+
+def test_re_estimated_statistics_are_those_of_clean_training_images(model, digits, monkeypatch):
+    seen = []
+    recalibrate = shift.recalibrate
+
+    def watched(model, batches):
+        recalibrated = recalibrate(model, batches)
+        seen.append(recalibrated)
+        return recalibrated
+
+    monkeypatch.setattr(shift, "recalibrate", watched)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    shifted_accuracy(model, digits, CPU, controls=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    first = model.conv1(whole(digits))
+    expected = first.double().mean((0, 2, 3))
+    torch.testing.assert_close(seen[0].bn1.running_mean.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def whole(digits):
+    images = digits.plain.tensors[0]
+    return (images - digits.mean[0]) / digits.std[0]
+
+
+def test_controls_are_for_models_with_batch_statistics(digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert list(shifted_accuracy(model, digits, CPU, controls=True)) == ["trained"]
+
+
+def test_controls_are_only_measured_when_asked_for(model, digits):
+    assert list(shifted_accuracy(model, digits, CPU, controls=False)) == ["trained"]
+
+
+def test_images_too_many_to_keep_give_the_same(found, model, digits, monkeypatch):
+    monkeypatch.setattr(shift, "_KEPT_BYTES", 0)
+    assert shifted_accuracy(model, digits, CPU, controls=False)["trained"] == found["trained"]

@@ -1,0 +1,247 @@
+"""What the studies run, and that it is what they say."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.progress import Progress
+from support import CONFIG, make_record
+
+from rbnorm.lab.errors import UsageError
+from rbnorm.lab.models import build_model
+from rbnorm.lab.records import Failure, Record, select
+from rbnorm.lab.studies import executors
+from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Settings
+from rbnorm.lab.studies.catalogue import CATALOGUE
+from rbnorm.lab.studies.executors import attempt, in_turn, on_ray
+from rbnorm.lab.studies.runner import Runner, Shard
+from rbnorm.lab.studies.tuning import Rates
+
+SETTINGS = Settings(
+    data="digits",
+    model="cifar-resnet8",
+    networks=(),
+    seeds=3,
+    epochs=1,
+    batch_size=32,
+    rates=(0.1, 0.2),
+    tuning_seeds=2,
+    weight_decay=5e-4,
+    mixed_precision="no",
+    limit=100,
+    image_size=None,
+    workers=0,
+)
+
+
+def rate(model, norm):
+    return 0.1
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
+    study = CATALOGUE[name](SETTINGS, rate)
+    assert study.name == name
+    labels = [(arm.group, arm.label) for arm in study.arms]
+    assert len(set(labels)) == len(labels)
+    assert len(set(study.runs())) == len(study.runs()) == 3 * len(study.arms)
+    for arm in study.arms:
+        assert arm.baseline is None or (arm.group, arm.baseline) in labels
+    for comparison in study.primary:
+        assert {
+            (comparison.group, comparison.treatment),
+            (comparison.group, comparison.control),
+        } <= {*labels}
+
+
+def test_the_primary_comparisons_are_the_three_named_before_the_runs():
+    study = CATALOGUE["primary"](SETTINGS, rate)
+    arms = {(arm.group, arm.label): arm.config for arm in study.arms}
+    found = [
+        (
+            arms[c.group, c.treatment].norm,
+            arms[c.group, c.control].norm,
+            c.measure,
+            arms[c.group, c.treatment].norm_batch,
+        )
+        for c in study.primary
+    ]
+    assert found == [
+        ("rbn", "bn", "clean", None),
+        ("rbn", "bn", "shifted", None),
+        ("rbn", "bn", "clean", 2),
+    ]
+
+
+def test_a_pair_differs_in_the_norm_alone():
+    for arm in CATALOGUE["primary"](SETTINGS, rate).arms:
+        assert replace(arm.config, norm="bn", norm_batch=None, shift="none") == SETTINGS.config(
+            "bn", 0.1
+        )
+
+
+def test_studies_share_the_runs_they_have_in_common():
+    runs = {name: set(CATALOGUE[name](SETTINGS, rate).runs()) for name in CATALOGUE}
+    assert len(runs["primary"] & runs["batch-size"]) == 3 * 4
+    assert len(runs["primary"] & runs["shift"] & runs["ablation"] & runs["networks"]) == 3 * 2
+
+
+@pytest.mark.parametrize("norm", ["gn", "rbn", "rbn-center", "rbn:restrict=tanh"])
+def test_every_norm_of_a_seed_has_the_same_initial_weights(norm):
+    first, other = (
+        build_model("cifar-resnet8", name, classes=10, channels=1, seed=5).state_dict()
+        for name in ("bn", norm)
+    )
+    same = [name for name in first if name in other and "conv" in name]
+    assert len(same) == 7
+    assert all(torch.equal(first[name], other[name]) for name in same)
+
+
+def tuned(settings, accuracy, missing=(), failed=()):
+    """Rates whose tuning runs ended with ``accuracy(norm, lr, seed)``."""
+    wanted = Rates(settings, {})
+    for norm in ("bn", "rbn"):
+        wanted(settings.model, norm)
+    records, failures = {}, set()
+    for run in wanted.runs():
+        if (run.norm, run.lr) in failed:
+            failures.add(run.key)
+        elif (run.norm, run.lr) not in missing:
+            record = make_record(accuracy(run.norm, run.lr, run.seed))
+            records[run.key] = replace(record, config=run)
+    rates = Rates(settings, records, failures)
+    for norm in ("bn", "rbn"):
+        rates(settings.model, norm)
+    return rates
+
+
+def test_each_norm_gets_the_rate_that_is_best_on_held_out_images():
+    best = {"bn": 0.2, "rbn": 0.1}
+    rates = tuned(SETTINGS, lambda norm, lr, seed: 0.8 + 0.1 * (lr == best[norm]) + seed / 1e5)
+    assert rates.complete
+    assert [rates("cifar-resnet8", norm) for norm in ("bn", "rbn", "rbn:restrict=tanh")] == [
+        0.2,
+        0.1,
+        0.1,
+    ]
+    assert [(c.norm, c.lr, c.chosen) for c in rates.table()] == [
+        ("bn", 0.1, False),
+        ("bn", 0.2, True),
+        ("rbn", 0.1, True),
+        ("rbn", 0.2, False),
+    ]
+
+
+def test_equally_good_rates_give_the_smaller():
+    assert tuned(SETTINGS, lambda *_: 0.5)("cifar-resnet8", "rbn") == 0.1
+
+
+def test_a_rate_whose_run_failed_is_not_chosen():
+    rates = tuned(SETTINGS, lambda norm, lr, seed: 1 - lr, failed=[("rbn", 0.1)])
+    assert rates.complete
+    assert rates("cifar-resnet8", "rbn") == 0.2
+    assert rates("cifar-resnet8", "bn") == 0.1
+
+
+def test_nothing_is_chosen_before_all_candidates_were_tried():
+    rates = tuned(SETTINGS, lambda *_: 0.5, missing=[("rbn", 0.2)])
+    assert not rates.complete
+    assert [c.norm for c in rates.table()] == ["bn", "bn"]
+
+
+def test_tuning_sees_no_test_image_and_no_reported_seed():
+    rates = tuned(SETTINGS, lambda *_: 0.5)
+    reported = CATALOGUE["primary"](SETTINGS, rates).runs()
+    assert all(run.held_out and run.seed >= FIRST_TUNING_SEED for run in rates.runs())
+    assert not any(run.held_out or run.seed >= FIRST_TUNING_SEED for run in reported)
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7])
+def test_shards_are_all_runs_each_once(of):
+    runs = CATALOGUE["shift"](SETTINGS, rate).runs()
+    shares = [Shard(i, of).share(runs) for i in range(1, of + 1)]
+    assert sorted(run.key for share in shares for run in share) == sorted(run.key for run in runs)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/2", "1/0", "1/2/3", "-1/2", "1.0/2"])
+def test_what_is_no_shard_is_refused(text):
+    with pytest.raises(UsageError, match="--shard"):
+        Shard.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1, not 0"),
+        ({"seeds": 1001}, "seeds must be at most 1000, not 1001"),
+        ({"tuning_seeds": 0}, "tuning seeds must be at least 1, not 0"),
+        ({"rates": ()}, "rates must name at least one learning rate"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(UsageError, match=message):
+        replace(SETTINGS, **change)
+
+
+def small(**change):
+    return replace(CONFIG, epochs=1, limit=64, batch_size=32, trace=False, **change)
+
+
+def failing(monkeypatch, *seeds):
+    train_run = executors.train_run
+
+    def run(config, *rest):
+        if config.seed in seeds:
+            raise RuntimeError("the loss is a banana\nmore")
+        return train_run(config, *rest)
+
+    monkeypatch.setattr(executors, "train_run", run)
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
+    runs = [small(seed=seed) for seed in range(3)]
+    runner = Runner(tmp_path, None, Shard())
+    with monkeypatch.context() as patch:
+        failing(patch, 1)
+        runner.run(runs, "runs")
+    assert [r.config.seed for r in select(runner.records.load(), runs)] == [0, 2]
+    (failure,) = runner.failures.load().values()
+    assert failure.config == runs[1]
+    assert failure.error == "RuntimeError: the loss is a banana"
+    assert "in run" in failure.trace
+    runner.run(runs, "runs")  # and again, now that its cause is gone
+    assert [r.config.seed for r in select(runner.records.load(), runs)] == [0, 1, 2]
+
+
+def test_only_what_has_no_record_is_run(tmp_path):
+    runs = [small(seed=seed) for seed in range(3)]
+    asked = []
+
+    def executor(configs, root, progress):
+        asked.append([config.seed for config in configs])
+        return in_turn(configs[:1], root, progress)
+
+    runner = Runner(tmp_path, None, Shard(), executor)
+    for _ in range(3):
+        runner.run(runs, "runs")
+    assert asked == [[0, 1, 2], [1, 2], [2]]
+
+
+def test_an_error_of_the_data_is_a_failure_too(tmp_path):
+    result = attempt(small(data=f"imagefolder:{tmp_path}"), None)
+    assert isinstance(result, Failure)
+    assert "is no image folder" in result.error
+
+
+def test_ray_without_a_cluster_is_refused():
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=r"--ray auto: no cluster answers"):
+        on_ray("auto")
+
+
+def test_results_of_one_run_are_the_same_each_time():
+    first, again = (attempt(small(norm="rbn"), Path("nowhere"), Progress()) for _ in range(2))
+    assert isinstance(first, Record)
+    assert first.epochs[0].train_loss == again.epochs[0].train_loss
