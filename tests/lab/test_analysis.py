@@ -1,31 +1,10 @@
 import numpy as np
 import pytest
-from scipy import stats
 from support import make_record
 
 from rbnorm.lab import analysis
-from rbnorm.lab.analysis import estimate, summarise
-
-
-def test_the_interval_is_students():
-    values = [0.91, 0.95, 0.96, 0.93]
-    half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
-    result = estimate(values)
-    assert result.mean == pytest.approx(0.9375)
-    assert result.interval == pytest.approx((0.9375 - half, 0.9375 + half))
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    results = [estimate(sample) for sample in rng.normal(0.9, 0.01, (2000, 3))]
-    covered = np.mean([low <= 0.9 <= high for low, high in (r.interval for r in results)])
-    assert covered == pytest.approx(0.95, abs=0.015)
-
-
-@pytest.mark.parametrize("values", [[0.9], [0.9, 0.9, 0.9], [0.3, 0.1 + 0.2]])
-def test_without_spread_there_is_no_interval(values):
-    result = estimate(values)
-    assert (result.interval, result.p, result.detectable) == (None, None, False)
+from rbnorm.lab.analysis import summarise
+from rbnorm.lab.statistics import Estimate, estimate
 
 
 def study(effect, noise, seeds=8):
@@ -92,10 +71,10 @@ def test_batch_sizes_are_kept_apart():
 
 
 def test_numbers_in_words():
-    result = analysis.Estimate((0.9, 0.92), 0.91, (0.78294, 1.03706), 0.0004)
+    result = Estimate((0.9, 0.92), 0.91, (0.78294, 1.03706), 0.0004)
     assert analysis.with_margin(result) == "91.00 ± 12.71"
     assert analysis.with_interval(result) == "+91.00 (+78.29 to +103.71)"
-    assert analysis.p_value(result) == "<0.001"
+    assert analysis.p_value(result.p) == "<0.001"
     assert analysis.with_margin(estimate([0.5])) == "50.00 ± n/a"
     assert analysis.with_interval(estimate([-0.5])) == "−50.00 (n/a)"
-    assert analysis.p_value(estimate([0.5])) == "n/a"
+    assert analysis.p_value(None) == "n/a"

@@ -5,47 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from rbnorm.lab.records import Record
+from rbnorm.lab.statistics import Estimate, estimate
 
 BASELINE = "bn"
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The mean of a sample, with what the sample says about its accuracy.
-
-    Attributes:
-        values: The sample.
-        mean: Its mean.
-        interval: 95 % t interval of the mean. None where the sample cannot give one: it has a
-            single value, or values without any spread.
-        p: Two-sided p value of the t test that the mean is zero, where there is an interval.
-    """
-
-    values: tuple[float, ...]
-    mean: float
-    interval: tuple[float, float] | None
-    p: float | None
-
-    @property
-    def detectable(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and t interval of a sample."""
-    sample = np.asarray(values, dtype=float)
-    mean = float(sample.mean())
-    # differences that are equal on paper differ by rounding, which is no spread either
-    if len(sample) < 2 or np.ptp(sample) < 1e-9:
-        return Estimate(tuple(values), mean, None, None)
-    test = stats.ttest_1samp(sample, 0.0)
-    low, high = test.confidence_interval(CONFIDENCE)
-    return Estimate(tuple(values), mean, (float(low), float(high)), float(test.pvalue))
 
 
 @dataclass(frozen=True)
@@ -111,11 +75,11 @@ def with_interval(estimate: Estimate) -> str:
     return f"{points(estimate.mean)} ({_interval(estimate)})"
 
 
-def p_value(estimate: Estimate) -> str:
+def p_value(p: float | None) -> str:
     """A p value, or n/a."""
-    if estimate.p is None:
+    if p is None:
         return "n/a"
-    return "<0.001" if estimate.p < 0.001 else f"{estimate.p:.3f}"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval(estimate: Estimate) -> str:

@@ -198,7 +198,7 @@ def _print(records: Sequence[Record], out: Path) -> None:
             str(len(row.accuracy.values)),
             analysis.with_margin(row.accuracy),
             analysis.with_interval(row.gain) if row.gain else "",
-            analysis.p_value(row.gain) if row.gain else "",
+            analysis.p_value(row.gain.p) if row.gain else "",
             end_section=following is not None and following.batch_size != row.batch_size,
         )
     console = Console(file=sys.stdout)

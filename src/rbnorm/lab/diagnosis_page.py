@@ -6,7 +6,6 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -16,6 +15,7 @@ from rbnorm.lab.conversion import Conversion
 from rbnorm.lab.feature_maps import FeatureMaps
 from rbnorm.lab.findings import CASES, percent
 from rbnorm.lab.records import environment
+from rbnorm.lab.templates import render
 
 _MOST_NUMBERS: Final = 250_000  # of channels, about two megabytes
 _CHANNEL: Final = (
@@ -51,11 +51,9 @@ def write_page(
         title: Name of the model.
         command: The command line that makes this page again.
     """
-    templates = Environment(
-        loader=PackageLoader("rbnorm.lab", "."), autoescape=True, undefined=StrictUndefined
-    )
     script = (files("rbnorm.lab") / "diagnosis.js").read_text(encoding="utf-8")
-    return templates.get_template("diagnosis.html").render(
+    return render(
+        "diagnosis.html",
         plotly=Markup(get_plotlyjs()),
         script=Markup(script),
         data=Markup(_embedded(page_data(result, maps))),

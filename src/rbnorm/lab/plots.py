@@ -35,7 +35,7 @@ _STYLES: Final[dict[str, Style]] = {
 _COLORS: Final = tuple(color for color, _, _ in _STYLES.values())
 _MARKERS: Final = ("<", ">", "p", "*", "h", "d", "8", "H")
 _DASHES: Final = ("--", "-.", ":", "-")
-_RC: Final[dict[Any, Any]] = {
+RC: Final[dict[Any, Any]] = {
     "font.size": 10.0,
     "svg.fonttype": "none",
     "text.color": INK,
@@ -59,7 +59,7 @@ def svg(figure: Figure, name: str) -> str:
         name: Keeps the identifiers of this figure apart from others on the page.
     """
     text = io.StringIO()
-    with mpl.rc_context({**_RC, "svg.hashsalt": name, "svg.id": name}):
+    with mpl.rc_context({**RC, "svg.hashsalt": name, "svg.id": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     drawing = text.getvalue()
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
@@ -83,7 +83,7 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     """Test accuracy by norm: mean, 95 % interval and every seed, one panel for every batch size."""
     sizes = _batch_sizes(row.batch_size for row in rows)
     styles = _styles(row.norm for row in rows)
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(4.2 * len(sizes), 3.4), layout="constrained")
         panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
         for axes, size in zip(panels, sizes, strict=True):
@@ -122,7 +122,7 @@ def curves_figure(records: Sequence[Record]) -> Figure:
     sizes = _batch_sizes(record.config.batch_size for record in records)
     styles = _styles(record.config.norm for record in records)
     quantities = (("test_accuracy", "test accuracy (%)", 100), ("test_loss", "test loss", 1))
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(4.2 * len(sizes), 5.6), layout="constrained")
         panels = figure.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
         for row, (quantity, label, factor) in zip(panels, quantities, strict=True):
@@ -171,7 +171,7 @@ def channel_figure(records: Sequence[Record]) -> Figure:
     sizes = _batch_sizes(record.config.batch_size for record in records)
     styles = _styles(record.config.norm for record in records)
     norms = [norm for norm in (BASELINE, "rbn") if norm in styles] or list(styles)
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(4.2 * len(sizes), 3.9), layout="constrained")
         panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
         for axes, size in zip(panels, sizes, strict=True):
@@ -226,7 +226,7 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
 def picture(figure: Figure, suffix: str) -> bytes:
     """A figure as the content of a file of its own, on white."""
     content = io.BytesIO()
-    with mpl.rc_context({**_RC, "svg.hashsalt": "rbnorm"}):
+    with mpl.rc_context({**RC, "svg.hashsalt": "rbnorm"}):
         metadata = {"Date": None} if suffix == "svg" else {}
         figure.savefig(content, format=suffix, dpi=160, facecolor="white", metadata=metadata)
     return content.getvalue()

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rbnorm.files import replace
 from rbnorm.lab import analysis, plots
 from rbnorm.lab.records import Record
+from rbnorm.lab.templates import render
 
 PAGE = "report.html"
 
@@ -30,17 +30,15 @@ def write_report(records: Sequence[Record], out: Path, command: str) -> None:
 
 def page(records: Sequence[Record], command: str, figures: dict[str, Figure]) -> str:
     """The page as text."""
-    templates = Environment(
-        loader=PackageLoader("rbnorm.lab", "."), autoescape=True, undefined=StrictUndefined
-    )
     rows = analysis.summarise(records)
-    return templates.get_template(PAGE).render(
+    return render(
+        PAGE,
         rows=rows,
         answer=analysis.answer(rows),
         figures={name: Markup(plots.svg(figure, name)) for name, figure in figures.items()},
         config=records[0].config,
         records=records,
-        environments=_distinct(records),
+        environments=environments(records),
         command=command,
         with_margin=analysis.with_margin,
         with_interval=analysis.with_interval,
@@ -48,7 +46,7 @@ def page(records: Sequence[Record], command: str, figures: dict[str, Figure]) ->
     )
 
 
-def _distinct(records: Sequence[Record]) -> dict[str, str]:
+def environments(records: Sequence[Record]) -> dict[str, str]:
     """Every fact of the environment, with all its values where runs were made in several."""
     facts: dict[str, dict[str, None]] = {}
     for record in records:

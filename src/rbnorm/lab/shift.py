@@ -21,7 +21,7 @@ CONDITIONS: Final = (
     CLEAN,
     *(f"{kind}/{severity}" for kind in KINDS for severity in STUDIED_SEVERITIES),
 )
-STATISTICS: Final = ("trained", "re-estimated", "test-batch")
+TRAINED, RE_ESTIMATED, TEST_BATCH = STATISTICS = ("trained", "re-estimated", "test-batch")
 """The statistics a model is tested with: the running ones of training, those of clean training
 images after training, and those of each batch of test images."""
 
@@ -46,10 +46,10 @@ def shifted_accuracy(
     Returns:
         For each of these statistics the accuracy under each of :data:`CONDITIONS`.
     """
-    models = {STATISTICS[0]: model.eval()}
+    models = {TRAINED: model.eval()}
     if controls and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
-        models[STATISTICS[1]] = _re_estimated(model, data, device)
-        models[STATISTICS[2]] = _by_batch(model)
+        models[RE_ESTIMATED] = _re_estimated(model, data, device)
+        models[TEST_BATCH] = _by_batch(model)
     found: dict[str, dict[str, float]] = {statistics: {} for statistics in models}
     for condition in CONDITIONS:
         batches = _batches(data, condition)

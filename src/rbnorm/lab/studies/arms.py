@@ -69,6 +69,8 @@ class Study:
         arms: What is trained; nothing for a study of the benchmark's rows.
         seeds: With which seeds.
         primary: The comparisons named before the runs; all others are exploratory.
+        controls: Whether its answer says what other statistics do for the baselines under
+            corruptions.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Study:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     primary: tuple[Comparison, ...] = ()
+    controls: bool = False
 
     def runs(self) -> list[RunConfig]:
         """Every run; the seed varies slowest, so an interrupted study has whole pairs."""

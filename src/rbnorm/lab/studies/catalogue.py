@@ -207,6 +207,7 @@ def shift(settings: Settings, rate: Rate) -> Study:
         ),
         arms,
         _seeds(settings),
+        controls=True,
     )
 
 

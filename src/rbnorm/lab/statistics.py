@@ -1,0 +1,112 @@
+"""Means over seeds with what the seeds say about their accuracy, and tests of differences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+CONFIDENCE: Final = 0.95
+MOST_SIGN_CHANGES: Final = 2**20
+"""All sign changes of 20 differences, about three seconds."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of a sample, with what the sample says about its accuracy.
+
+    Attributes:
+        values: The sample.
+        mean: Its mean.
+        interval: 95 % t interval of the mean. None where the sample cannot give one: it has a
+            single value, or values without any spread.
+        p: Two-sided p value of the t test that the mean is zero, where there is an interval.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float] | None
+    p: float | None
+
+    @property
+    def detectable(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and t interval of a sample.
+
+    Raises:
+        ValueError: The sample is empty, or a value is not finite.
+    """
+    sample = _sample(values)
+    mean = float(sample.mean())
+    # differences that are equal on paper differ by rounding, which is no spread either
+    if len(sample) < 2 or np.ptp(sample) < 1e-9:
+        return Estimate(tuple(values), mean, None, None)
+    test = stats.ttest_1samp(sample, 0.0)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Estimate(tuple(values), mean, (float(low), float(high)), float(test.pvalue))
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Two-sided p value of paired differences, from the sign changes that chance could have made.
+
+    If treatment and control do not differ, each difference could as well have had the other sign.
+    p is the share of all ``2**n`` choices of signs whose mean is at least as far from zero as that
+    of the sample, so it is never below ``2 / 2**n``. Means that are equal but for rounding are
+    equal. More than 20 differences are judged by :data:`MOST_SIGN_CHANGES` random choices of signs,
+    always the same.
+
+    Args:
+        differences: Differences of shares, in pairs that are independent of each other.
+
+    Raises:
+        ValueError: There are no differences, or one is not finite.
+    """
+    sample = _sample(differences)
+    if len(sample) == 1:
+        return 1.0  # scipy asks for two
+
+    def distance(flipped: Any, axis: int) -> Any:
+        # scipy takes values as equal that differ by less than 2e-14 of their size: one more than
+        # the distance makes that 2e-14 of a share, where the rounding of accuracies ends
+        return 1 + np.abs(flipped.mean(axis))
+
+    test = stats.permutation_test(
+        (sample,),
+        distance,
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=MOST_SIGN_CHANGES,
+        batch=2**14,
+        rng=0,
+    )
+    return float(test.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """P values adjusted for their number by the method of Holm (1979), in the given order.
+
+    Rejecting where the adjusted value is at most alpha keeps the probability of any false rejection
+    below alpha, however the tests depend on each other.
+
+    Raises:
+        ValueError: A value is not between 0 and 1.
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p values lie between 0 and 1, which does not hold for {list(p_values)}")
+    if not p_values:
+        return ()
+    return tuple(float(p) for p in multipletests(p_values, method="holm")[1])
+
+
+def _sample(values: Sequence[float]) -> Any:
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
+        raise ValueError(f"a sample is one or more finite numbers, not {list(values)}")
+    return sample

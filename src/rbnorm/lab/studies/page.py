@@ -1,0 +1,94 @@
+"""The page of a study, redrawn from its records alone: one file in English and Chinese."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from rbnorm.files import replace
+from rbnorm.lab import plots
+from rbnorm.lab.analysis import p_value, with_margin
+from rbnorm.lab.report import PAGE, environments
+from rbnorm.lab.studies.answer import MEASURES, STATISTICS, answer, bracketed
+from rbnorm.lab.studies.arms import Arm, Text
+from rbnorm.lab.studies.corrupted import controls, corruption_tables
+from rbnorm.lab.studies.figure import study_figure
+from rbnorm.lab.studies.results import Results, value_of
+from rbnorm.lab.studies.tuning import Candidate
+from rbnorm.lab.templates import render
+
+KINDS: Final = {
+    "noise": Text("Gaussian noise", "高斯噪声"),
+    "impulse": Text("impulse noise", "脉冲噪声"),
+    "blur": Text("blur", "模糊"),
+    "pixelate": Text("pixelation", "像素化"),
+    "contrast": Text("contrast", "对比度"),
+    "brightness": Text("brightness", "亮度"),
+    "jpeg": Text("JPEG", "JPEG 压缩"),
+    "elastic": Text("elastic distortion", "弹性形变"),
+}
+
+
+def write_page(results: Results, tuning: Sequence[Candidate], out: Path, command: str) -> None:
+    """Draw ``report.html`` and each figure's files; each replaces its predecessor whole.
+
+    Args:
+        results: What the study found.
+        tuning: The learning rates that were tried.
+        out: The folder to write to.
+        command: The command line that makes this page again.
+    """
+    figures = {measure: study_figure(results, measure) for measure in results.measures()}
+    drawn = {name: Markup(plots.svg(figure, name)) for name, figure in figures.items()}
+    replace(out / PAGE, page(results, tuning, drawn, command).encode())
+    for name, figure in figures.items():
+        for suffix in ("svg", "png"):
+            replace(out / f"{name}.{suffix}", plots.picture(figure, suffix))
+
+
+def page(
+    results: Results, tuning: Sequence[Candidate], figures: dict[str, Markup], command: str
+) -> str:
+    """The page as text; ``figures`` are drawings by measure."""
+    study, records = results.study, results.records
+    common, own = settings(study.arms)
+    return render(
+        "study.html",
+        study=study,
+        results=results,
+        records=records,
+        answer=answer(study, results),
+        figures=figures,
+        words=MEASURES,
+        statistics=STATISTICS,
+        kinds=KINDS,
+        corruption_tables=corruption_tables(results.arms),
+        controls=controls(results.arms),
+        tuning=tuning,
+        common=common,
+        own=own,
+        environments=environments(records),
+        command=command,
+        with_margin=with_margin,
+        bracketed=bracketed,
+        p_value=p_value,
+        percent=percent,
+        value_of=value_of,
+    )
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, or a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def settings(arms: Sequence[Arm]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings that all arms share, and for every arm the others; the seed is neither."""
+    configs = [{k: v for k, v in asdict(arm.config).items() if k != "seed"} for arm in arms]
+    if not configs:
+        return {}, []
+    common = {k: v for k, v in configs[0].items() if all(config[k] == v for config in configs)}
+    own = [{k: v for k, v in config.items() if k not in common} for config in configs]
+    return common, own

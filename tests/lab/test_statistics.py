@@ -1,0 +1,139 @@
+"""The statistics on data whose truth is known: simulated, or counted out in whole numbers."""
+
+import itertools
+from math import sqrt
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rbnorm.lab import statistics
+from rbnorm.lab.statistics import estimate, holm, sign_flip
+
+ALPHA = 0.05
+
+
+def chance(p, trials):
+    """Four standard deviations of a share of trials, which one seed in 15,000 leaves."""
+    return 4 * sqrt(p * (1 - p) / trials)
+
+
+def test_the_interval_is_students():
+    values = [0.91, 0.95, 0.96, 0.93]
+    half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
+    result = estimate(values)
+    assert result.mean == pytest.approx(0.9375)
+    assert result.interval == pytest.approx((0.9375 - half, 0.9375 + half))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_the_interval_covers_the_truth_as_often_as_it_says(seeds):
+    samples = np.random.default_rng(0).normal(0.9, 0.01, (1500, seeds))
+    covered = np.mean([low <= 0.9 <= high for low, high in (estimate(s).interval for s in samples)])
+    assert covered == pytest.approx(0.95, abs=chance(0.95, 1500))
+
+
+@pytest.mark.parametrize("values", [[0.9], [0.9, 0.9, 0.9], [0.3, 0.1 + 0.2]])
+def test_without_spread_there_is_no_interval(values):
+    result = estimate(values)
+    assert (result.interval, result.p, result.detectable) == (None, None, False)
+
+
+def by_counting(counts):
+    """The sign-flip test's definition in whole numbers."""
+    signs = itertools.product((-1, 1), repeat=len(counts))
+    sums = [abs(sum(s * c for s, c in zip(choice, counts, strict=True))) for choice in signs]
+    return sum(other >= abs(sum(counts)) for other in sums) / len(sums)
+
+
+@pytest.mark.parametrize("images", [360, 1797, 5120, 10_000])
+@pytest.mark.parametrize("seeds", range(1, 9))
+def test_the_sign_flip_test_is_exact_with_ties(images, seeds):
+    rng = np.random.default_rng(seeds)
+    for _ in range(20):
+        control, treatment = rng.integers(images - 4, images, (2, seeds))
+        differences = treatment / images - control / images
+        assert sign_flip(differences) == by_counting((treatment - control).tolist())
+
+
+def test_sums_that_are_zero_on_paper_are_no_evidence():
+    differences = [0.1, 0.2, -0.3]
+    assert sum(differences) != 0
+    assert sign_flip(differences) == 1
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5, 10, 14])
+def test_equal_differences_are_as_much_evidence_as_there_can_be(seeds):
+    assert sign_flip([0.01] * seeds) == 2 / 2**seeds
+    assert sign_flip([-0.01] * seeds) == 2 / 2**seeds
+
+
+def test_no_differences_at_all_are_no_evidence():
+    assert sign_flip([0.0] * 10) == 1
+
+
+def test_the_sign_flip_test_errs_as_often_as_it_may():
+    # the possible p values are k / 128, so the largest not above alpha is 6 / 128
+    noise = np.random.default_rng(0).standard_t(3, (1500, 8))
+    errs = np.mean([sign_flip(sample) <= ALPHA for sample in noise])
+    assert errs == pytest.approx(6 / 128, abs=chance(6 / 128, 1500))
+
+
+@pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
+def test_the_sign_flip_test_finds_an_effect_as_often_as_it_should(effect):
+    # of six differences only all with one sign are below alpha: 2 / 64, next is 4 / 64
+    power = stats.norm.cdf(effect) ** 6 + stats.norm.cdf(-effect) ** 6
+    samples = np.random.default_rng(1).normal(effect, 1, (1500, 6))
+    found = np.mean([sign_flip(sample) <= ALPHA for sample in samples])
+    assert found == pytest.approx(power, abs=chance(power, 1500))
+
+
+def test_more_differences_than_can_be_enumerated_are_judged_by_chance(monkeypatch):
+    differences = np.random.default_rng(2).normal(0.5, 1, 12)
+    exact = sign_flip(differences)
+    monkeypatch.setattr(statistics, "MOST_SIGN_CHANGES", 2**11)
+    assert sign_flip(differences) != exact
+    assert sign_flip(differences) == pytest.approx(exact, abs=chance(exact, 2**11))
+    assert sign_flip(differences) == sign_flip(differences)
+
+
+def step_down(p_values):
+    """Holm's definition: the smallest p times m, the next times m - 1, and never falling."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = adjusted[i] = max(least, min(1, (len(p_values) - rank) * p_values[i]))
+    return adjusted
+
+
+@pytest.mark.parametrize(
+    "p_values",
+    [[], [0.03], [0.04, 0.01, 0.02], [0.02, 0.02, 0.02], [0.9, 0.5], [0.0, 1.0], [0.03, 0.04]],
+)
+def test_holms_adjustment_is_his(p_values):
+    assert holm(p_values) == pytest.approx(step_down(p_values))
+
+
+@pytest.mark.parametrize("effects", [0, 1])
+def test_holm_errs_in_a_family_as_often_as_it_may(effects, monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # multipletests does it on every call, for 0.1 s
+    # independent tests without effect have uniform p values; one with a clear effect has p = 0
+    p_values = np.random.default_rng(3).uniform(size=(5000, 3))
+    p_values[:, :effects] = 0
+    nulls = 3 - effects
+    rate = 1 - (1 - ALPHA / nulls) ** nulls
+    errs = np.mean([min(holm(family)[effects:]) <= ALPHA for family in p_values.tolist()])
+    assert errs == pytest.approx(rate, abs=chance(rate, 5000))
+    assert errs <= ALPHA + chance(ALPHA, 5000)
+
+
+@pytest.mark.parametrize("statistic", [estimate, sign_flip])
+@pytest.mark.parametrize("values", [[], [float("nan")], [0.1, float("nan")], [0.1, float("inf")]])
+def test_what_is_no_sample_is_refused(statistic, values):
+    with pytest.raises(ValueError, match="one or more finite numbers, not"):
+        statistic(values)
+
+
+@pytest.mark.parametrize("p", [float("nan"), -0.1, 1.1])
+def test_what_is_no_p_value_is_refused(p):
+    with pytest.raises(ValueError, match="p values lie between 0 and 1"):
+        holm([0.5, p])

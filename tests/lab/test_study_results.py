@@ -1,0 +1,198 @@
+"""From simulated records to the numbers and the sentence of a study."""
+
+import numpy as np
+import pytest
+from simulated import comparison, corrupted, failures_of, make_study, records_of
+
+from rbnorm.lab.statistics import estimate, sign_flip
+from rbnorm.lab.studies.answer import answer
+from rbnorm.lab.studies.arms import Text
+from rbnorm.lab.studies.corrupted import controls, corruption_tables
+from rbnorm.lab.studies.results import collect
+
+BASE = (0.90, 0.91, 0.88, 0.92, 0.89, 0.90)
+NOISE = (0.001, -0.002, 0.0, 0.002, -0.001, 0.0)
+
+
+def accuracies(**effects):
+    """BatchNorm's accuracies by seed, plus each other norm's effect and some noise."""
+    return lambda arm, seed: (
+        BASE[seed] + (effects[arm.label] + NOISE[seed] if arm.label in effects else 0.0)
+    )
+
+
+def found(study, accuracy, failures=(), **shifted):
+    return collect(study, records_of(study, accuracy, **shifted), dict(failures))
+
+
+def by_label(results):
+    return {result.arm.label: result for result in results.arms}
+
+
+def test_an_arm_is_paired_with_its_baseline_seed_by_seed():
+    results = by_label(found(make_study(), accuracies(rbn=0.01, gn=-0.02)))
+    differences = [0.01 + noise for noise in NOISE]
+    gain = results["rbn"].gain["clean"]
+    assert gain.estimate.mean == pytest.approx(np.mean(differences))
+    assert gain.estimate.interval == pytest.approx(estimate(differences).interval)
+    assert gain.p == sign_flip(differences) == 2 / 64
+    assert results["gn"].gain["clean"].estimate.mean == pytest.approx(-0.02)
+    assert results["bn"].gain == {}
+    assert results["bn"].accuracy["clean"].values == BASE
+
+
+def test_only_seeds_that_both_have_are_paired():
+    def accuracy(arm, seed):
+        return None if (arm.label, seed) in {("bn", 0), ("rbn", 5)} else BASE[seed]
+
+    results = by_label(found(make_study(), accuracy))
+    assert len(results["rbn"].accuracy["clean"].values) == 5
+    assert len(results["rbn"].gain["clean"].estimate.values) == 4
+
+
+def test_groups_are_kept_apart():
+    study = make_study(groups=("whole", "half"))
+    results = found(study, lambda arm, seed: BASE[seed] + (arm.group == "half") * 0.05)
+    means = {(r.arm.group, r.arm.label): r.gain["clean"] for r in results.arms if r.gain}
+    assert {name: gain.estimate.mean for name, gain in means.items()} == pytest.approx(
+        dict.fromkeys(means, 0.0)
+    )
+    assert list(results.groups()) == ["whole", "half"]
+
+
+def test_every_seed_is_done_failed_or_missing():
+    study = make_study()
+    failures = failures_of(study, "rbn", (0, 1))  # the second was run again and ended
+    done = accuracies(rbn=0.0)
+    results = found(
+        study, lambda arm, seed: None if arm.label == "rbn" and seed in {0, 5} else done(arm, seed),
+        failures,
+    )  # fmt: skip
+    rbn = by_label(results)["rbn"]
+    assert (set(rbn.records), set(rbn.failures), rbn.missing) == ({1, 2, 3, 4}, {0}, (5,))
+    assert (results.failed, results.complete_seeds) == (1, 5)
+
+
+def test_records_of_other_studies_are_ignored():
+    study, other = make_study(), make_study(seeds=(7, 8))
+    records = records_of(study, accuracies()) | records_of(other, lambda arm, seed: 0.1)
+    assert len(collect(study, records, {}).records) == 18
+
+
+def test_mean_corruption_accuracy_is_over_kinds_and_severities_without_clean():
+    study = make_study()
+    results = found(
+        study, accuracies(),
+        shifted=lambda arm, seed: {"trained": corrupted(0.5, clean=0.9, noise=0.1)},
+    )  # fmt: skip
+    assert results.measures() == ["clean", "shifted"]
+    assert by_label(results)["rbn"].accuracy["shifted"].mean == pytest.approx((7 * 0.5 + 0.1) / 8)
+    (table,) = corruption_tables(results.arms)
+    assert (table.group, table.statistics, table.labels) == (
+        "whole",
+        "trained",
+        ("bn", "gn", "rbn"),
+    )
+    assert [cell.mean for cell in table.kinds["noise"]] == pytest.approx([0.1] * 3)
+    assert [cell.mean for cell in table.kinds["jpeg"]] == pytest.approx([0.5] * 3)
+    assert [cell.mean for cell in table.clean] == pytest.approx([0.9] * 3)
+
+
+def shifts(arm, seed):
+    """Statistics of the test batch bring BatchNorm 20 points; GroupNorm has none."""
+    trained = {"trained": corrupted(0.5 + BASE[seed] / 10)}
+    if arm.label == "gn":
+        return trained
+    return {**trained, "test-batch": corrupted(0.7 + BASE[seed] / 10 + NOISE[seed])}
+
+
+def test_other_statistics_are_compared_with_those_of_training():
+    results = found(make_study(), accuracies(), shifted=shifts)
+    assert [(c.result.arm.label, c.statistics) for c in controls(results.arms)] == [
+        ("bn", "test-batch"),
+        ("rbn", "test-batch"),
+    ]
+    assert controls(results.arms)[0].gain.estimate.mean == pytest.approx(0.2)
+    trained, batch = corruption_tables(results.arms)
+    assert (trained.labels, batch.labels) == (("bn", "gn", "rbn"), ("bn", "rbn"))
+
+
+PRIMARY = (comparison(), comparison("gn"), comparison("rbn", "shifted"))
+
+
+def test_primary_comparisons_are_adjusted_for_their_number():
+    results = found(make_study(PRIMARY), accuracies(rbn=0.01, gn=0.0), shifted=shifts)
+    clean, gn, shifted = results.primary
+    assert (clean.difference.p, clean.adjusted) == (2 / 64, pytest.approx(6 / 64))
+    assert (gn.adjusted, shifted.adjusted) == (1, 1)
+    assert not clean.detectable
+
+
+def test_a_comparison_that_was_not_run_keeps_its_place_in_the_family():
+    results = found(make_study(PRIMARY), accuracies(rbn=0.01, gn=0.01))
+    clean, gn, shifted = results.primary
+    assert shifted.difference is None
+    assert clean.adjusted == gn.adjusted == pytest.approx(6 / 64)
+
+
+def test_a_primary_answer_says_which_is_better():
+    study = make_study((comparison(),))
+    better = answer(study, found(study, accuracies(rbn=0.01)))
+    low, high = (100 * end for end in estimate([0.01 + n for n in NOISE]).interval)
+    assert better.en == (
+        f"The clean one: rbn is more accurate than bn (+1.00 points, 95 % interval "
+        f"[+{low:.2f}, +{high:.2f}], 6 seeds, Holm-adjusted p = 0.031)."
+    )
+    assert better.zh.startswith(
+        f"clean 项：rbn 比 bn 更高（+1.00 个百分点，95% 区间 [+{low:.2f}, +{high:.2f}]"
+    )
+    worse = answer(study, found(study, accuracies(rbn=-0.01)))
+    assert "rbn is less accurate than bn (−1.00" in worse.en
+    assert "rbn 比 bn 更低（−1.00" in worse.zh
+
+
+def test_a_primary_answer_says_when_nothing_is_detected():
+    study = make_study((comparison(),))
+    same = answer(study, found(study, accuracies(rbn=0.0)))
+    assert "no detectable difference between rbn and bn (+0.00 points, 95 % interval [" in same.en
+    assert "rbn 与 bn 之间没有可检测的差异（+0.00 个百分点，95% 区间 [" in same.zh
+
+
+def test_an_exploratory_answer_names_what_is_better_worse_and_neither():
+    study = make_study()
+    said = answer(study, found(study, accuracies(gn=0.03, rbn=-0.01)))
+    assert "(exploratory" in said.en
+    assert "more accurate than the baseline: 1 (gn +3.00 [" in said.en
+    assert "less accurate: 1 (rbn −1.00 [" in said.en
+    assert "探索性" in said.zh
+    assert "高于基线：1 个（gn +3.00 [" in said.zh
+    neither = answer(study, found(study, accuracies(gn=0.0, rbn=0.0)))
+    assert "no detectable difference: 2 (" in neither.en
+
+
+def test_the_answer_of_a_study_of_controls_says_what_they_do_for_the_baseline():
+    study = make_study(controls=True)
+    said = answer(study, found(study, accuracies(gn=0.0, rbn=0.0), shifted=shifts))
+    assert "bn with statistics of the test batch against bn as trained" in said.en
+    assert "+20.00 points" in said.en
+    assert "rbn with statistics" not in said.en
+    assert "bn 由训练时的统计量改用测试批的统计量" in said.zh
+
+
+def test_an_answer_says_how_much_was_run():
+    study = make_study((comparison(),))
+    assert answer(study, collect(study, {}, {})) == Text("Not run.", "未运行。")
+    partial = found(study, lambda arm, seed: BASE[seed] if seed < 4 else None)
+    assert answer(study, partial).en.startswith("After 4 of 6 seeds (failed runs: 0): ")
+    assert answer(study, partial).zh.startswith("已完成 6 个种子中的 4 个（失败的运行：0 次）：")
+    alone = found(study, lambda arm, seed: BASE[seed] if arm.label == "rbn" else None)
+    assert "the clean one: not run" in answer(study, alone).en
+
+
+def test_one_seed_gives_no_interval_and_detects_nothing():
+    study = make_study((comparison(),), seeds=(0,))
+    said = answer(study, found(study, lambda arm, seed: 0.9 + 0.05 * (arm.label == "rbn")))
+    assert (
+        "no detectable difference between rbn and bn (+5.00 points, 95 % interval [n/a]" in said.en
+    )
+    assert "1 seed, Holm-adjusted p = 1.000" in said.en
