@@ -1,23 +1,34 @@
 """``rbnorm study``: tune, run, and draw the pages."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 
 from rbnorm.lab.data import canonical_name as data_name
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.folders import check_folder
+from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import canonical_name as model_name
+from rbnorm.lab.report import PAGE
+from rbnorm.lab.studies.answer import answer
 from rbnorm.lab.studies.arms import Settings, Study
 from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm.lab.studies.executors import data_of, in_turn, on_ray
+from rbnorm.lab.studies.page import write_page
+from rbnorm.lab.studies.results import collect
 from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
 from rbnorm.lab.train import count_processes
 
 ALL = "all"
+_WAIT = (
+    "The learning rates wait for the tuning runs of other shards: when these have ended, give the "
+    "same command again."
+)
 
 
 def study(
@@ -56,20 +67,25 @@ def study(
             "rbnorm study trains in one process, not under torchrun: give the runs to several "
             "processes with --shard or --ray"
         )
-    runner = Runner(out, data_root, part, on_ray(ray) if ray else in_turn)
-    rates, studies = _studies(chosen, settings, runner)
-    if run and rates.wanted:
-        _check(studies, data_root)
+    runner = Runner(out, data_root, part, on_ray(ray) if run and ray else in_turn)
+    plans = _plans(chosen, settings, runner)
+    if run and any(plan.study.arms for plan in plans):
+        _check(plans, data_root)
         runner.records.create()
-        runner.run(rates.runs(), "choosing learning rates")
-        rates, studies = _studies(chosen, settings, runner)
-        if rates.complete:
-            runner.run([config for study in studies for config in study.runs()], "runs")
+        runner.run([r for plan in plans for r in plan.rates.runs()], "choosing learning rates")
+        plans = _plans(chosen, settings, runner)
+        if all(plan.rates.complete for plan in plans):
+            runner.run([r for plan in plans for r in plan.study.runs()], "runs")
         else:
-            _say(
-                "The learning rates wait for the tuning runs of other shards: when these have "
-                "ended, give the same command again."
-            )
+            Console(stderr=True).print(_WAIT, soft_wrap=True)
+    _draw(plans, runner, out, command)
+
+
+class _Plan(NamedTuple):
+    """A study, with the learning rates that are chosen so far."""
+
+    study: Study
+    rates: Rates
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
@@ -88,17 +104,32 @@ def _canonical(settings: Settings) -> Settings:
     )
 
 
-def _studies(names: Sequence[str], settings: Settings, runner: Runner) -> tuple[Rates, list[Study]]:
-    """The studies, with the learning rates that are chosen so far."""
-    rates = Rates(settings, runner.records.load(), runner.failures.load())
-    return rates, [CATALOGUE[name](settings, rates) for name in names]
+def _plans(names: Sequence[str], settings: Settings, runner: Runner) -> list[_Plan]:
+    records, failures = runner.records.load(), runner.failures.load()
+    plans = []
+    for name in names:
+        rates = Rates(settings, records, failures)
+        plans.append(_Plan(CATALOGUE[name](settings, rates), rates))
+    return plans
 
 
-def _check(studies: Sequence[Study], data_root: Path | None) -> None:
+def _check(plans: Sequence[_Plan], data_root: Path | None) -> None:
     """Load the data before anything is written."""
-    for config in dict.fromkeys(run for study in studies for run in study.runs()[:1]):
-        data_of(config, data_root, quiet=False)
+    for plan in plans:
+        for config in plan.study.runs()[:1]:
+            data_of(config, data_root, quiet=False)
 
 
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True)
+def _draw(plans: Sequence[_Plan], runner: Runner, out: Path, command: str) -> None:
+    """The page of every study, and its answer on standard output."""
+    records, failures = runner.records.load(), runner.failures.load()
+    console = Console(file=sys.stdout, highlight=False)
+    for study, rates in plans:
+        results = collect(study, records, failures)
+        folder = out / study.name
+        make_folder(folder)
+        write_page(results, rates.table(), folder, command)
+        console.print(f"[bold]{study.name}[/bold]: {escape(answer(study, results).en)}")
+        if results.failed:
+            console.print(f"{results.failed} runs failed; the page says why.")
+        console.print(f"Report: {folder / PAGE}", soft_wrap=True)
