@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import rbnorm
-from rbnorm.lab.config import CORRUPTIONS, DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NORMS
+from rbnorm.lab.config import CORRUPTIONS, DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NETWORKS, NORMS
 from rbnorm.lab.errors import UsageError, first_line
 
 # A command imports what it runs: libraries that take seconds to load must not delay --help.
@@ -242,8 +242,8 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add("--model", default="cifar-resnet8", help="the network of all studies; as in compare")
     add(
         "--networks",
-        nargs="+",
-        default=[],
+        nargs="*",
+        default=list(NETWORKS),
         help="further networks of the study networks",
         metavar="MODEL",
     )

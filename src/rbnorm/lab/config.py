@@ -28,6 +28,12 @@ CORRUPTIONS: Final = (
     "jpeg",
     "elastic",
 )
+NETWORKS: Final = (
+    "small:torchvision:mobilenet_v3_small",
+    "small:timm:regnetx_002",
+    "small:timm:cs3darknet_s",
+)
+"""The further networks of the study of networks, adapted to small images."""
 LR_BATCH_SIZE: Final = 64
 """The batch size that a study's learning rate is for; other batch sizes scale it in proportion."""
 

@@ -1,0 +1,182 @@
+"""The whole command on digits: run, killed and continued, in shards, on Ray, and misused."""
+
+import subprocess
+import time
+
+import pytest
+from support import command, environment, opened, run
+
+from rbnorm.lab.records import FailureStore, RecordStore
+from rbnorm.lab.studies.catalogue import CATALOGUE
+
+TINY = (
+    *("--data", "digits", "--limit", 64, "--epochs", 1, "--seeds", 2),
+    *("--rates", 0.1, "--tuning-seeds", 1, "--out", "out"),
+)
+
+
+def results(folder):
+    """What records say of their runs, without what a clock or another process would change."""
+    return {
+        key: (
+            [(e.train_loss, e.test_accuracy) for e in record.epochs],
+            record.shifted,
+            record.calibration,
+        )
+        for key, record in RecordStore(folder).load().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Every study, with the smallest network alone."""
+    folder = tmp_path_factory.mktemp("studies")
+    done = run("study", "all", *TINY, "--networks", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done
+
+
+def test_every_study_ends_with_an_answer_and_a_page(everything):
+    out, done = everything
+    for name in CATALOGUE:
+        assert f"{name}: " in done.stdout
+        assert f"Report: out/{name}/report.html" in done.stdout
+        assert (out / name / "report.html").is_file()
+    assert "Holm-adjusted p" in done.stdout
+    assert not FailureStore(out).load()
+
+
+def test_no_run_is_made_twice(everything):
+    out, _ = everything
+    records = RecordStore(out)
+    assert records.path.read_bytes().count(b"\n") == len(records.load())
+
+
+def test_the_same_command_again_runs_nothing_and_draws_the_same_pages(everything):
+    out, _ = everything
+    pages = {
+        path: path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.suffix != ".lock" and path.is_file()
+    }
+    again = run("study", "all", *TINY, "--networks", cwd=out.parent)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.read_bytes() for path in pages} == pages
+
+
+def test_its_page_opens_with_the_numbers_of_the_records(everything, browser):
+    out, _ = everything
+    page = opened(browser, out / "primary" / "report.html", "desktop")
+    records = RecordStore(out).load().values()
+    best = max(
+        r.accuracy
+        for r in records
+        if r.config.norm == "rbn" and not r.config.held_out and r.config.shift == "controls"
+    )
+    assert f"{100 * best:.2f}" in page.inner_text("#seeds", timeout=1000) or page.locator(
+        "#seeds"
+    ).text_content().count(f"{100 * best:.2f}")
+    assert page.errors == []
+    assert len(page.requests) == 1
+
+
+def part(*more):
+    return ("study", "fine-tune", *TINY, *more)
+
+
+@pytest.fixture(scope="module")
+def part_alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    done = run(*part(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return results(folder / "out")
+
+
+def test_shards_end_with_the_same_records(part_alone, tmp_path):
+    first = run(*part("--shard", "2/2"), cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "wait for the tuning runs of other shards" in first.stderr
+    for shard in ("1/2", "2/2"):
+        done = run(*part("--shard", shard), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "out") == part_alone
+
+
+def test_a_local_ray_ends_with_the_same_records(part_alone, tmp_path):
+    done = run(*part("--ray", "local"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "out") == part_alone
+
+
+def lines(folder):
+    path = folder / "records.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_killed_study_continues_to_the_same_records(part_alone, tmp_path):
+    victim = subprocess.Popen(
+        command(*part()), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while lines(tmp_path / "out") < 2:
+            assert victim.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        victim.kill()
+        victim.wait()
+    assert 2 <= lines(tmp_path / "out") < len(part_alone)
+    with (tmp_path / "out" / "records.jsonl").open("ab") as file:
+        file.write(b'{"schema": 2, "key": "torn')  # as if killed in the middle of a line
+    done = run(*part(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "out") == part_alone
+
+
+def test_without_runs_the_page_says_so(tmp_path):
+    done = run(*part("--no-run"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "fine-tune: Not run." in done.stdout
+    assert not (tmp_path / "out" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["everything"], "unknown study 'everything': choose from primary, ablation"),
+        (["primary", "--shard", "3/2"], "--shard i/n takes an i from 1 to n, not '3/2'"),
+        (["primary", "--rates", "fast"], "learning rates are numbers"),
+        (["primary", "--rates", "-1"], "lr must be a positive number, not -1.0"),
+        (["primary", "--seeds", "0"], "seeds must be at least 1, not 0"),
+        (["primary", "--batch-size", "31"], "31 images cannot be cut into parts of 2"),
+        (["primary", "--data", "imagenet"], "unknown data 'imagenet'"),
+        (["primary", "--data-root", "nowhere"], "Fashion"),
+        (["primary", "--data", "imagefolder:nowhere"], "there is no folder"),
+        (["networks", "--networks", "small:resnet18x"], "unknown model"),
+        (["primary", "--ray", "auto", "--data", "digits"], "no cluster answers"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, arguments, message):
+    done = run("study", *arguments, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"schema": 1}', "records of schema 1 and this version reads schema 2"),
+        ('{"schema": 2, "key": "torn', "line 1 is no record"),
+    ],
+)
+def test_records_it_cannot_read_are_refused_and_kept(tmp_path, line, message):
+    path = tmp_path / "out" / "records.jsonl"
+    path.parent.mkdir()
+    path.write_text(line + "\n")
+    done = run(*part(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert path.read_text() == line + "\n"
