@@ -170,6 +170,19 @@ def test_an_exploratory_answer_names_what_is_better_worse_and_neither():
     assert "no detectable difference: 2 (" in neither.en
 
 
+def test_a_long_answer_names_rbn_first_and_then_the_largest():
+    study = make_study(groups=("a", "b", "c"))
+    said = answer(study, found(study, accuracies(gn=0.03, rbn=0.01)))
+    named = said.en.partition("more accurate than the baseline: ")[2]
+    assert [part.split(" +")[0] for part in named.split("; ")] == [
+        "6 (a: rbn",
+        "b: rbn",
+        "c: rbn",
+        "a: gn",
+        "and 2 more).",
+    ]
+
+
 def test_the_answer_of_a_study_of_controls_says_what_they_do_for_the_baseline():
     study = make_study(controls=True)
     said = answer(study, found(study, accuracies(gn=0.0, rbn=0.0), shifted=shifts))

@@ -21,6 +21,9 @@ STATISTICS: Final = {
     "test-batch": Text("statistics of the test batch", "测试批的统计量"),
 }
 NOT_RUN: Final = Text("Not run.", "未运行。")
+SUBJECT: Final = "rbn"
+"""The norm that the studies are about: where not all are named, it is."""
+
 _MOST_NAMED: Final = 4
 
 
@@ -102,7 +105,7 @@ def _exploratory(arms: Sequence[ArmResult], measure: str) -> Text | None:
     if not gains:
         return None
     several = len({result.arm.group for result in arms}) > 1
-    gains.sort(key=lambda gain: -abs(gain[1].mean))  # the largest are named
+    gains.sort(key=lambda gain: (gain[0].arm.config.norm != SUBJECT, -abs(gain[1].mean)))
     named = [(_name(result, several), estimate) for result, estimate in gains]
     more = [_item(*item) for item in named if item[1].detectable and item[1].mean > 0]
     less = [_item(*item) for item in named if item[1].detectable and item[1].mean < 0]
