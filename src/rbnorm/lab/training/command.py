@@ -130,15 +130,19 @@ def _accelerator(request: Request, out: Path) -> Accelerator:
     if tracker and tracker not in known:
         raise UsageError(f"unknown tracker {tracker!r}: choose from none, {', '.join(known)}")
     if tracker and tracker not in map(str, get_available_trackers()):
-        package = "rbnorm[train]" if tracker == LoggerType.TENSORBOARD else tracker
+        package = "rbnorm[train]" if tracker == str(LoggerType.TENSORBOARD) else tracker
         raise UsageError(
             f"tracker {tracker!r} is not installed: install it with "
             f'pip install "{package}", or give --tracker none'
         )
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu and request.mixed_precision == "fp16":  # accelerate would compute in float32
+        raise UsageError(
+            "mixed precision 'fp16' needs an accelerator and there is none: choose no or bf16"
+        )
     try:
         return Accelerator(
-            # accelerate joins processes without an accelerator only when told of the CPU
-            cpu=not torch.accelerator.is_available(),
+            cpu=on_cpu,  # accelerate joins processes without an accelerator only when told so
             mixed_precision=request.mixed_precision,
             gradient_accumulation_steps=request.accumulate,
             log_with=tracker,

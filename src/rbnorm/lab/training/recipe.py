@@ -49,9 +49,8 @@ class Recipe:
             raise UsageError(f"ema must be between 0 and 1, not {self.ema}")
         if self.run.batch_size % (self.run.processes * self.accumulate):
             raise UsageError(
-                f"batch size {self.run.batch_size} cannot be shared equally by "
-                f"{self.run.processes} processes with {self.accumulate} passes each: "
-                "choose a multiple"
+                f"batch size {self.run.batch_size} must be a multiple of processes times passes, "
+                f"{self.run.processes} x {self.accumulate}"
             )
 
     @property
