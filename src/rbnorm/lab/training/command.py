@@ -20,7 +20,7 @@ from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.train import check_run, count_processes
 from rbnorm.lab.training import checkpoint
-from rbnorm.lab.training.display import Display, sentence
+from rbnorm.lab.training.display import Display, sentence, tracking
 from rbnorm.lab.training.loop import Training
 from rbnorm.lab.training.order import loaded, training_batches
 from rbnorm.lab.training.recipe import LR_BATCH_SIZE, Recipe
@@ -188,12 +188,13 @@ def _only_writer(out: Path, accelerator: Accelerator) -> Iterator[None]:
 
 def _track(training: Training, accelerator: Accelerator) -> None:
     config = {k: v if v is not None else "none" for k, v in training.identity().items()}
-    accelerator.init_trackers(
-        "rbnorm",
-        None if training.step else config,
-        # the points of steps that a kill undid are taken again
-        {"tensorboard": {"purge_step": training.step + 1}},
-    )
+    with tracking():
+        accelerator.init_trackers(
+            "rbnorm",
+            None if training.step else config,
+            # the points of steps that a kill undid are taken again
+            {"tensorboard": {"purge_step": training.step + 1}},
+        )
 
 
 def _train(training: Training, request: Request, out: Path) -> None:

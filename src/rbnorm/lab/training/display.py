@@ -1,7 +1,8 @@
 """What is seen of a run: a bar with the throughput, a line for every epoch, a tracker's curves."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rbnorm.lab.errors import UsageError
 from rbnorm.lab.training.loop import Training
 
 _EVERY: Final = 50  # steps between two points of a tracker's curves
@@ -81,7 +83,7 @@ class Display:
                 "train/lr": self.training.recipe.lr_at(self.training.epoch),
                 "train/images_per_second": rate,
             }
-            self.accelerator.log(values, step=self.training.step)
+            self._log(values)
 
     def evaluation(
         self, evaluate: Callable[[Callable[[], None]], dict[str, float]]
@@ -98,13 +100,32 @@ class Display:
         metrics = self.evaluation(self.training.end_epoch)
         head = f"epoch {self.training.epoch}/{self.epochs}"
         self.say(f"{head}: {sentence(metrics)}; {rate:,.0f} images/s")
-        curves = {name.replace("_", "/", 1): value for name, value in metrics.items()}
-        self.accelerator.log(curves, step=self.training.step)
+        self._log({name.replace("_", "/", 1): value for name, value in metrics.items()})
         self._begin()
+
+    def _log(self, values: dict[str, float]) -> None:
+        with tracking():
+            self.accelerator.log(values, step=self.training.step)
 
     def say(self, line: str) -> None:
         """Print a line."""
         self.console.print(line, soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def tracking() -> Iterator[None]:
+    """Around what makes a tracker write.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the tracker cannot write ({error.strerror}): the checkpoints are as they were, and "
+            "the same command continues once it can, or with --tracker none"
+        ) from error
 
 
 def sentence(metrics: dict[str, float]) -> str:

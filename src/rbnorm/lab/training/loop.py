@@ -250,4 +250,5 @@ class Training:
 def _sums(loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     """A batch's sum of losses, right answers and images."""
     right = (scores.detach().argmax(1) == labels).sum()
-    return torch.stack([loss.double(), right.double(), right.new_tensor(len(labels)).double()])
+    images = torch.full_like(right, len(labels))
+    return torch.stack([loss.double(), right.double(), images.double()])
