@@ -220,6 +220,15 @@ def test_the_default_tracker_has_an_extra(monkeypatch, tmp_path, capsys):
     assert 'install it with pip install "rbnorm[train]"' in capsys.readouterr().err
 
 
+def test_a_tracker_that_cannot_write_ends_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "logs").touch()
+    given = ["--data=digits", "--model=cifar-resnet8", "--limit=64", "--batch-size=64"]
+    assert main(["train", *given, "--workers=0", f"--out={tmp_path}"]) == 2
+    written = capsys.readouterr().err
+    assert "the tracker cannot write (Not a directory)" in written
+    assert written.count("\n") == 1
+
+
 def test_a_folder_has_one_writer(tmp_path, capsys):
     with FileLock(tmp_path / ".lock"):
         given = ["--data=digits", "--model=cifar-resnet8", "--limit=64", "--batch-size=64"]
