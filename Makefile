@@ -59,7 +59,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77"
 	$(BIN)/pip install --quiet $(TORCH_SPEC)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab,export,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab,train,ray,export,dev]"
 	touch $(READY)
 
 $(KERNELS): $(READY) setup.py $(wildcard src/rbnorm/ops/csrc/*)

@@ -11,6 +11,7 @@ from typing import NoReturn
 import rbnorm
 from rbnorm.lab.config import CORRUPTIONS, DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NETWORKS, NORMS
 from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.training.options import add_options as add_train_options
 
 # A command imports what it runs: libraries that take seconds to load must not delay --help.
 
@@ -66,6 +67,13 @@ def _diagnose(options: argparse.Namespace, command: str) -> None:
 
     values = {field.name: getattr(options, field.name) for field in fields(Request)}
     diagnose(Request(**values), options.out, command)
+
+
+def _train(options: argparse.Namespace, command: str) -> None:
+    from rbnorm.lab.training.command import Request, train  # noqa: PLC0415
+
+    values = {field.name: getattr(options, field.name) for field in fields(Request)}
+    train(Request(**values), options.out)
 
 
 def _items(values: Sequence[str]) -> list[str]:
@@ -124,6 +132,17 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
+    training = commands.add_parser(
+        "train",
+        help="train one network at full size, as on ImageNet",
+        description="Train one network with one norm by the ImageNet recipe of ResNet, in any "
+        "number of processes, with checkpoints. The same command again continues.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    training.set_defaults(
+        run=_train, kept="the same command again continues from the newest checkpoint"
+    )
+    add_train_options(training)
     _add_diagnose(
         commands.add_parser(
             "diagnose",

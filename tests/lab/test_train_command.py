@@ -1,0 +1,253 @@
+"""The command ``rbnorm train``: in two processes, killed, continued, evaluated, and misused."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from support import environment, execute
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.functional import cross_entropy
+
+from rbnorm.lab.checkpoints import load_weights
+from rbnorm.lab.cli import main
+from rbnorm.lab.data import load_data
+from rbnorm.lab.models import build_model
+from rbnorm.lab.train import first_images
+from rbnorm.lab.training import checkpoint
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+STEPS = 16  # four epochs of four
+OPTIONS = ("--model=cifar-resnet8", "--image-size=16", "--batch-size=16", "--accumulate=2")
+RECIPE = ("--epochs=4", "--lr=1.6", "--decay-every=3", "--ema=0.8", "--sync-norm")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Photographed digits as PNG: three classes, 24 images each for training and 9 held out."""
+    root = tmp_path_factory.mktemp("digits")
+    images, labels = load_digits(return_X_y=True)
+    for label in range(3):
+        chosen = images[labels == label].reshape(-1, 8, 8).astype("uint8")
+        for i, image in enumerate(chosen[:33]):
+            folder = root / ("train" if i < 24 else "val") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image * 15).resize((20, 20)).save(folder / f"{i}.png")
+    return root
+
+
+def arguments(digits, out, *more):
+    return ["train", f"--data=imagefolder:{digits}", *OPTIONS, *RECIPE, f"--out={out}", *more]
+
+
+def in_two(*given):
+    return [*TORCHRUN, "-m", "rbnorm", *given]
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """A run of two processes that nothing interrupts, each with another that loads images."""
+    folder = tmp_path_factory.mktemp("whole")
+    every = ("--workers=1", "--checkpoint-every=1")
+    done = execute(in_two(*arguments(digits, "out", *every)), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done
+
+
+def files(out):
+    path = checkpoint.newest(out)
+    state = torch.load(path / "state.pt", weights_only=True)
+    return (
+        path.name,
+        load_file(path / "model.safetensors"),
+        load_file(path / "ema.safetensors"),
+        state,
+    )
+
+
+def assert_identical(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_two_processes_train(whole):
+    out, done = whole
+    lines = done.stdout.strip().splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == [f"epoch {i}/4" for i in range(1, 5)]
+    assert lines[-1] == f"Checkpoint: out/step-{STEPS:010d}"
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
+        "logs",
+        f"step-{STEPS - 1:010d}",
+        f"step-{STEPS:010d}",
+    ]
+    history = checkpoint._history(checkpoint.newest(out) / "history.json")
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    for name in ("test_accuracy", "ema_accuracy"):  # each of the 27 images counts once
+        assert history[-1][name] * 27 == pytest.approx(round(history[-1][name] * 27), abs=1e-9)
+
+
+def test_the_tracker_has_the_curves(whole):
+    events = EventAccumulator(str(whole[0] / "logs" / "rbnorm"))
+    events.Reload()
+    points = events.Scalars("test/accuracy")
+    history = checkpoint._history(checkpoint.newest(whole[0]) / "history.json")
+    assert [point.step for point in points] == [4, 8, 12, 16]
+    expected = [metrics["test_accuracy"] for metrics in history]
+    assert [point.value for point in points] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_killed_run_continues_to_the_same_bits(digits, whole, tmp_path):
+    every = ("--checkpoint-every=1", "--tracker=none")
+    begin = in_two(*arguments(digits, "out", *every, "--workers=2"))
+    victim = subprocess.Popen(
+        begin,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    family = []
+    try:
+        deadline = time.monotonic() + 120
+        while step(tmp_path / "out") < 5 and time.monotonic() < deadline:
+            time.sleep(0.005)
+    finally:
+        family = [*psutil.Process(victim.pid).children(recursive=True), victim]
+        for process in family:
+            process.kill()
+        victim.wait()
+    assert 5 <= step(tmp_path / "out") < STEPS
+    done = execute(in_two(*arguments(digits, "out", *every, "--workers=0")), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    actual, expected = files(tmp_path / "out"), files(whole[0])
+    assert actual[0] == expected[0]
+    assert_identical(actual[1:3], expected[1:3])
+    assert_identical(actual[3]["optimizer"]["state"], expected[3]["optimizer"]["state"])
+    histories = [
+        checkpoint._history(checkpoint.newest(out) / "history.json")
+        for out in (tmp_path / "out", whole[0])
+    ]
+    assert histories[0] == histories[1]
+
+
+def step(out):
+    path = checkpoint.newest(out)
+    return int(path.name.removeprefix("step-")) if path else 0
+
+
+def test_one_process_evaluates_what_two_have_trained(digits, whole, capsys):
+    given = arguments(digits, whole[0], "--evaluate", "--workers=0")
+    assert main(given) == 0
+    last = whole[1].stdout.splitlines()[-2]
+    assert capsys.readouterr().out.strip() == drop_training(last)
+
+
+def drop_training(line):
+    head, _, rest = line.partition(": ")
+    return f"{head}: {rest.partition('; ')[2]}"
+
+
+@pytest.mark.parametrize("name", ["test", "ema"])
+def test_the_weights_are_those_of_a_plain_model(digits, whole, name):
+    path = checkpoint.newest(whole[0])
+    model = build_model("cifar-resnet8", "bn", classes=3, channels=3, seed=5)
+    load_weights(model, path / f"{'model' if name == 'test' else name}.safetensors")
+    data = load_data(f"imagefolder:{digits}", image_size=16, quiet=True)
+    images, labels = first_images(data.test, 27)
+    scores = model.eval()(images)
+    metrics = checkpoint._history(path / "history.json")[-1]
+    assert metrics[f"{name}_accuracy"] == (scores.argmax(1) == labels).double().mean().item()
+    loss = cross_entropy(scores, labels).item()
+    assert metrics[f"{name}_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_another_number_of_processes_is_refused(digits, whole, capsys):
+    assert main(arguments(digits, whole[0], "--workers=0")) == 2
+    assert "holds a run with processes 2, not 1" in capsys.readouterr().err
+
+
+BAD = {
+    "--norm batch": "unknown norm 'batch'",
+    "--data imagefolder:missing": "there is no folder",
+    "--model resnet81": "unknown model 'resnet81': did you mean",
+    "--batch-size 5000": "batch size 5000 is more than the 1297 training images of digits",
+    "--batch-size 5 --accumulate 2": "5 must be a multiple of processes times passes, 1 x 2",
+    "--mixed-precision fp16": "mixed precision 'fp16' needs an accelerator and there is none",
+    "--ema 1": "ema must be between 0 and 1, not 1.0",
+    "--epochs 0": "epochs must be at least 1, not 0",
+    "--checkpoint-every 0": "checkpoint every must be at least 1, not 0",
+    "--tracker paper": "unknown tracker 'paper': choose from none, ",
+    "--tracker comet_ml": 'install it with pip install "comet_ml", or give --tracker none',
+    "--norm bn --sync-norm": "torch synchronises norm 'bn' on accelerators only",
+    "--norm gn --sync-norm": "norm 'gn' has no batch statistics",
+    "--evaluate": "--evaluate: there is no checkpoint in out",
+    "--out a-file": "is a file",
+}
+
+
+@pytest.mark.parametrize("given", BAD)
+def test_bad_usage(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    small = ["--data=digits", "--model=cifar-resnet8", "--out=out", "--workers=0"]
+    assert main(["train", *small, *given.split()]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert BAD[given] in written.err
+    assert written.err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["a-file"]
+
+
+def test_the_default_tracker_has_an_extra(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("rbnorm.lab.training.command.get_available_trackers", list)
+    assert main(["train", "--data=digits", f"--out={tmp_path}"]) == 2
+    assert 'install it with pip install "rbnorm[train]"' in capsys.readouterr().err
+
+
+def test_a_tracker_that_cannot_write_ends_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "logs").touch()
+    given = ["--data=digits", "--model=cifar-resnet8", "--limit=64", "--batch-size=64"]
+    assert main(["train", *given, "--workers=0", f"--out={tmp_path}"]) == 2
+    written = capsys.readouterr().err
+    assert "the tracker cannot write (Not a directory)" in written
+    assert written.count("\n") == 1
+
+
+def test_a_folder_has_one_writer(tmp_path, capsys):
+    with FileLock(tmp_path / ".lock"):
+        given = ["--data=digits", "--model=cifar-resnet8", "--limit=64", "--batch-size=64"]
+        assert main(["train", *given, "--workers=0", f"--out={tmp_path}"]) == 2
+    assert "another process is training in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_while_training_is_named(
+    digits, tmp_path, monkeypatch, capsys, workers
+):
+    broken = tmp_path / "images"
+    shutil.copytree(digits, broken)
+    monkeypatch.setattr("rbnorm.lab.imagefolder._CHECKED", 1)
+    for path in sorted((broken / "train" / "2").iterdir()):
+        path.write_bytes(b"\x89PNG broken")
+    given = arguments(broken, tmp_path / "out", f"--workers={workers}", "--tracker=none")
+    given.remove("--sync-norm")
+    assert main(given) == 2
+    written = capsys.readouterr().err
+    assert ".png is no readable image" in written
+    assert written.count("\n") == 1
