@@ -34,7 +34,7 @@ BAD = {
     "--lr nan": "lr must be a positive number, not nan",
     "--weight-decay -1": "weight decay must be zero or a positive number, not -1.0",
     "--mixed-precision fp8": "unknown mixed precision 'fp8': choose from no, fp16, bf16",
-    "--mixed-precision fp16": "mixed precision 'fp16' cannot be had here",
+    "--mixed-precision fp16": "mixed precision 'fp16' needs an accelerator and there is none",
     "--workers -1": "workers must be at least 0",
     "--out a-file": "is a file",
     "--out a-file/below": "is a file",

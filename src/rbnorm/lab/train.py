@@ -88,18 +88,22 @@ def _on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def make_accelerator(mixed_precision: str) -> Accelerator:
-    """What places tensors, casts and gathers; a batch is shared by the processes there are.
+def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
+    """What places tensors, casts and gathers.
+
+    Args:
+        mixed_precision: One of :data:`rbnorm.lab.config.MIXED_PRECISIONS`.
+        options: Further arguments of ``Accelerator``.
 
     Raises:
         UsageError: The device cannot compute in this precision.
     """
-    try:
-        return Accelerator(
-            cpu=_on_cpu(),
-            mixed_precision=mixed_precision,
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
+    if _on_cpu() and mixed_precision == "fp16":  # accelerate would compute in float32
+        raise UsageError(
+            "mixed precision 'fp16' needs an accelerator and there is none: choose no or bf16"
         )
+    try:
+        return Accelerator(cpu=_on_cpu(), mixed_precision=mixed_precision, **options)
     except ValueError as error:
         raise UsageError(
             f"mixed precision {mixed_precision!r} cannot be had here ({first_line(error)})"
@@ -195,7 +199,11 @@ class _Run:
 
     def __init__(self, config: RunConfig, data: ImageData, on_step: Callable[[], None]) -> None:
         self.config, self.data, self.on_step = config, data, on_step
-        self.accelerator = make_accelerator(config.mixed_precision)
+        # a batch is shared by the processes there are
+        self.accelerator = make_accelerator(
+            config.mixed_precision,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
 
     def fit(
         self, model: nn.Module, epochs: int, lr: float, *, scored: bool = False

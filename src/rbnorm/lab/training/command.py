@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration, gather_object
@@ -14,11 +13,12 @@ from filelock import FileLock, Timeout
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import canonical_name as data_name
 from rbnorm.lab.data import load_data
-from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
-from rbnorm.lab.train import check_run, count_processes
+from rbnorm.lab.norms import canonical_norm
+from rbnorm.lab.train import check_run, count_processes, make_accelerator
 from rbnorm.lab.training import checkpoint
 from rbnorm.lab.training.display import Display, sentence, tracking
 from rbnorm.lab.training.loop import Training
@@ -69,7 +69,7 @@ class Request:
         run = RunConfig(
             data=data_name(self.data),
             model=model_name(self.model),
-            norm=self.norm,
+            norm=canonical_norm(self.norm),
             batch_size=self.batch_size,
             seed=self.seed,
             epochs=self.epochs,
@@ -135,23 +135,12 @@ def _accelerator(request: Request, out: Path) -> Accelerator:
             f"tracker {tracker!r} is not installed: install it with "
             f'pip install "{package}", or give --tracker none'
         )
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu and request.mixed_precision == "fp16":  # accelerate would compute in float32
-        raise UsageError(
-            "mixed precision 'fp16' needs an accelerator and there is none: choose no or bf16"
-        )
-    try:
-        return Accelerator(
-            cpu=on_cpu,  # accelerate joins processes without an accelerator only when told so
-            mixed_precision=request.mixed_precision,
-            gradient_accumulation_steps=request.accumulate,
-            log_with=tracker,
-            project_config=ProjectConfiguration(logging_dir=str(out / "logs")),
-        )
-    except ValueError as error:
-        raise UsageError(
-            f"mixed precision {request.mixed_precision!r} cannot be had here ({first_line(error)})"
-        ) from error
+    return make_accelerator(
+        request.mixed_precision,
+        gradient_accumulation_steps=request.accumulate,
+        log_with=tracker,
+        project_config=ProjectConfiguration(logging_dir=str(out / "logs")),
+    )
 
 
 def _restore(training: Training, found: Path | None, *, evaluate: bool) -> None:
