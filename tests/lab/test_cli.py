@@ -92,7 +92,7 @@ def test_a_folder_that_the_system_refuses_is_refused(capsys):
 def test_records_of_another_schema_stay_untouched(tmp_path, capsys):
     store = RecordStore(tmp_path)
     store.append(make_record())
-    other = store.path.read_text().replace('"schema": 1', '"schema": 0')
+    other = store.path.read_text().replace('"schema": 2', '"schema": 0')
     store.path.write_text(other)
     assert main(["compare", "--out", str(tmp_path)]) == 2
     assert "line 1 has records of schema 0" in capsys.readouterr().err
