@@ -11,7 +11,7 @@ from support import make_record, run
 import rbnorm
 from rbnorm import __main__
 from rbnorm.lab.cli import main
-from rbnorm.lab.records import RecordStore
+from rbnorm.lab.store import RecordStore
 
 BAD = {
     "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, in, iebn",

@@ -8,7 +8,7 @@ import time
 import pytest
 from support import VIEWPORTS, command, environment, execute, opened, run
 
-from rbnorm.lab.records import RecordStore
+from rbnorm.lab.store import RecordStore
 
 SMALL = (
     "compare",

@@ -7,7 +7,8 @@ import pytest
 from support import CONFIG, execute, make_record
 
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.records import Failure, FailureStore, RecordStore, number, select
+from rbnorm.lab.records import Failure, number
+from rbnorm.lab.store import FailureStore, RecordStore, select
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from support import make_record
-from rbnorm.lab.records import RecordStore
+from rbnorm.lab.store import RecordStore
 
 store = RecordStore(Path(sys.argv[1]))
 store.append(make_record(seed=0))

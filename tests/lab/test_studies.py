@@ -10,7 +10,8 @@ from support import CONFIG, make_record
 
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.models import build_model
-from rbnorm.lab.records import Failure, Record, select
+from rbnorm.lab.records import Failure, Record
+from rbnorm.lab.store import select
 from rbnorm.lab.studies import executors
 from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Settings
 from rbnorm.lab.studies.catalogue import CATALOGUE

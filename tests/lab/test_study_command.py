@@ -7,7 +7,7 @@ import pytest
 from support import command, environment, opened, run
 
 from rbnorm.lab.cli import main
-from rbnorm.lab.records import FailureStore, RecordStore
+from rbnorm.lab.store import FailureStore, RecordStore
 from rbnorm.lab.studies.catalogue import CATALOGUE
 
 TINY = (

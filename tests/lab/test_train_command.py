@@ -20,9 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from rbnorm.lab.checkpoints import load_weights
 from rbnorm.lab.cli import main
-from rbnorm.lab.data import load_data
+from rbnorm.lab.data import first_images, load_data
 from rbnorm.lab.models import build_model
-from rbnorm.lab.train import first_images
 from rbnorm.lab.training import checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

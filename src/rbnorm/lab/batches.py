@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from rbnorm.lab.config import FOLDER
 from rbnorm.lab.corruptions import KINDS, corruption
 from rbnorm.lab.data import canonical_name, collate
 from rbnorm.lab.errors import UsageError, first_line
@@ -44,5 +45,5 @@ def check_shifted(name: str | None) -> None:
     try:
         canonical_name(name)
     except UsageError as error:
-        known = ", ".join(("train", *KINDS))
-        raise UsageError(f"--shifted: {first_line(error)}, {known}") from error
+        others = "" if name.startswith(FOLDER) else f", {', '.join(('train', *KINDS))}"
+        raise UsageError(f"--shifted: {first_line(error)}{others}") from error

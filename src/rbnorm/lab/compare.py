@@ -28,16 +28,11 @@ from rbnorm.lab.folders import check_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
-from rbnorm.lab.records import Record, RecordStore, select
+from rbnorm.lab.processes import choose_threads, count_processes, make_accelerator
+from rbnorm.lab.records import Record
 from rbnorm.lab.report import PAGE, write_report
-from rbnorm.lab.train import (
-    check_run,
-    choose_threads,
-    count_processes,
-    make_accelerator,
-    steps_of,
-    train_run,
-)
+from rbnorm.lab.store import RecordStore, select
+from rbnorm.lab.train import check_run, steps_of, train_run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 from torchvision.datasets import CIFAR10, FashionMNIST
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
@@ -79,6 +79,12 @@ class Tensors(TensorDataset):
 def collate(batch: Any) -> Any:
     """Leave a batch that :class:`Tensors` made as it is, and collate single images."""
     return batch if isinstance(batch, tuple) else default_collate(batch)
+
+
+def first_images(dataset: Dataset[Any], count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` images and labels of a data set, as a batch."""
+    images, labels = next(iter(DataLoader(dataset, batch_size=count, collate_fn=collate)))
+    return images, labels
 
 
 def canonical_name(name: str) -> str:

@@ -13,6 +13,7 @@ from rbnorm.lab.data import canonical_name as data_name
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import canonical_name as model_name
+from rbnorm.lab.processes import count_processes
 from rbnorm.lab.report import PAGE
 from rbnorm.lab.studies.answer import answer
 from rbnorm.lab.studies.arms import Settings, Study
@@ -22,7 +23,6 @@ from rbnorm.lab.studies.page import write_page
 from rbnorm.lab.studies.results import collect
 from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
-from rbnorm.lab.train import count_processes
 
 ALL = "all"
 _WAIT = (

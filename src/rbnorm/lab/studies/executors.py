@@ -13,8 +13,9 @@ from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.models import needs_rgb
+from rbnorm.lab.processes import choose_threads
 from rbnorm.lab.records import Failure, Record, environment, now
-from rbnorm.lab.train import choose_threads, steps_of, train_run
+from rbnorm.lab.train import steps_of, train_run
 
 Result = Record | Failure
 Executor = Callable[[Sequence[RunConfig], Path | None, Progress], Iterator[Result]]

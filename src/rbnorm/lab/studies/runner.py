@@ -15,7 +15,8 @@ from rich.progress import (
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.records import FailureStore, Record, RecordStore
+from rbnorm.lab.records import Record
+from rbnorm.lab.store import FailureStore, RecordStore
 from rbnorm.lab.studies.executors import Executor, in_turn
 
 

@@ -18,7 +18,8 @@ from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
-from rbnorm.lab.train import check_run, count_processes, make_accelerator
+from rbnorm.lab.processes import count_processes, make_accelerator
+from rbnorm.lab.train import check_run
 from rbnorm.lab.training import checkpoint
 from rbnorm.lab.training.display import Display, sentence, tracking
 from rbnorm.lab.training.loop import Training
