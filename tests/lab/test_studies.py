@@ -42,11 +42,12 @@ def rate(model, norm):
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
-    study = CATALOGUE[name](SETTINGS, rate)
+    study = CATALOGUE[name](SETTINGS, lambda model, norm: 0.2 if norm.startswith("rbn") else 0.1)
+    assert len(set(study.runs())) == len(study.runs())
     assert study.name == name
     labels = [(arm.group, arm.label) for arm in study.arms]
     assert len(set(labels)) == len(labels)
-    assert len(set(study.runs())) == len(study.runs()) == 3 * len(study.arms)
+    assert len(study.runs()) == 3 * len(study.arms)
     for arm in study.arms:
         assert arm.baseline is None or (arm.group, arm.baseline) in labels
     for comparison in study.primary:

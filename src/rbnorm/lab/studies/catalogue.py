@@ -113,6 +113,9 @@ def networks(settings: Settings, rate: Rate) -> Study:
 
 def ablation(settings: Settings, rate: Rate) -> Study:
     """What each part of RBN contributes."""
+    group = "whole batch"
+    lr = rate(settings.model, "rbn")
+    alike = settings.config("bn", lr, shift=_shift("bn", {}))
     return Study(
         "ablation",
         Text("What each part of RBN contributes", "RBN 各部分的贡献"),
@@ -122,7 +125,10 @@ def ablation(settings: Settings, rate: Rate) -> Study:
             "中心化校准与缩放校准是否都有贡献？统计量与限制函数的选择是否重要？",
         ),
         (_SMALL_STUDY, _SEEDS_ONLY, _RBN_RATE, _EXPLORATORY),
-        _arms(settings, rate, "whole batch", _ABLATION),
+        (
+            *_arms(settings, rate, group, _ABLATION),
+            Arm(group, "neither, RBN's learning rate", alike, "neither"),
+        ),
         _seeds(settings),
     )
 
