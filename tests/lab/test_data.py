@@ -183,6 +183,24 @@ def test_a_folder_without_classes_is_refused(tmp_path):
         load_data(f"imagefolder:{tmp_path}")
 
 
+def test_cifar100_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = torch.randint(256, (3, 3072), generator=torch.Generator().manual_seed(0)).byte()
+    for name, rows in (("train", pixels[:2]), ("test", pixels[2:])):
+        content = {"data": rows.numpy(), "fine_labels": [99, 5][: len(rows)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    names = {"fine_label_names": [f"class {i}" for i in range(100)]}
+    (folder / "meta").write_bytes(pickle.dumps(names))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    loaded = load_data("cifar100", tmp_path)
+    assert (loaded.size, len(loaded.test), loaded.classes, loaded.channels) == (2, 1, 100, 3)
+    assert everything(loaded.plain)[1].tolist() == [99, 5]
+    mean, std = (torch.tensor(m).view(3, 1, 1) for m in (loaded.mean, loaded.std))
+    expected = pixels[2].view(3, 32, 32) / 255
+    assert torch.allclose(loaded.test[0][0] * std + mean, expected, rtol=0, atol=1e-6)
+
+
 def test_cifar10_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -206,7 +224,7 @@ def test_cifar10_is_read_from_torchvisions_layout(tmp_path, monkeypatch):
 
 def test_broken_cifar10_is_refused(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(UsageError, match=r"the CIFAR-10 files in .* are broken"):
+    with pytest.raises(UsageError, match=r"the CIFAR10 files in .* are broken"):
         load_data("cifar10", tmp_path)
 
 

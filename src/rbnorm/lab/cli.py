@@ -46,10 +46,7 @@ def _study(options: argparse.Namespace, command: str) -> None:
 
     values = {field.name: getattr(options, field.name) for field in fields(Settings)}
     values["networks"] = tuple(_items(options.networks))
-    try:
-        values["rates"] = tuple(float(item) for item in _items(options.rates))
-    except ValueError as error:
-        raise UsageError(f"learning rates are numbers ({first_line(error)})") from error
+    values["rates"] = tuple(_numbers(options.rates))
     study(
         _items(options.names),
         Settings(**values),
@@ -74,6 +71,13 @@ def _train(options: argparse.Namespace, command: str) -> None:
 
     values = {field.name: getattr(options, field.name) for field in fields(Request)}
     train(Request(**values), options.out)
+
+
+def _numbers(values: Sequence[str]) -> list[float]:
+    try:
+        return [float(item) for item in _items(values)]
+    except ValueError as error:
+        raise UsageError(f"learning rates are numbers ({first_line(error)})") from error
 
 
 def _items(values: Sequence[str]) -> list[str]:
@@ -204,7 +208,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--data", default="digits", help=f"one of {', '.join(DATA)}")
-    add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
+    add("--data-root", type=Path, help="folder of the files of fashion-mnist, cifar10 and cifar100")
     add(
         "--model",
         default="cifar-resnet8",
@@ -257,7 +261,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
     )
     add("--data", default="fashion-mnist", help=f"one of {', '.join(DATA)}")
-    add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
+    add("--data-root", type=Path, help="folder of the files of fashion-mnist, cifar10 and cifar100")
     add("--model", default="cifar-resnet8", help="the network of all studies; as in compare")
     add(
         "--networks",
@@ -305,7 +309,7 @@ def _add_diagnose(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, help="weights: a state dict in .safetensors or torch.save")
     add("--converted", type=Path, help="weights after a conversion to RBN, to compare with")
     add("--data", help=f"one of {', '.join(DATA)}; by default what the model was trained on")
-    add("--data-root", type=Path, help="folder of the files of fashion-mnist and cifar10")
+    add("--data-root", type=Path, help="folder of the files of fashion-mnist, cifar10 and cifar100")
     add(
         "--shifted",
         help=f"a second data set: another of --data, train, or one of {', '.join(CORRUPTIONS)}; "

@@ -15,7 +15,7 @@ NORMS: Final = (
 )
 MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
 FOLDER: Final = "imagefolder:"
-DATA: Final = ("digits", "fashion-mnist", "cifar10", f"{FOLDER}PATH")
+DATA: Final = ("digits", "fashion-mnist", "cifar10", "cifar100", f"{FOLDER}PATH")
 SHIFTS: Final = ("none", "trained", "controls")
 """Corruptions are not applied; with the running statistics of training; and with others too."""
 CORRUPTIONS: Final = (

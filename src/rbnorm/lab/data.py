@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
-from torchvision.datasets import CIFAR10, FashionMNIST
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
@@ -24,8 +24,12 @@ from rbnorm.lab.imagefolder import IMAGENET_MOMENTS, image_folder
 
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
 
-_CIFAR_MOMENTS: Final = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_CIFAR: Final = {
+    "cifar10": (CIFAR10, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
+    "cifar100": (CIFAR100, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))),
+}
 _FOLDER_SIDE: Final = 224
+_Moments = tuple[tuple[float, ...], tuple[float, ...]]
 _HELD_OUT_DIGITS: Final = 500
 _HELD_OUT_PARTS: Final = 6
 _SPLIT_SEED: Final = 0
@@ -117,7 +121,7 @@ def load_data(
 
     Args:
         name: Canonical name of the data.
-        root: Folder that holds, or receives, the files of Fashion-MNIST and CIFAR-10. None looks in
+        root: Folder that holds, or receives, the files of Fashion-MNIST and CIFAR. None looks in
             the place of Debian's package and in ``data``.
         rgb: Repeat a grey image's channel three times.
         limit: Number of training images to keep, drawn at random but always the same.
@@ -132,8 +136,8 @@ def load_data(
         path = Path(name.removeprefix(FOLDER))
         parts = image_folder(path, image_size or _FOLDER_SIDE, quiet=quiet)
         data = ImageData(*parts, 3, *IMAGENET_MOMENTS)
-    elif name == "cifar10":
-        data = _cifar10(root or Path("data"), image_size)
+    elif name in _CIFAR:
+        data = _cifar(*_CIFAR[name], root or Path("data"), image_size)
     elif name == "fashion-mnist":
         data = _fashion_mnist(root, rgb, image_size)
     else:
@@ -224,22 +228,24 @@ def _unpack(file: Path, folder: Path) -> None:
         raise UsageError(f"{file} cannot be unpacked ({first_line(error)})") from error
 
 
-def _cifar10(root: Path, image_size: int | None) -> ImageData:
+def _cifar(
+    dataset: type[CIFAR10], moments: _Moments, root: Path, image_size: int | None
+) -> ImageData:
     side = image_size or 32
-    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*_CIFAR_MOMENTS)]
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*moments)]
     resize = [v2.Resize(side)] if image_size else []
     augment = [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()]
-    if not (root / CIFAR10.base_folder).is_dir():
-        root = _download(CIFAR10, root)
+    if not (root / dataset.base_folder).is_dir():
+        root = _download(dataset, root)
     augmented, plain = v2.Compose([*resize, *augment, *finish]), v2.Compose([*resize, *finish])
     try:
-        train, unchanged = (CIFAR10(root, train=True, transform=t) for t in (augmented, plain))
-        test = CIFAR10(root, train=False, transform=plain)
+        train, unchanged = (dataset(root, train=True, transform=t) for t in (augmented, plain))
+        test = dataset(root, train=False, transform=plain)
     except (RuntimeError, OSError) as error:
         raise UsageError(
-            f"the CIFAR-10 files in {root} are broken ({first_line(error)})"
+            f"the {dataset.__name__} files in {root} are broken ({first_line(error)})"
         ) from error
-    return ImageData(train, unchanged, test, len(train.classes), 3, *_CIFAR_MOMENTS)
+    return ImageData(train, unchanged, test, len(train.classes), 3, *moments)
 
 
 def _download(dataset: Any, root: Path) -> Path:
