@@ -92,7 +92,10 @@ def test_a_config_edited_by_hand_is_refused(store):
         store.load()
 
 
-@pytest.mark.parametrize("change", [{"epochs": []}, {"more": 1}, {"shifted": None}])
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": []}, {"more": 1}, {"shifted": None}, {"shifted": {"trained": {"clean": 0.9}}}],
+)
 def test_a_record_of_other_fields_is_refused(store, change):
     store.append(make_record())
     values = {**json.loads(store.path.read_text()), **change}

@@ -102,13 +102,18 @@ def test_without_batch_statistics_the_parts_change_nothing(digits):
     assert parts.epochs[0].train_loss == pytest.approx(whole.epochs[0].train_loss, rel=1e-4)
 
 
-def test_a_sorted_batch_has_the_same_images_in_the_order_of_their_classes():
+def test_a_sorted_batch_is_cut_by_class_into_parts_of_random_order():
     labels = torch.tensor([3, 1, 2, 1, 0, 3])
     images = torch.arange(6.0).view(6, 1, 1, 1)
     config = replace(SMALL, norm_batch=2, batch_size=6, sorted_batches=True)
-    parts = parts_of(images, labels, config)
-    assert [part[1].tolist() for part in parts] == [[0, 1], [1, 2], [3, 3]]
-    assert torch.cat([part[0] for part in parts]).flatten().tolist() == [4, 1, 3, 2, 0, 5]
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(20):
+        parts = parts_of(images, labels, config, generator)
+        assert sorted(part[1].tolist() for part in parts) == [[0, 1], [1, 2], [3, 3]]
+        assert sorted(part[0].flatten().tolist() for part in parts) == [[0, 5], [3, 2], [4, 1]]
+        seen.add(tuple(part[1][0].item() for part in parts))
+    assert len(seen) == 6  # every order of the parts
 
 
 def test_weight_decay_can_leave_out_the_calibration(digits, monkeypatch):

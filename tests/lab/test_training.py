@@ -42,9 +42,12 @@ def data():
     flip = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(20)])
     return ImageData(
         Tensors(images[:21], labels[:21], flip),
+        Tensors(images[:21], labels[:21], v2.Identity()),
         Tensors(images[21:], labels[21:], v2.Identity()),
         classes=10,
         channels=1,
+        mean=(0.0,),
+        std=(1.0,),
     )
 
 

@@ -35,7 +35,7 @@ NETWORKS: Final = (
 )
 """The further networks of the study of networks, adapted to small images."""
 LR_BATCH_SIZE: Final = 64
-"""The batch size that a study's learning rate is for; other batch sizes scale it in proportion."""
+"""The batch size that the learning rate of ``rbnorm compare`` is for; others scale it."""
 
 _CHOICES: Final = {"norm": NORMS, "mixed_precision": MIXED_PRECISIONS, "shift": SHIFTS}
 _LEAST: Final = {
@@ -70,7 +70,8 @@ class RunConfig:
         processes: Processes that train data-parallel; each has its own batch statistics.
         norm_batch: Images that are normalised together: each process cuts its share of a batch
             into parts of this size, whose gradients it accumulates. None for the whole share.
-        sorted_batches: Sort each batch by class before it is cut, so that a part has few classes.
+        sorted_batches: Sort each batch by class before it is cut, so that a part has few classes;
+            the parts come in a random order.
         decay_calibration: Whether weight decay applies to RBN's three calibration parameters too.
         pretrain_epochs: Epochs with BatchNorm before the norm takes its place.
         pretrain_lr: Peak learning rate of these.

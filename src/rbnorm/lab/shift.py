@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from rbnorm.diagnosis import recalibrate
 from rbnorm.lab.batches import loader_of
 from rbnorm.lab.corruptions import KINDS, STUDIED_SEVERITIES, Corrupted
-from rbnorm.lab.data import ImageData
+from rbnorm.lab.data import ImageData, first_images
 from rbnorm.lab.evaluate import on
 
 CLEAN: Final = "clean"
@@ -87,9 +87,8 @@ def _accuracy(
 
 
 def _batches(data: ImageData, condition: str) -> Iterable[tuple[Tensor, Tensor]]:
-    clean = loader_of(data.test, _BATCH, _IMAGES)
-    first, _ = next(iter(clean))
-    size = first[0].numel() * first.element_size() * _IMAGES * len(CONDITIONS)
+    image, _ = first_images(data.test, 1)
+    size = image.nbytes * _IMAGES * len(CONDITIONS)
     return _kept(data, condition) if size <= _KEPT_BYTES else _corrupted(data, condition)
 
 

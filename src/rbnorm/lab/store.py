@@ -13,6 +13,7 @@ from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import make_folder
 from rbnorm.lab.records import Epoch, Failure, Record
+from rbnorm.lab.shift import CONDITIONS
 
 SCHEMA: Final = 2
 
@@ -132,9 +133,13 @@ class FailureStore(Store[Failure]):
 
 def _record(values: dict[str, Any]) -> Record:
     epochs = tuple(Epoch(**epoch) for epoch in values.pop("epochs"))
-    if not epochs or epochs[-1].test_accuracy is None:
+    record = Record(epochs=epochs, **values)
+    if not epochs or not isinstance(epochs[-1].test_accuracy, float):
         raise ValueError("its last epoch was not tested")
-    return Record(epochs=epochs, **values)
+    for accuracies in record.shifted.values():
+        if set(accuracies) != set(CONDITIONS):
+            raise ValueError("its conditions are not those of this version")
+    return record
 
 
 def select(records: dict[str, Record], configs: Iterable[RunConfig]) -> list[Record]:

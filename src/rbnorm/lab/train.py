@@ -134,13 +134,19 @@ def make_loaders(config: RunConfig, data: ImageData) -> tuple[Loader, Loader]:
     return train, DataLoader(data.test, _TEST_BATCH * config.processes, **common)
 
 
-def parts_of(images: Tensor, labels: Tensor, config: RunConfig) -> list[tuple[Tensor, Tensor]]:
-    """A batch cut into what is normalised together."""
-    if config.sorted_batches:
-        order = labels.argsort(stable=True)
-        images, labels = images[order], labels[order]
+def parts_of(
+    images: Tensor, labels: Tensor, config: RunConfig, generator: torch.Generator
+) -> list[tuple[Tensor, Tensor]]:
+    """A batch cut into what is normalised together; sorted parts come in a random order.
+
+    Otherwise the last classes would weigh most in the running statistics.
+    """
     size = config.norm_batch or len(images)
-    return list(zip(images.split(size), labels.split(size), strict=True))
+    if not config.sorted_batches:
+        return list(zip(images.split(size), labels.split(size), strict=True))
+    parts = labels.argsort(stable=True).split(size)
+    order = torch.randperm(len(parts), generator=generator).tolist()
+    return [(images[parts[i]], labels[parts[i]]) for i in order]
 
 
 class _Run:
@@ -148,6 +154,7 @@ class _Run:
 
     def __init__(self, config: RunConfig, data: ImageData, on_step: Callable[[], None]) -> None:
         self.config, self.data, self.on_step = config, data, on_step
+        self.order = torch.Generator().manual_seed(config.seed)
         # a batch is shared by the processes there are
         self.accelerator = make_accelerator(
             config.mixed_precision,
@@ -198,7 +205,7 @@ class _Run:
         seen: list[tuple[Tensor, Tensor, Tensor]] = []
         for images, labels in loader:
             optimizer.zero_grad()
-            parts = parts_of(images, labels, self.config)
+            parts = parts_of(images, labels, self.config, self.order)
             for part in parts:
                 last = part is parts[-1]  # processes exchange gradients once a step
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):

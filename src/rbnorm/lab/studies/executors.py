@@ -3,7 +3,6 @@
 import importlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,21 @@ def data_of(config: RunConfig, root: Path | None, *, quiet: bool = True) -> Imag
         UsageError: The data is missing or broken.
     """
     rgb = needs_rgb(config.model)
-    return _data(config.data, root, rgb, config.limit, config.image_size, config.held_out, quiet)
+    key = (config.data, root, rgb, config.limit, config.image_size, config.held_out)
+    if key not in _loaded:
+        _loaded[key] = load_data(
+            config.data,
+            root,
+            rgb=rgb,
+            limit=config.limit,
+            image_size=config.image_size,
+            held_out=config.held_out,
+            quiet=quiet,
+        )
+    return _loaded[key]
 
 
-@lru_cache(maxsize=4)
-def _data(
-    name: str,
-    root: Path | None,
-    rgb: bool,
-    limit: int | None,
-    image_size: int | None,
-    held_out: bool,
-    quiet: bool,
-) -> ImageData:
-    return load_data(
-        name, root, rgb=rgb, limit=limit, image_size=image_size, held_out=held_out, quiet=quiet
-    )
+_loaded: dict[tuple[Any, ...], ImageData] = {}
 
 
 def attempt(
