@@ -206,6 +206,6 @@ def test_one_seed_gives_no_interval_and_detects_nothing():
     study = make_study((comparison(),), seeds=(0,))
     said = answer(study, found(study, lambda arm, seed: 0.9 + 0.05 * (arm.label == "rbn")))
     assert (
-        "no detectable difference between rbn and bn (+5.00 points, 95 % interval [n/a]" in said.en
+        "too few seeds to tell rbn from bn (+5.00 points, 95 % interval [n/a]" in said.en
     )
     assert "1 seed, Holm-adjusted p = 1.000" in said.en

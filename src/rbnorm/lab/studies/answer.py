@@ -7,7 +7,15 @@ from rbnorm.lab.analysis import p_value, points
 from rbnorm.lab.statistics import Estimate
 from rbnorm.lab.studies.arms import Study, Text
 from rbnorm.lab.studies.corrupted import Control, controls
-from rbnorm.lab.studies.results import CLEAN, SHIFTED, ArmResult, Difference, PrimaryResult, Results
+from rbnorm.lab.studies.results import (
+    CLEAN,
+    SHIFTED,
+    ArmResult,
+    Difference,
+    OtherResult,
+    PrimaryResult,
+    Results,
+)
 
 MEASURES: Final = {
     CLEAN: Text("accuracy on clean test images", "干净测试图像上的准确率"),
@@ -38,7 +46,10 @@ def answer(study: Study, results: Results) -> Text:
     if study.primary:
         clauses = [_primary(result) for result in results.primary]
     else:
-        clauses = [c for m in results.measures() if (c := _exploratory(results.arms, m))]
+        named = [clause for other in results.others if (clause := _other(other))]
+        clauses = named[:_MOST_NAMED] or [
+            c for m in results.measures() if (c := _exploratory(results.arms, m))
+        ]
         clauses += [_control(c) for c in _baselines(results)] if study.controls else []
     if not clauses:
         clauses = [
@@ -78,6 +89,11 @@ def _primary(result: PrimaryResult) -> Text:
     p = p_value(result.adjusted)
     en = f"({evidence.en}, Holm-adjusted p = {p})"
     zh = f"（{evidence.zh}，Holm 校正后 p = {p}）"
+    if not result.detectable and not result.resolvable:
+        return Text(
+            f"{name.en}: too few seeds to tell {treatment} from {control} {en}",
+            f"{name.zh}：种子太少，无法区分 {treatment} 与 {control}{zh}",
+        )
     if not result.detectable:
         return Text(
             f"{name.en}: no detectable difference between {treatment} and {control} {en}",
@@ -88,6 +104,14 @@ def _primary(result: PrimaryResult) -> Text:
         f"{name.en}: {treatment} is {'more' if more else 'less'} accurate than {control} {en}",
         f"{name.zh}：{treatment} 比 {control} {'更高' if more else '更低'}{zh}",
     )
+
+
+def _other(result: OtherResult) -> Text | None:
+    comparison, difference = result.comparison, result.difference
+    if difference is None:
+        return None
+    evidence = _evidence(difference)
+    return Text(f"{comparison.name.en}: {evidence.en}", f"{comparison.name.zh}：{evidence.zh}")
 
 
 def _evidence(difference: Difference) -> Text:

@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A primary comparison, named before the runs.
+    """A comparison of two arms, named before the runs.
 
     Attributes:
         name: What is compared, in words.
@@ -48,6 +48,8 @@ class Comparison:
         control: Label of the arm it is compared with.
         measure: ``"clean"`` for accuracy on the test images, ``"shifted"`` for the mean over
             corruptions.
+        control_statistics: One of :data:`rbnorm.lab.shift.STATISTICS`: those with which the control
+            is tested under corruptions; the treatment always with those of training.
     """
 
     name: Text
@@ -55,6 +57,7 @@ class Comparison:
     treatment: str
     control: str
     measure: str
+    control_statistics: str = "trained"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Study:
         limits: What its answer does not say.
         arms: What is trained; nothing for a study of the benchmark's rows.
         seeds: With which seeds.
-        primary: The comparisons named before the runs; all others are exploratory.
+        primary: The comparisons that are tested together.
+        others: Exploratory comparisons, those that answer the question first.
         controls: Whether its answer says what other statistics do for the baselines under
             corruptions.
     """
@@ -80,6 +84,7 @@ class Study:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     primary: tuple[Comparison, ...] = ()
+    others: tuple[Comparison, ...] = ()
     controls: bool = False
 
     def runs(self) -> list[RunConfig]:

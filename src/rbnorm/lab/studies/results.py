@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final
 
 from rbnorm.lab.records import Failure, Record
@@ -57,16 +58,32 @@ class PrimaryResult:
         difference: Treatment minus control, or None without a seed that has both.
         adjusted: The p value, adjusted by Holm's method for all primary comparisons of the study.
             Those without a difference count as p = 1, so running them cannot raise it.
+        together: Number of primary comparisons.
     """
 
     comparison: Comparison
     difference: Difference | None
     adjusted: float
+    together: int
 
     @property
     def detectable(self) -> bool:
         """Whether the difference is not taken for chance."""
         return self.adjusted <= ALPHA
+
+    @property
+    def resolvable(self) -> bool:
+        """Whether any difference could be detected with as many seeds."""
+        seeds = len(self.difference.estimate.values) if self.difference else 0
+        return self.together * 2.0 ** (1 - seeds) <= ALPHA
+
+
+@dataclass(frozen=True)
+class OtherResult:
+    """An exploratory comparison, or None without a seed that has both."""
+
+    comparison: Comparison
+    difference: Difference | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,7 @@ class Results:
     study: Study
     arms: tuple[ArmResult, ...]
     primary: tuple[PrimaryResult, ...]
+    others: tuple[OtherResult, ...]
 
     @property
     def records(self) -> list[Record]:
@@ -114,7 +132,14 @@ def collect(
         failures: Failed runs, likewise.
     """
     arms = tuple(_arm_result(arm, study, records, failures) for arm in study.arms)
-    return Results(study, arms, _primary(study, arms))
+    primary, others = (_differences(c, arms) for c in (study.primary, study.others))
+    adjusted = holm([1.0 if d is None else d.p for d in primary])
+    return Results(
+        study,
+        arms,
+        tuple(map(PrimaryResult, study.primary, primary, adjusted, repeat(len(primary)))),
+        tuple(map(OtherResult, study.others, others)),
+    )
 
 
 def _arm_result(
@@ -147,27 +172,29 @@ def paired(treatment: Mapping[int, float], control: Mapping[int, float]) -> Diff
     return Difference(estimate(differences), sign_flip(differences)) if differences else None
 
 
-def _values(records: Mapping[int, Record], measure: str) -> dict[int, float]:
-    values = {seed: value_of(record, measure) for seed, record in records.items()}
+def _values(
+    records: Mapping[int, Record], measure: str, statistics: str = TRAINED
+) -> dict[int, float]:
+    values = {seed: value_of(record, measure, statistics) for seed, record in records.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def value_of(record: Record, measure: str) -> float | None:
+def value_of(record: Record, measure: str, statistics: str = TRAINED) -> float | None:
     """The clean accuracy of a run, or its mean over corruptions, where it was measured."""
     if measure == CLEAN:
         return record.accuracy
-    accuracies = record.shifted.get(TRAINED)
+    accuracies = record.shifted.get(statistics)
     return mean_corruption_accuracy(accuracies) if accuracies else None
 
 
-def _primary(study: Study, arms: Sequence[ArmResult]) -> tuple[PrimaryResult, ...]:
+def _differences(
+    comparisons: Sequence[Comparison], arms: Sequence[ArmResult]
+) -> list[Difference | None]:
     named = {(result.arm.group, result.arm.label): result.records for result in arms}
-    differences = [
+    return [
         paired(
             _values(named[c.group, c.treatment], c.measure),
-            _values(named[c.group, c.control], c.measure),
+            _values(named[c.group, c.control], c.measure, c.control_statistics),
         )
-        for c in study.primary
+        for c in comparisons
     ]
-    adjusted = holm([1.0 if d is None else d.p for d in differences])
-    return tuple(map(PrimaryResult, study.primary, differences, adjusted))
