@@ -1,37 +1,15 @@
-"""The studies: the arms of each, its question and its limits."""
+"""The studies: the question of each, what is run for it, and its limits."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings, Study, Text
+from rbnorm.lab.studies.costs import cost
+from rbnorm.lab.studies.variants import ABLATION, INIT, NETWORK_NORMS, SHIFT_NORMS, arms_of
 
 SMALL_BATCH: Final = 2
 _BATCHES: Final = (2, 4, 8)
-_SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
-_NETWORK_NORMS: Final = ("bn", "gn", "ln", "in", "iebn", "frn", "evonorm-s0", "bn-se", "rbn")
-_ABLATION: Final = {
-    "neither": "bn",
-    "both": "rbn",
-    "centring only": "rbn-center",
-    "scaling only": "rbn-scale",
-    "statistic: max": "rbn:statistic=max",
-    "statistic: std": "rbn:statistic=std",
-    "restriction: tanh": "rbn:restrict=tanh",
-    "restriction: hardsigmoid": "rbn:restrict=hardsigmoid",
-    "restriction: identity": "rbn:restrict=identity",
-}
-_INIT: Final = {
-    "w_b = 1": "rbn",
-    "w_b = 0": "rbn:scale_bias_init=0",
-    "w_b = 2": "rbn:scale_bias_init=2",
-    "w_b = 4": "rbn:scale_bias_init=4",
-    "w_b = 1, gamma compensated": "rbn:preserve=yes",
-    "w_b = 0, gamma compensated": "rbn:preserve=yes:scale_bias_init=0",
-    "w_b = 2, gamma compensated": "rbn:preserve=yes:scale_bias_init=2",
-    "w_b = 4, gamma compensated": "rbn:preserve=yes:scale_bias_init=4",
-    "w_v = 0.1": "rbn:scale_weight_init=0.1",
-    "w_v = 1": "rbn:scale_weight_init=1",
-}
+_FINE_TUNE: Final = 0.1  # of the learning rate of training
 _SMALL_STUDY: Final = Text(
     "Small networks and images: nothing here says what holds for ImageNet, detection or "
     "segmentation.",
@@ -57,8 +35,8 @@ def primary(settings: Settings, rate: Rate) -> Study:
     """The comparisons that the project's claims rest on."""
     whole, small = "whole batch", f"normalisation batch {SMALL_BATCH}"
     arms = (
-        *_arms(settings, rate, whole, {"bn": "bn", "rbn": "rbn"}),
-        *_arms(settings, rate, small, {"bn": "bn", "rbn": "rbn"}, norm_batch=SMALL_BATCH),
+        *arms_of(settings, rate, whole, {"bn": "bn", "rbn": "rbn"}),
+        *arms_of(settings, rate, small, {"bn": "bn", "rbn": "rbn"}, norm_batch=SMALL_BATCH),
     )
     comparisons = (
         (whole, "clean", "accuracy on clean test images", "干净测试图像上的准确率"),
@@ -94,8 +72,8 @@ def networks(settings: Settings, rate: Rate) -> Study:
     arms = [
         arm
         for model in dict.fromkeys((settings.model, *settings.networks))
-        for arm in _arms(
-            settings, rate, model, {norm: norm for norm in _NETWORK_NORMS}, model=model
+        for arm in arms_of(
+            settings, rate, model, {norm: norm for norm in NETWORK_NORMS}, model=model
         )
     ]
     return Study(
@@ -122,7 +100,7 @@ def ablation(settings: Settings, rate: Rate) -> Study:
             "中心化校准与缩放校准是否都有贡献？统计量与限制函数的选择是否重要？",
         ),
         (_SMALL_STUDY, _SEEDS_ONLY, _RBN_RATE, _EXPLORATORY),
-        _arms(settings, rate, "whole batch", _ABLATION),
+        arms_of(settings, rate, "whole batch", ABLATION),
         _seeds(settings),
     )
 
@@ -130,7 +108,7 @@ def ablation(settings: Settings, rate: Rate) -> Study:
 def init(settings: Settings, rate: Rate) -> Study:
     """How the calibration should begin, and whether it should decay."""
     group = "whole batch"
-    arms = _arms(settings, rate, group, {"bn": "bn", **_INIT})
+    arms = arms_of(settings, rate, group, {"bn": "bn", **INIT})
     free = settings.config(
         "rbn", rate(settings.model, "rbn"), shift="trained", decay_calibration=False
     )
@@ -152,11 +130,11 @@ def init(settings: Settings, rate: Rate) -> Study:
 def batch_size(settings: Settings, rate: Rate) -> Study:
     """Few images normalised together, at a constant number of images per optimiser step."""
     norms = {"bn": "bn", "rbn": "rbn"}
-    arms = list(_arms(settings, rate, "whole batch", {**norms, "gn": "gn"}))
+    arms = list(arms_of(settings, rate, "whole batch", {**norms, "gn": "gn"}))
     for size in (size for size in reversed(_BATCHES) if size < settings.batch_size):
         group = f"normalisation batch {size}"
-        arms += _arms(settings, rate, group, norms, norm_batch=size)
-        arms += _arms(
+        arms += arms_of(settings, rate, group, norms, norm_batch=size)
+        arms += arms_of(
             settings, rate, f"{group}, sorted by class", norms, norm_batch=size, sorted_batches=True
         )
     return Study(
@@ -184,7 +162,7 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
 
 def shift(settings: Settings, rate: Rate) -> Study:
     """Corrupted test images, with other statistics as controls."""
-    arms = _arms(settings, rate, "whole batch", {norm: norm for norm in _SHIFT_NORMS})
+    arms = arms_of(settings, rate, "whole batch", {norm: norm for norm in SHIFT_NORMS})
     return Study(
         "shift",
         Text("Corrupted test images", "损坏的测试图像"),
@@ -239,26 +217,6 @@ def fine_tune(settings: Settings, rate: Rate) -> Study:
     )
 
 
-def cost(settings: Settings, rate: Rate) -> Study:
-    """What the norms cost, from the benchmark's rows."""
-    return Study(
-        "cost",
-        Text("What the norms cost", "各种归一化的代价"),
-        Text(
-            "What does each norm cost in parameters, operations, time and memory?",
-            "各种归一化在参数量、计算量、时间和显存（内存）上的代价是多少？",
-        ),
-        (
-            Text(
-                "Times hold for the machine named below; ratios to BatchNorm carry over better.",
-                "时间只适用于下面所列的机器；与 BatchNorm 的比值更具可移植性。",
-            ),
-        ),
-        (),
-        (),
-    )
-
-
 CATALOGUE: Final[dict[str, Callable[[Settings, Rate], Study]]] = {
     "primary": primary,
     "ablation": ablation,
@@ -271,30 +229,6 @@ CATALOGUE: Final[dict[str, Callable[[Settings, Rate], Study]]] = {
 }
 """Every study by name, in the order in which ``rbnorm study all`` runs them."""
 
-_FINE_TUNE: Final = 0.1  # of the learning rate of training
-
 
 def _seeds(settings: Settings) -> tuple[int, ...]:
     return tuple(range(settings.seeds))
-
-
-def _arms(
-    settings: Settings, rate: Rate, group: str, norms: dict[str, str], **values: Any
-) -> tuple[Arm, ...]:
-    """One arm for every norm, each paired with the group's BatchNorm."""
-    baseline = next((label for label, norm in norms.items() if norm == "bn"), None)
-    arms = []
-    for label, norm in norms.items():
-        model = values.get("model", settings.model)
-        config = settings.config(
-            norm, rate(model, norm), **{"shift": _shift(norm, values), **values}
-        )
-        arms.append(Arm(group, label, config, None if label == baseline else baseline))
-    return tuple(arms)
-
-
-def _shift(norm: str, values: dict[str, Any]) -> str:
-    """Controls for what the study of shifts compares, so that one run serves several studies."""
-    if values.get("norm_batch"):
-        return "none"
-    return "controls" if norm in _SHIFT_NORMS else "trained"
