@@ -47,6 +47,12 @@ def test_every_study_ends_with_an_answer_and_a_page(everything):
     assert not FailureStore(out).load()
 
 
+def test_all_studies_measure_no_costs(everything):
+    out, done = everything
+    assert "cost: Not run." in done.stdout
+    assert not (out / "bench").exists()
+
+
 def test_no_run_is_made_twice(everything):
     out, _ = everything
     records = RecordStore(out)

@@ -1,7 +1,5 @@
 """The page of a study in a browser: from simulated records, and without any."""
 
-from dataclasses import replace
-
 import pytest
 from simulated import comparison, corrupted, failures_of, make_study, records_of
 from support import VIEWPORTS, opened
@@ -183,9 +181,3 @@ def test_a_study_without_records_says_so(browser, tmp_path, language):
     assert "half: rbn\tnorm=rbn, batch_size=32\n" in settings
     assert "epochs=2" in settings
     context.close()
-
-
-def test_a_study_of_no_arms_has_a_page_too(tmp_path):
-    nothing = replace(STUDY, arms=(), primary=(), seeds=())
-    write_page(collect(nothing, {}, {}), [], tmp_path, COMMAND)
-    assert "未运行" in (tmp_path / "report.html").read_text()

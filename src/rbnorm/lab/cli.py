@@ -257,7 +257,8 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add(
         "names",
         nargs="+",
-        help="primary, ablation, shift, batch-size, init, fine-tune, networks, cost, or all",
+        help="primary, ablation, shift, batch-size, init, fine-tune, networks, cost, or all; all "
+        "draws the page of cost, and only cost by its name measures it",
         metavar="NAME",
     )
     add("--data", default="fashion-mnist", help=f"one of {', '.join(DATA)}")

@@ -38,6 +38,14 @@ FIGURE: Final = "bench"
 def bench(parts: Sequence[str], repeats: int, device: str, out: Path) -> None:
     """Measure parts of the benchmark, then show and draw all that ``out`` has.
 
+    The arguments and errors are those of :func:`measure_parts`.
+    """
+    _show(measure_parts(parts, repeats, device, out), out)
+
+
+def measure_parts(parts: Sequence[str], repeats: int, device: str, out: Path) -> list[Row]:
+    """Measure parts of the benchmark and keep their rows.
+
     A part's rows are written when it is done, in place of those it had before.
 
     Args:
@@ -45,6 +53,9 @@ def bench(parts: Sequence[str], repeats: int, device: str, out: Path) -> None:
         repeats: Timed rounds of a case; a slow case ends earlier, but not before 7.
         device: "cpu" or "cuda".
         out: Folder of the rows, the machine's description and the figure.
+
+    Returns:
+        All rows that ``out`` then has.
 
     Raises:
         UsageError: An argument is out of range, or the folder cannot be used.
@@ -59,7 +70,7 @@ def bench(parts: Sequence[str], repeats: int, device: str, out: Path) -> None:
         rows = [row for row in rows if row.part != name] + measured
         machine = {**machine, name: here(where)}
         save(out, rows, machine)
-    _show(rows, out)
+    return rows
 
 
 def _check(parts: Sequence[str], repeats: int, device: str) -> None:

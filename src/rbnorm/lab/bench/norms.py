@@ -62,10 +62,11 @@ def _part(
     )
 
 
+SMALL_MODEL: Final = "cifar-resnet8"
 _SMALL: Final = (32, 1, 28, 28)
 
 NORM_COSTS: Final = {
-    "norms": _part("norms", "cifar-resnet8", 10, _SMALL, _SMALL),
+    "norms": _part("norms", SMALL_MODEL, 10, _SMALL, _SMALL),
     "norms-resnet50": _part(
         "norms-resnet50", "torchvision:resnet50", 1000, (16, 3, 224, 224), (1, 3, 224, 224)
     ),

@@ -1,64 +1,33 @@
-"""The studies: the arms of each, its question and its limits."""
+"""The studies: the question of each, what is run for it, and its limits."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
+from rbnorm.lab.studies import limits
 from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings, Study, Text
+from rbnorm.lab.studies.costs import cost
+from rbnorm.lab.studies.variants import (
+    ABLATION,
+    INIT,
+    NETWORK_NORMS,
+    SHIFT_NORMS,
+    arms_of,
+    comparisons_of,
+)
 
 SMALL_BATCH: Final = 2
 _BATCHES: Final = (2, 4, 8)
-_SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
-_NETWORK_NORMS: Final = ("bn", "gn", "ln", "in", "iebn", "frn", "evonorm-s0", "bn-se", "rbn")
-_ABLATION: Final = {
-    "neither": "bn",
-    "both": "rbn",
-    "centring only": "rbn-center",
-    "scaling only": "rbn-scale",
-    "statistic: max": "rbn:statistic=max",
-    "statistic: std": "rbn:statistic=std",
-    "restriction: tanh": "rbn:restrict=tanh",
-    "restriction: hardsigmoid": "rbn:restrict=hardsigmoid",
-    "restriction: identity": "rbn:restrict=identity",
-}
-_INIT: Final = {
-    "w_b = 1": "rbn",
-    "w_b = 0": "rbn:scale_bias_init=0",
-    "w_b = 2": "rbn:scale_bias_init=2",
-    "w_b = 4": "rbn:scale_bias_init=4",
-    "w_b = 1, gamma compensated": "rbn:preserve=yes",
-    "w_b = 0, gamma compensated": "rbn:preserve=yes:scale_bias_init=0",
-    "w_b = 2, gamma compensated": "rbn:preserve=yes:scale_bias_init=2",
-    "w_b = 4, gamma compensated": "rbn:preserve=yes:scale_bias_init=4",
-    "w_v = 0.1": "rbn:scale_weight_init=0.1",
-    "w_v = 1": "rbn:scale_weight_init=1",
-}
-_SMALL_STUDY: Final = Text(
-    "Small networks and images: nothing here says what holds for ImageNet, detection or "
-    "segmentation.",
-    "网络和图像都很小：这里的结论不能推广到 ImageNet、检测或分割。",
-)
-_SEEDS_ONLY: Final = Text(
-    "The intervals show the spread over seeds, not over other training or test images.",
-    "区间只反映随机种子之间的差异，不反映换一批训练或测试图像的差异。",
-)
-_EXPLORATORY: Final = Text(
-    "These comparisons are exploratory: their p values are not corrected for their number.",
-    "这些比较是探索性的：p 值没有按比较次数校正。",
-)
-_RBN_RATE: Final = Text(
-    "Every variant of RBN has the learning rate chosen for RBN, so that one thing changes at a "
-    "time; a rate of its own might suit a variant better.",
-    "RBN 的各个变体都使用为 RBN 选出的学习率，以保证每次只改变一个因素；"
-    "单独调参可能对某个变体更有利。",
-)
+_FINE_TUNE: Final = 0.1  # of the learning rate of training
+_ALIKE: Final = "neither, RBN's learning rate"
 
 
 def primary(settings: Settings, rate: Rate) -> Study:
     """The comparisons that the project's claims rest on."""
     whole, small = "whole batch", f"normalisation batch {SMALL_BATCH}"
     arms = (
-        *_arms(settings, rate, whole, {"bn": "bn", "rbn": "rbn"}),
-        *_arms(settings, rate, small, {"bn": "bn", "rbn": "rbn"}, norm_batch=SMALL_BATCH),
+        *arms_of(settings, rate, whole, {"bn": "bn", "rbn": "rbn"}),
+        *arms_of(settings, rate, small, {"bn": "bn", "rbn": "rbn"}, norm_batch=SMALL_BATCH),
     )
     comparisons = (
         (whole, "clean", "accuracy on clean test images", "干净测试图像上的准确率"),
@@ -79,7 +48,7 @@ def primary(settings: Settings, rate: Rate) -> Study:
             "在干净图像上、在损坏图像上，以及当批统计量只来自两张图像时，"
             "RBN 是否比 BatchNorm 更准确？",
         ),
-        (_SMALL_STUDY, _SEEDS_ONLY),
+        (limits.SMALL_STUDY, limits.SEEDS_ONLY, limits.RATES, limits.BATCHES, limits.SHIFT),
         arms,
         _seeds(settings),
         tuple(
@@ -94,8 +63,8 @@ def networks(settings: Settings, rate: Rate) -> Study:
     arms = [
         arm
         for model in dict.fromkeys((settings.model, *settings.networks))
-        for arm in _arms(
-            settings, rate, model, {norm: norm for norm in _NETWORK_NORMS}, model=model
+        for arm in arms_of(
+            settings, rate, model, {norm: norm for norm in NETWORK_NORMS}, model=model
         )
     ]
     return Study(
@@ -105,7 +74,7 @@ def networks(settings: Settings, rate: Rate) -> Study:
             "Does RBN improve mainstream networks, compared with BatchNorm and with other norms?",
             "与 BatchNorm 及其他归一化相比，RBN 是否能提升主流网络？",
         ),
-        (_SMALL_STUDY, _SEEDS_ONLY, _EXPLORATORY),
+        (limits.SMALL_STUDY, limits.SEEDS_ONLY, limits.EXPLORATORY),
         tuple(arms),
         _seeds(settings),
     )
@@ -113,9 +82,14 @@ def networks(settings: Settings, rate: Rate) -> Study:
 
 def ablation(settings: Settings, rate: Rate) -> Study:
     """What each part of RBN contributes."""
-    group = "whole batch"
-    lr = rate(settings.model, "rbn")
-    alike = settings.config("bn", lr, shift=_shift("bn", {}))
+    group, measures = "whole batch", ("clean", "shifted")
+    arms = list(arms_of(settings, rate, group, ABLATION))
+    alike = arms_of(settings, lambda model, _: rate(model, "rbn"), group, {_ALIKE: "bn"})[0]
+    pairs = [("both", half) for half in ("centring only", "scaling only")]
+    if alike.config.lr != arms[0].config.lr:
+        arms.append(replace(alike, baseline="neither"))
+        pairs.append(("both", _ALIKE))
+    pairs += [(label, "both") for label in ABLATION if ":" in label]
     return Study(
         "ablation",
         Text("What each part of RBN contributes", "RBN 各部分的贡献"),
@@ -124,19 +98,23 @@ def ablation(settings: Settings, rate: Rate) -> Study:
             "function matter?",
             "中心化校准与缩放校准是否都有贡献？统计量与限制函数的选择是否重要？",
         ),
-        (_SMALL_STUDY, _SEEDS_ONLY, _RBN_RATE, _EXPLORATORY),
         (
-            *_arms(settings, rate, group, _ABLATION),
-            Arm(group, "neither, RBN's learning rate", alike, "neither"),
+            limits.SMALL_STUDY,
+            limits.SEEDS_ONLY,
+            limits.RBN_RATE,
+            limits.EXPLORATORY,
+            limits.SHIFT,
         ),
+        tuple(arms),
         _seeds(settings),
+        others=comparisons_of(group, [(*pair, m) for pair in pairs for m in measures]),
     )
 
 
 def init(settings: Settings, rate: Rate) -> Study:
     """How the calibration should begin, and whether it should decay."""
     group = "whole batch"
-    arms = _arms(settings, rate, group, {"bn": "bn", **_INIT})
+    arms = arms_of(settings, rate, group, {"bn": "bn", **INIT}, baseline="w_b = 1")
     free = settings.config(
         "rbn", rate(settings.model, "rbn"), shift="trained", decay_calibration=False
     )
@@ -149,8 +127,8 @@ def init(settings: Settings, rate: Rate) -> Study:
             "门控偏置 w_b 与权重 w_v 的初值、γ 是否补偿初始门控、"
             "校准参数是否做权重衰减，这些是否重要？",
         ),
-        (_SMALL_STUDY, _SEEDS_ONLY, _RBN_RATE, _EXPLORATORY),
-        (*arms, Arm(group, "no decay of the calibration", free, "bn")),
+        (limits.SMALL_STUDY, limits.SEEDS_ONLY, limits.RBN_RATE, limits.EXPLORATORY),
+        (*arms, Arm(group, "no decay of the calibration", free, "w_b = 1")),
         _seeds(settings),
     )
 
@@ -158,11 +136,11 @@ def init(settings: Settings, rate: Rate) -> Study:
 def batch_size(settings: Settings, rate: Rate) -> Study:
     """Few images normalised together, at a constant number of images per optimiser step."""
     norms = {"bn": "bn", "rbn": "rbn"}
-    arms = list(_arms(settings, rate, "whole batch", {**norms, "gn": "gn"}))
+    arms = list(arms_of(settings, rate, "whole batch", {**norms, "gn": "gn"}))
     for size in (size for size in reversed(_BATCHES) if size < settings.batch_size):
         group = f"normalisation batch {size}"
-        arms += _arms(settings, rate, group, norms, norm_batch=size)
-        arms += _arms(
+        arms += arms_of(settings, rate, group, norms, norm_batch=size)
+        arms += arms_of(
             settings, rate, f"{group}, sorted by class", norms, norm_batch=size, sorted_batches=True
         )
     return Study(
@@ -174,9 +152,10 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
             "当批统计量只来自少数图像或少数类别，而优化器看到的批次不变时，RBN 是否有帮助？",
         ),
         (
-            _SMALL_STUDY,
-            _SEEDS_ONLY,
-            _EXPLORATORY,
+            limits.SMALL_STUDY,
+            limits.SEEDS_ONLY,
+            limits.EXPLORATORY,
+            limits.BATCHES,
             Text(
                 "GroupNorm does not depend on which images stand together: its row for the whole "
                 "batch holds for all.",
@@ -190,7 +169,7 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
 
 def shift(settings: Settings, rate: Rate) -> Study:
     """Corrupted test images, with other statistics as controls."""
-    arms = _arms(settings, rate, "whole batch", {norm: norm for norm in _SHIFT_NORMS})
+    arms = arms_of(settings, rate, "whole batch", {norm: norm for norm in SHIFT_NORMS})
     return Study(
         "shift",
         Text("Corrupted test images", "损坏的测试图像"),
@@ -201,18 +180,23 @@ def shift(settings: Settings, rate: Rate) -> Study:
             "改用其他统计量能否让 BatchNorm 达到同样效果？",
         ),
         (
-            _SMALL_STUDY,
-            _SEEDS_ONLY,
-            _EXPLORATORY,
-            Text(
-                "Corrupted accuracies are those of 2,000 fixed test images; statistics of the test "
-                "batch are those of 250 of them under one corruption.",
-                "损坏图像上的准确率取自固定的 2,000 张测试图像；"
-                "测试批统计量取自同一种损坏下的 250 张图像。",
-            ),
+            limits.SMALL_STUDY,
+            limits.SEEDS_ONLY,
+            limits.RBN_RATE,
+            limits.EXPLORATORY,
+            limits.SHIFT,
         ),
         arms,
         _seeds(settings),
+        others=comparisons_of(
+            "whole batch",
+            [
+                ("rbn", "bn", "shifted"),
+                ("rbn", "gn", "shifted"),
+                ("rbn", "bn", "shifted", "test-batch"),
+                ("rbn", "gn", "clean"),
+            ],
+        ),
         controls=True,
     )
 
@@ -239,29 +223,9 @@ def fine_tune(settings: Settings, rate: Rate) -> Study:
             "preserved, and fine-tuning?",
             "把用 BatchNorm 训练好的网络在保持函数不变的前提下转换为 RBN 并微调，是否有收益？",
         ),
-        (_SMALL_STUDY, _SEEDS_ONLY, _EXPLORATORY),
+        (limits.SMALL_STUDY, limits.SEEDS_ONLY, limits.EXPLORATORY, limits.FINE_TUNE),
         arms,
         _seeds(settings),
-    )
-
-
-def cost(settings: Settings, rate: Rate) -> Study:
-    """What the norms cost, from the benchmark's rows."""
-    return Study(
-        "cost",
-        Text("What the norms cost", "各种归一化的代价"),
-        Text(
-            "What does each norm cost in parameters, operations, time and memory?",
-            "各种归一化在参数量、计算量、时间和显存（内存）上的代价是多少？",
-        ),
-        (
-            Text(
-                "Times hold for the machine named below; ratios to BatchNorm carry over better.",
-                "时间只适用于下面所列的机器；与 BatchNorm 的比值更具可移植性。",
-            ),
-        ),
-        (),
-        (),
     )
 
 
@@ -277,30 +241,6 @@ CATALOGUE: Final[dict[str, Callable[[Settings, Rate], Study]]] = {
 }
 """Every study by name, in the order in which ``rbnorm study all`` runs them."""
 
-_FINE_TUNE: Final = 0.1  # of the learning rate of training
-
 
 def _seeds(settings: Settings) -> tuple[int, ...]:
     return tuple(range(settings.seeds))
-
-
-def _arms(
-    settings: Settings, rate: Rate, group: str, norms: dict[str, str], **values: Any
-) -> tuple[Arm, ...]:
-    """One arm for every norm, each paired with the group's BatchNorm."""
-    baseline = next((label for label, norm in norms.items() if norm == "bn"), None)
-    arms = []
-    for label, norm in norms.items():
-        model = values.get("model", settings.model)
-        config = settings.config(
-            norm, rate(model, norm), **{"shift": _shift(norm, values), **values}
-        )
-        arms.append(Arm(group, label, config, None if label == baseline else baseline))
-    return tuple(arms)
-
-
-def _shift(norm: str, values: dict[str, Any]) -> str:
-    """Controls for what the study of shifts compares, so that one run serves several studies."""
-    if values.get("norm_batch"):
-        return "none"
-    return "controls" if norm in _SHIFT_NORMS else "trained"

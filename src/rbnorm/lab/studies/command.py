@@ -1,5 +1,6 @@
 """``rbnorm study``: tune, run, and draw the pages."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from rbnorm.lab.report import PAGE
 from rbnorm.lab.studies.answer import answer
 from rbnorm.lab.studies.arms import Settings, Study
 from rbnorm.lab.studies.catalogue import CATALOGUE
+from rbnorm.lab.studies.cost_page import cost_answer, write_cost_page
+from rbnorm.lab.studies.costs import COST, load_costs, measure_costs
 from rbnorm.lab.studies.executors import data_of, in_turn, on_ray
 from rbnorm.lab.studies.page import write_page
 from rbnorm.lab.studies.results import collect
@@ -44,6 +47,9 @@ def study(
 ) -> None:
     """Run what the records in ``out`` lack of some studies, then draw their pages.
 
+    The costs are measured only where their study is named, by the first shard and in this process:
+    the machines and cores that share the work of ``"all"`` are too busy to time anything on.
+
     Args:
         names: Names of studies, or ``"all"``.
         settings: What the studies share.
@@ -67,10 +73,14 @@ def study(
             "rbnorm study trains in one process, not under torchrun: give the runs to several "
             "processes with --shard or --ray"
         )
+    measured = COST not in chosen or load_costs(out) is not None
     runner = Runner(out, data_root, part, on_ray(ray) if run and ray else in_turn)
     plans = _plans(chosen, settings, runner)
-    if run and any(plan.study.arms for plan in plans):
+    if run:
         _check(plans, data_root)
+    if run and not measured and COST in names and part.index == 1:
+        measure_costs(out)
+    if run and any(plan.study.arms for plan in plans):
         runner.records.create()
         runner.run([r for plan in plans for r in plan.rates.runs()], "choosing learning rates")
         plans = _plans(chosen, settings, runner)
@@ -78,7 +88,21 @@ def study(
             runner.run([r for plan in plans for r in plan.study.runs()], "runs")
         else:
             Console(stderr=True).print(_WAIT, soft_wrap=True)
-    _draw(plans, runner, out, command)
+    _draw(plans, runner, out, reproducing(command))
+
+
+def reproducing(command: str) -> str:
+    """The command line without what no record depends on: where it ran, in parts, and wrote."""
+    kept: list[str] = []
+    words = iter(shlex.split(command))
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in ("--shard", "--ray", "--out"):
+            if not equals:
+                next(words, None)
+        elif word != "--no-run":
+            kept.append(word)
+    return shlex.join(kept)
 
 
 class _Plan(NamedTuple):
@@ -125,11 +149,18 @@ def _draw(plans: Sequence[_Plan], runner: Runner, out: Path, command: str) -> No
     records, failures = runner.records.load(), runner.failures.load()
     console = Console(file=sys.stdout, highlight=False)
     for study, rates in plans:
-        results = collect(study, records, failures)
         folder = out / study.name
         make_folder(folder)
-        write_page(results, rates.table(), folder, command)
-        console.print(f"[bold]{study.name}[/bold]: {escape(answer(study, results).en)}")
-        if results.failed:
-            console.print(f"{results.failed} runs failed; the page says why.")
+        failed = 0
+        if study.name == COST:
+            costs = load_costs(out)
+            write_cost_page(study, costs, out, command)
+            said = cost_answer(costs)
+        else:
+            results = collect(study, records, failures)
+            write_page(results, rates.table(), folder, command)
+            said, failed = answer(study, results), results.failed
+        console.print(f"[bold]{study.name}[/bold]: {escape(said.en)}")
+        if failed:
+            console.print(f"{failed} runs failed; the page says why.")
         console.print(f"Report: {folder / PAGE}", soft_wrap=True)

@@ -1,11 +1,12 @@
 """The page of a study, redrawn from its records alone: one file in English and Chinese."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from rbnorm.files import replace
 from rbnorm.lab import plots
@@ -41,8 +42,15 @@ def write_page(results: Results, tuning: Sequence[Candidate], out: Path, command
         command: The command line that makes this page again.
     """
     figures = {measure: study_figure(results, measure) for measure in results.measures()}
+    write_files(figures, lambda drawn: page(results, tuning, drawn, command), out)
+
+
+def write_files(
+    figures: Mapping[str, Figure], page_with: Callable[[dict[str, Markup]], str], out: Path
+) -> None:
+    """Write a page, given its drawings by name, and the figures as files of their own."""
     drawn = {name: Markup(plots.svg(figure, name)) for name, figure in figures.items()}
-    replace(out / PAGE, page(results, tuning, drawn, command).encode())
+    replace(out / PAGE, page_with(drawn).encode())
     for name, figure in figures.items():
         for suffix in ("svg", "png"):
             replace(out / f"{name}.{suffix}", plots.picture(figure, suffix))
@@ -69,8 +77,8 @@ def page(
         tuning=tuning,
         common=common,
         own=own,
-        environments=environments(records),
-        command=command,
+        facts=environments(records),
+        commands=[command],
         with_margin=with_margin,
         bracketed=bracketed,
         p_value=p_value,

@@ -1,0 +1,94 @@
+"""The norms and the variants of RBN that the studies compare, as arms."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rbnorm.lab.shift import TRAINED
+from rbnorm.lab.studies.answer import MEASURES, STATISTICS
+from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings, Text
+
+SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
+NETWORK_NORMS: Final = ("bn", "gn", "ln", "in", "iebn", "frn", "evonorm-s0", "bn-se", "rbn")
+ABLATION: Final = {
+    "neither": "bn",
+    "both": "rbn",
+    "centring only": "rbn-center",
+    "scaling only": "rbn-scale",
+    "statistic: max": "rbn:statistic=max",
+    "statistic: std": "rbn:statistic=std",
+    "restriction: tanh": "rbn:restrict=tanh",
+    "restriction: hardsigmoid": "rbn:restrict=hardsigmoid",
+    "restriction: identity": "rbn:restrict=identity",
+}
+INIT: Final = {
+    "w_b = 1": "rbn",
+    "w_b = 0": "rbn:scale_bias_init=0",
+    "w_b = 2": "rbn:scale_bias_init=2",
+    "w_b = 4": "rbn:scale_bias_init=4",
+    "w_b = 1, gamma compensated": "rbn:preserve=yes",
+    "w_b = 0, gamma compensated": "rbn:preserve=yes:scale_bias_init=0",
+    "w_b = 2, gamma compensated": "rbn:preserve=yes:scale_bias_init=2",
+    "w_b = 4, gamma compensated": "rbn:preserve=yes:scale_bias_init=4",
+    "w_v = 0.1": "rbn:scale_weight_init=0.1",
+    "w_v = 1": "rbn:scale_weight_init=1",
+}
+
+
+def arms_of(
+    settings: Settings,
+    rate: Rate,
+    group: str,
+    norms: dict[str, str],
+    *,
+    baseline: str | None = None,
+    **values: Any,
+) -> tuple[Arm, ...]:
+    """One arm for every norm, each paired with the baseline.
+
+    Args:
+        settings: What the studies share.
+        rate: The learning rates.
+        group: The arms' group.
+        norms: The norms by label.
+        baseline: Label of the baseline; None for the one that is BatchNorm.
+        values: Further fields of the runs' config.
+    """
+    baseline = baseline or next((label for label, norm in norms.items() if norm == "bn"), None)
+    arms = []
+    for label, norm in norms.items():
+        model = values.get("model", settings.model)
+        config = settings.config(
+            norm, rate(model, norm), **{"shift": _shift(norm, values), **values}
+        )
+        arms.append(Arm(group, label, config, None if label == baseline else baseline))
+    return tuple(arms)
+
+
+def comparisons_of(group: str, compared: Sequence[tuple[str, ...]]) -> tuple[Comparison, ...]:
+    """Comparisons within a group, named by what they compare.
+
+    Args:
+        group: The group.
+        compared: Labels of treatment and control, the measure, and the control's statistics if
+            they are not those of training.
+    """
+    return tuple(_comparison(group, *names) for names in compared)
+
+
+def _comparison(
+    group: str, treatment: str, control: str, measure: str, statistics: str = TRAINED
+) -> Comparison:
+    words, tested = MEASURES[measure], STATISTICS[statistics]
+    with_en, with_zh = ("", "") if statistics == TRAINED else (f" with {tested.en}", tested.zh)
+    name = Text(
+        f"{treatment} minus {control}{with_en}, {words.en}",
+        f"{treatment} 减 {control}{'（' + with_zh + '）' if with_zh else ''}，{words.zh}",
+    )
+    return Comparison(name, group, treatment, control, measure, statistics)
+
+
+def _shift(norm: str, values: dict[str, Any]) -> str:
+    """Controls for what the study of shifts compares, so that one run serves several studies."""
+    if values.get("norm_batch"):
+        return "none"
+    return "controls" if norm in SHIFT_NORMS else "trained"
