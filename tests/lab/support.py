@@ -38,18 +38,18 @@ def command(*arguments):
     return [sys.executable, "-m", "rbnorm", *map(str, arguments)]
 
 
-def run(*arguments, cwd: Path):
-    return execute(command(*arguments), cwd)
+def run(*arguments, cwd: Path, timeout=170):
+    return execute(command(*arguments), cwd, timeout)
 
 
-def execute(argv, cwd: Path):
+def execute(argv, cwd: Path, timeout=170):
     return subprocess.run(
         argv,
         cwd=cwd,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=timeout,
         check=False,
     )
 

@@ -213,6 +213,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
     assert failure.config == runs[1]
     assert failure.error == "RuntimeError: the loss is a banana"
     assert "in run" in failure.trace
+    runner.run(runs, "runs", retry=False)
+    assert [r.config.seed for r in select(runner.records.load(), runs)] == [0, 2]
     runner.run(runs, "runs")  # and again, now that its cause is gone
     assert [r.config.seed for r in select(runner.records.load(), runs)] == [0, 1, 2]
 
@@ -225,7 +227,8 @@ def test_only_what_has_no_record_is_run(tmp_path):
         asked.append([config.seed for config in configs])
         return in_turn(configs[:1], root, progress)
 
-    runner = Runner(tmp_path, None, Shard(), executor)
+    runner = Runner(tmp_path, None, Shard())
+    runner.executor = executor
     for _ in range(3):
         runner.run(runs, "runs")
     assert asked == [[0, 1, 2], [1, 2], [2]]

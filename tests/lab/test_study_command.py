@@ -5,10 +5,13 @@ import time
 
 import pytest
 from support import command, environment, opened, run
+from torchvision.datasets import FashionMNIST
 
 from rbnorm.lab.cli import main
 from rbnorm.lab.store import FailureStore, RecordStore
+from rbnorm.lab.studies import executors
 from rbnorm.lab.studies.catalogue import CATALOGUE
+from rbnorm.lab.studies.command import reproducing
 
 TINY = (
     *("--data", "digits", "--limit", 64, "--epochs", 1, "--seeds", 2),
@@ -32,7 +35,7 @@ def results(folder):
 def everything(tmp_path_factory):
     """Every study, with the smallest network alone."""
     folder = tmp_path_factory.mktemp("studies")
-    done = run("study", "all", *TINY, "--networks", cwd=folder)
+    done = run("study", "all", *TINY, "--networks", cwd=folder, timeout=900)
     assert done.returncode == 0, done.stderr
     return folder / "out", done
 
@@ -53,22 +56,26 @@ def test_all_studies_measure_no_costs(everything):
     assert not (out / "bench").exists()
 
 
-def test_no_run_is_made_twice(everything):
+def test_the_same_command_again_runs_nothing_and_draws_the_same_pages(
+    everything, monkeypatch, capsys
+):
     out, _ = everything
-    records = RecordStore(out)
-    assert records.path.read_bytes().count(b"\n") == len(records.load())
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.chdir(out.parent)
+    monkeypatch.setattr(executors, "train_run", None)  # a run would fail and be recorded so
+    assert main(["study", "all", *map(str, TINY), "--networks"]) == 0
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_the_same_command_again_runs_nothing_and_draws_the_same_pages(everything):
-    out, _ = everything
-    pages = {
-        path: path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.suffix != ".lock" and path.is_file()
-    }
-    again = run("study", "all", *TINY, "--networks", cwd=out.parent)
-    assert again.returncode == 0, again.stderr
-    assert {path: path.read_bytes() for path in pages} == pages
+def test_a_study_without_its_data_is_refused(tmp_path, monkeypatch, capsys):
+    def unreachable(*_):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(FashionMNIST, "download", unreachable)
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "primary", "--data-root", "nowhere", "--out", "out"]) == 2
+    assert "FashionMNIST is not in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_its_page_opens_with_the_numbers_of_the_records(everything, browser):
@@ -83,6 +90,11 @@ def test_its_page_opens_with_the_numbers_of_the_records(everything, browser):
     assert f"{100 * best:.2f}" in page.locator("#seeds").text_content()
     assert page.errors == []
     assert len(page.requests) == 1
+
+
+def test_the_page_names_a_command_that_runs_all_anywhere():
+    given = "rbnorm study all --seeds 3 --shard 2/4 --ray=auto --no-run --out 'a b' --epochs 2"
+    assert reproducing(given) == "rbnorm study all --seeds 3 --epochs 2"
 
 
 def part(*more):
@@ -123,7 +135,7 @@ def test_a_killed_study_continues_to_the_same_records(part_alone, tmp_path):
         command(*part()), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while lines(tmp_path / "out") < 2:
             assert victim.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
@@ -156,7 +168,7 @@ def test_without_runs_the_page_says_so(tmp_path):
         (["primary", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["primary", "--batch-size", "31"], "31 images cannot be cut into parts of 2"),
         (["primary", "--data", "imagenet"], "unknown data 'imagenet'"),
-        (["primary", "--data-root", "nowhere"], "FashionMNIST is not in nowhere"),
+        (["primary", "--limit", "10"], "batch size 32 is more than the 10 training images"),
         (["primary", "--data", "imagefolder:nowhere"], "there is no folder"),
         (["networks", "--networks", "small:resnet18x"], "unknown model"),
         (["primary", "--ray", "auto", "--data", "digits"], "no cluster answers"),

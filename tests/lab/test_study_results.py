@@ -205,7 +205,5 @@ def test_an_answer_says_how_much_was_run():
 def test_one_seed_gives_no_interval_and_detects_nothing():
     study = make_study((comparison(),), seeds=(0,))
     said = answer(study, found(study, lambda arm, seed: 0.9 + 0.05 * (arm.label == "rbn")))
-    assert (
-        "too few seeds to tell rbn from bn (+5.00 points, 95 % interval [n/a]" in said.en
-    )
+    assert "too few seeds to tell rbn from bn (+5.00 points, 95 % interval [n/a]" in said.en
     assert "1 seed, Holm-adjusted p = 1.000" in said.en

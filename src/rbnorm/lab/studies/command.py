@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -21,17 +22,25 @@ from rbnorm.lab.studies.arms import Settings, Study
 from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm.lab.studies.cost_page import cost_answer, write_cost_page
 from rbnorm.lab.studies.costs import COST, load_costs, measure_costs
-from rbnorm.lab.studies.executors import data_of, in_turn, on_ray
+from rbnorm.lab.studies.executors import data_of, on_ray
 from rbnorm.lab.studies.page import write_page
 from rbnorm.lab.studies.results import collect
 from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
+from rbnorm.lab.train import check_run
 
 ALL = "all"
 _WAIT = (
     "The learning rates wait for the tuning runs of other shards: when these have ended, give the "
     "same command again."
 )
+
+
+class _Plan(NamedTuple):
+    """A study, with the learning rates that are chosen so far."""
+
+    study: Study
+    rates: Rates
 
 
 def study(
@@ -74,21 +83,32 @@ def study(
             "processes with --shard or --ray"
         )
     measured = COST not in chosen or load_costs(out) is not None
-    runner = Runner(out, data_root, part, on_ray(ray) if run and ray else in_turn)
+    runner = Runner(out, data_root and data_root.resolve(), part)
     plans = _plans(chosen, settings, runner)
     if run:
-        _check(plans, data_root)
-    if run and not measured and COST in names and part.index == 1:
-        measure_costs(out)
-    if run and any(plan.study.arms for plan in plans):
-        runner.records.create()
-        runner.run([r for plan in plans for r in plan.rates.runs()], "choosing learning rates")
-        plans = _plans(chosen, settings, runner)
-        if all(plan.rates.complete for plan in plans):
-            runner.run([r for plan in plans for r in plan.study.runs()], "runs")
-        else:
-            Console(stderr=True).print(_WAIT, soft_wrap=True)
+        _check(plans, runner.root)
+        if ray:
+            runner.executor = on_ray(ray)
+        if not measured and COST in names and part.index == 1:
+            measure_costs(out)
+        if any(plan.study.arms for plan in plans):
+            plans = _run(plans, chosen, settings, runner)
     _draw(plans, runner, out, reproducing(command))
+
+
+def _run(
+    plans: list[_Plan], names: Sequence[str], settings: Settings, runner: Runner
+) -> list[_Plan]:
+    """Tune, then run; the plans with the rates that are chosen now."""
+    runner.records.create()
+    tuning = [config for plan in plans for config in plan.rates.runs()]
+    runner.run(tuning, "choosing learning rates", retry=False)
+    plans = _plans(names, settings, runner)
+    if all(plan.rates.complete for plan in plans):
+        runner.run([config for plan in plans for config in plan.study.runs()], "runs")
+    else:
+        Console(stderr=True).print(_WAIT, soft_wrap=True)
+    return plans
 
 
 def reproducing(command: str) -> str:
@@ -103,13 +123,6 @@ def reproducing(command: str) -> str:
         elif word != "--no-run":
             kept.append(word)
     return shlex.join(kept)
-
-
-class _Plan(NamedTuple):
-    """A study, with the learning rates that are chosen so far."""
-
-    study: Study
-    rates: Rates
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
@@ -138,10 +151,10 @@ def _plans(names: Sequence[str], settings: Settings, runner: Runner) -> list[_Pl
 
 
 def _check(plans: Sequence[_Plan], data_root: Path | None) -> None:
-    """Load the data before anything is written."""
+    """Load the data and try a step of each study before anything is written."""
     for plan in plans:
         for config in plan.study.runs()[:1]:
-            data_of(config, data_root, quiet=False)
+            check_run(config, data_of(config, data_root, quiet=False), torch.device("cpu"))
 
 
 def _draw(plans: Sequence[_Plan], runner: Runner, out: Path, command: str) -> None:

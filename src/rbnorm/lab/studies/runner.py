@@ -54,27 +54,29 @@ class Runner:
         out: Folder of the records.
         root: Folder of the files of data sets.
         shard: The part of the runs that this process does.
-        executor: Where they happen.
+
+    Attributes:
+        executor: Where they happen; in this process unless it is set.
     """
 
-    def __init__(
-        self, out: Path, root: Path | None, shard: Shard, executor: Executor = in_turn
-    ) -> None:
+    def __init__(self, out: Path, root: Path | None, shard: Shard) -> None:
         self.records, self.failures = RecordStore(out), FailureStore(out)
-        self.root, self.shard, self.executor = root, shard, executor
+        self.root, self.shard = root, shard
+        self.executor: Executor = in_turn
 
-    def run(self, configs: Iterable[RunConfig], what: str) -> None:
-        """Run those that have no record yet; one that failed before is tried again.
+    def run(self, configs: Iterable[RunConfig], what: str, *, retry: bool = True) -> None:
+        """Run those that have no record yet.
 
         Args:
             configs: All runs, in the same order for every shard.
             what: What the progress bar says.
+            retry: Whether one that failed before is tried again.
 
         Raises:
             UsageError: A record cannot be written.
         """
         share = self.shard.share(list(dict.fromkeys(configs)))
-        done = self.records.load()
+        done = {*self.records.load(), *(() if retry else self.failures.load())}
         missing = [config for config in share if config.key not in done]
         with _progress() as progress:
             task = progress.add_task(what, total=len(share), completed=len(share) - len(missing))

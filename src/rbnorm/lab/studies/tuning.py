@@ -35,7 +35,8 @@ class Rates:
     Args:
         settings: What the studies share.
         records: The finished runs by key.
-        failures: The keys of the runs that raised an error, which count with an accuracy of 0.
+        failures: The keys of the runs that raised an error. They count with an accuracy of 0 and
+            are not tried again, so that a rate once chosen stays.
     """
 
     def __init__(
