@@ -196,7 +196,7 @@ def test_an_answer_says_how_much_was_run():
     study = make_study((comparison(),))
     assert answer(study, collect(study, {}, {})) == Text("Not run.", "未运行。")
     partial = found(study, lambda arm, seed: BASE[seed] if seed < 4 else None)
-    assert answer(study, partial).en.startswith("After 4 of 6 seeds (failed runs: 0): ")
+    assert answer(study, partial).en.startswith("With 4 of 6 seeds in every arm (failed runs: 0): ")
     assert answer(study, partial).zh.startswith("已完成 6 个种子中的 4 个（失败的运行：0 次）：")
     alone = found(study, lambda arm, seed: BASE[seed] if arm.label == "rbn" else None)
     assert "the clean one: not run" in answer(study, alone).en

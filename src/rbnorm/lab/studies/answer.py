@@ -46,7 +46,8 @@ def answer(study: Study, results: Results) -> Text:
     if study.primary:
         clauses = [_primary(result) for result in results.primary]
     else:
-        named = [clause for other in results.others if (clause := _other(other))]
+        several = len(results.groups()) > 1
+        named = [clause for other in results.others if (clause := _other(other, several))]
         clauses = named[:_MOST_NAMED] or [
             c for m in results.measures() if (c := _exploratory(results.arms, m))
         ]
@@ -75,8 +76,8 @@ def _progress(study: Study, results: Results) -> Text:
     if done == seeds and not failed:
         return Text("", "")
     return Text(
-        f"after {done} of {seeds} seeds (failed runs: {failed}): ",
-        f"已完成 {seeds} 个种子中的 {done} 个（失败的运行：{failed} 次）：",
+        f"with {done} of {seeds} seeds in every arm (failed runs: {failed}): ",
+        f"{seeds} 个种子中有 {done} 个在所有实验组都已完成（失败的运行：{failed} 次）：",
     )
 
 
@@ -106,12 +107,13 @@ def _primary(result: PrimaryResult) -> Text:
     )
 
 
-def _other(result: OtherResult) -> Text | None:
+def _other(result: OtherResult, several_groups: bool) -> Text | None:
     comparison, difference = result.comparison, result.difference
     if difference is None:
         return None
-    evidence = _evidence(difference)
-    return Text(f"{comparison.name.en}: {evidence.en}", f"{comparison.name.zh}：{evidence.zh}")
+    evidence, name = _evidence(difference), comparison.name
+    where = f"{comparison.group}, " if several_groups else ""
+    return Text(f"{where}{name.en}: {evidence.en}", f"{where}{name.zh}：{evidence.zh}")
 
 
 def _evidence(difference: Difference) -> Text:

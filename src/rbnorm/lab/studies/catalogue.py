@@ -1,7 +1,6 @@
 """The studies: the question of each, what is run for it, and its limits."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from rbnorm.lab.studies import limits
@@ -13,13 +12,13 @@ from rbnorm.lab.studies.variants import (
     NETWORK_NORMS,
     SHIFT_NORMS,
     arms_of,
+    at_rate_of_rbn,
     comparisons_of,
 )
 
 SMALL_BATCH: Final = 2
 _BATCHES: Final = (2, 4, 8)
 _FINE_TUNE: Final = 0.1  # of the learning rate of training
-_ALIKE: Final = "neither, RBN's learning rate"
 
 
 def primary(settings: Settings, rate: Rate) -> Study:
@@ -83,12 +82,9 @@ def networks(settings: Settings, rate: Rate) -> Study:
 def ablation(settings: Settings, rate: Rate) -> Study:
     """What each part of RBN contributes."""
     group, measures = "whole batch", ("clean", "shifted")
-    arms = list(arms_of(settings, rate, group, ABLATION))
-    alike = arms_of(settings, lambda model, _: rate(model, "rbn"), group, {_ALIKE: "bn"})[0]
+    alike = at_rate_of_rbn(settings, rate, group, "neither")
     pairs = [("both", half) for half in ("centring only", "scaling only")]
-    if alike.config.lr != arms[0].config.lr:
-        arms.append(replace(alike, baseline="neither"))
-        pairs.append(("both", _ALIKE))
+    pairs += [("both", arm.label) for arm in alike]
     pairs += [(label, "both") for label in ABLATION if ":" in label]
     return Study(
         "ablation",
@@ -105,7 +101,7 @@ def ablation(settings: Settings, rate: Rate) -> Study:
             limits.EXPLORATORY,
             limits.SHIFT,
         ),
-        tuple(arms),
+        (*arms_of(settings, rate, group, ABLATION), *alike),
         _seeds(settings),
         others=comparisons_of(group, [(*pair, m) for pair in pairs for m in measures]),
     )
@@ -140,6 +136,7 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
     for size in (size for size in reversed(_BATCHES) if size < settings.batch_size):
         group = f"normalisation batch {size}"
         arms += arms_of(settings, rate, group, norms, norm_batch=size)
+        arms += at_rate_of_rbn(settings, rate, group, "bn", norm_batch=size)
         arms += arms_of(
             settings, rate, f"{group}, sorted by class", norms, norm_batch=size, sorted_batches=True
         )
@@ -164,6 +161,12 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
         ),
         tuple(arms),
         _seeds(settings),
+        others=tuple(
+            comparison
+            for arm in reversed(arms)
+            if arm.config.norm == "bn" and arm.config.norm_batch
+            for comparison in comparisons_of(arm.group, [("rbn", arm.label, "clean")])
+        ),
     )
 
 

@@ -64,6 +64,23 @@ def arms_of(
     return tuple(arms)
 
 
+def at_rate_of_rbn(
+    settings: Settings, rate: Rate, group: str, baseline: str, **values: Any
+) -> tuple[Arm, ...]:
+    """BatchNorm at RBN's learning rate, unless that is its own: what the rate does by itself."""
+    if rate(settings.model, "bn") == rate(settings.model, "rbn"):
+        return ()
+    label = f"{baseline}, RBN's learning rate"
+    return arms_of(
+        settings,
+        lambda model, _: rate(model, "rbn"),
+        group,
+        {label: "bn"},
+        baseline=baseline,
+        **values,
+    )
+
+
 def comparisons_of(group: str, compared: Sequence[tuple[str, ...]]) -> tuple[Comparison, ...]:
     """Comparisons within a group, named by what they compare.
 
