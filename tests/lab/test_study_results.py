@@ -9,6 +9,7 @@ from rbnorm.lab.studies.answer import answer
 from rbnorm.lab.studies.arms import Text
 from rbnorm.lab.studies.corrupted import controls, corruption_tables
 from rbnorm.lab.studies.results import collect
+from rbnorm.lab.studies.variants import comparisons_of
 
 BASE = (0.90, 0.91, 0.88, 0.92, 0.89, 0.90)
 NOISE = (0.001, -0.002, 0.0, 0.002, -0.001, 0.0)
@@ -197,7 +198,9 @@ def test_an_answer_says_how_much_was_run():
     assert answer(study, collect(study, {}, {})) == Text("Not run.", "未运行。")
     partial = found(study, lambda arm, seed: BASE[seed] if seed < 4 else None)
     assert answer(study, partial).en.startswith("With 4 of 6 seeds in every arm (failed runs: 0): ")
-    assert answer(study, partial).zh.startswith("已完成 6 个种子中的 4 个（失败的运行：0 次）：")
+    assert answer(study, partial).zh.startswith(
+        "6 个种子中有 4 个在所有实验组都已完成（失败的运行：0 次）："
+    )
     alone = found(study, lambda arm, seed: BASE[seed] if arm.label == "rbn" else None)
     assert "the clean one: not run" in answer(study, alone).en
 
@@ -207,3 +210,29 @@ def test_one_seed_gives_no_interval_and_detects_nothing():
     said = answer(study, found(study, lambda arm, seed: 0.9 + 0.05 * (arm.label == "rbn")))
     assert "too few seeds to tell rbn from bn (+5.00 points, 95 % interval [n/a]" in said.en
     assert "1 seed, Holm-adjusted p = 1.000" in said.en
+
+
+def test_a_further_comparison_may_test_its_control_with_other_statistics():
+    others = comparisons_of(
+        "whole", [("rbn", "gn", "shifted"), ("rbn", "bn", "shifted", "test-batch")]
+    )
+    study = make_study(others=others)
+
+    def shifted(arm, seed):
+        value = {"bn": 0.6, "gn": 0.7, "rbn": 0.65}[arm.label] + NOISE[seed] * (arm.label == "rbn")
+        return {"trained": corrupted(value), "test-batch": corrupted(value + 0.2)}
+
+    results = found(study, accuracies(), shifted=shifted)
+    means = [other.difference.estimate.mean for other in results.others]
+    assert means == pytest.approx([-0.05, -0.15])
+    said = answer(study, results).en
+    assert "Rbn minus gn, mean accuracy under corruptions: −5.00 points" in said
+    assert "rbn minus bn with statistics of the test batch" in said
+    assert "−15.00 points" in said
+
+
+def test_a_further_comparison_that_was_not_run_is_left_out():
+    study = make_study(others=comparisons_of("whole", [("rbn", "gn", "clean")]))
+    results = found(study, lambda arm, seed: None if arm.label == "gn" else BASE[seed])
+    assert results.others[0].difference is None
+    assert "minus gn" not in answer(study, results).en

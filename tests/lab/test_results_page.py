@@ -1,0 +1,41 @@
+"""What docs/results.md says is what the committed records say."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rbnorm.lab.cli import main
+from rbnorm.lab.studies.catalogue import CATALOGUE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """The answer of every study, drawn anew from a copy of the records."""
+    out = tmp_path_factory.mktemp("results")
+    for name in ("records.jsonl", "bench"):
+        source = ROOT / "results" / "studies" / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, out / name)
+    return out
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_every_answer_stands_on_the_page(answers, capsys):
+    assert main(["study", "all", "--no-run", "--out", str(answers)]) == 0
+    said = flat(capsys.readouterr().out)
+    page = flat((ROOT / "docs" / "results.md").read_text())
+    for name in CATALOGUE:
+        answer = said.partition(f"{name}: ")[2].partition(" Report: ")[0]
+        assert answer
+        assert answer in page, name
+
+
+def test_no_record_is_of_uncommitted_code():
+    for line in (ROOT / "results" / "studies" / "records.jsonl").read_text().splitlines():
+        assert "-dirty" not in line
