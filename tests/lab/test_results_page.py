@@ -23,7 +23,7 @@ def answers(tmp_path_factory):
 
 
 def flat(text):
-    return " ".join(text.split())
+    return " ".join(word for line in text.splitlines() for word in line.removeprefix("> ").split())
 
 
 def test_every_answer_stands_on_the_page(answers, capsys):
