@@ -15,7 +15,7 @@ from rbnorm.lab.store import select
 from rbnorm.lab.studies import executors
 from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Settings
 from rbnorm.lab.studies.catalogue import CATALOGUE
-from rbnorm.lab.studies.executors import attempt, in_turn, on_ray
+from rbnorm.lab.studies.executors import attempt, in_turn
 from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
 
@@ -238,12 +238,6 @@ def test_an_error_of_the_data_is_a_failure_too(tmp_path):
     result = attempt(small(data=f"imagefolder:{tmp_path}"), None)
     assert isinstance(result, Failure)
     assert "is no image folder" in result.error
-
-
-def test_ray_without_a_cluster_is_refused():
-    pytest.importorskip("ray")
-    with pytest.raises(UsageError, match=r"--ray auto: no cluster answers"):
-        on_ray("auto")
 
 
 def test_results_of_one_run_are_the_same_each_time():

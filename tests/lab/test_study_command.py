@@ -125,6 +125,14 @@ def test_a_local_ray_ends_with_the_same_records(part_alone, tmp_path):
     assert results(tmp_path / "out") == part_alone
 
 
+def test_ray_without_a_cluster_is_refused(tmp_path):
+    # in a process of its own: Ray's client ends its process a while after it lost a cluster
+    done = run(*part("--ray", "auto"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--ray auto: no cluster answers" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def lines(folder):
     path = folder / "records.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -171,7 +179,6 @@ def test_without_runs_the_page_says_so(tmp_path):
         (["primary", "--limit", "10"], "batch size 32 is more than the 10 training images"),
         (["primary", "--data", "imagefolder:nowhere"], "there is no folder"),
         (["networks", "--networks", "small:resnet18x"], "unknown model"),
-        (["primary", "--ray", "auto", "--data", "digits"], "no cluster answers"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
