@@ -7,14 +7,6 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from torch import nn
 
@@ -29,6 +21,7 @@ from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
 from rbnorm.lab.processes import choose_threads, count_processes, make_accelerator
+from rbnorm.lab.progress import progress_of_runs
 from rbnorm.lab.records import Record
 from rbnorm.lab.report import PAGE, write_report
 from rbnorm.lab.store import RecordStore, select
@@ -150,14 +143,7 @@ def _run(
     *,
     main: bool,
 ) -> None:
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not main) as progress:
+    with progress_of_runs(24, disable=not main) as progress:
         study = progress.add_task("runs", total=len(configs))
         current = progress.add_task("", total=None)
         for config in configs:

@@ -4,17 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.progress import progress_of_runs
 from rbnorm.lab.records import Record
 from rbnorm.lab.store import FailureStore, RecordStore
 from rbnorm.lab.studies.executors import Executor, in_turn
@@ -78,7 +70,7 @@ class Runner:
         share = self.shard.share(list(dict.fromkeys(configs)))
         done = {*self.records.load(), *(() if retry else self.failures.load())}
         missing = [config for config in share if config.key not in done]
-        with _progress() as progress:
+        with progress_of_runs(32) as progress:
             task = progress.add_task(what, total=len(share), completed=len(share) - len(missing))
             for result in self.executor(missing, self.root, progress):
                 if isinstance(result, Record):
@@ -86,13 +78,3 @@ class Runner:
                 else:
                     self.failures.append(result)
                 progress.advance(task)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<32}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
