@@ -9,6 +9,7 @@
 namespace rbnorm {
 namespace RBNORM_BACKEND {
 #include "vec.h"
+#include "elementwise.h"
 #include "sweeps.h"
 #include "grid.h"
 #include "layer.h"

@@ -9,16 +9,14 @@
 
 namespace rbnorm {
 
+#include "elementwise.h"
+
 using c10::BFloat16;
 using c10::Half;
 
 // The dtype of statistics and tables for a tensor of S.
 template <class S>
 using table_t = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-// Indices into the names of the restrictions and activations on the Python side.
-enum Restriction { SIGMOID, TANH, HARDSIGMOID, SOFTSIGN, IDENTITY, RESTRICTIONS };
-enum Activation { NONE, RELU, LEAKY_RELU, SILU, HARDSWISH, ACTIVATIONS };
 
 // N instances of C channels of L positions; channels_last is (N, L, C) in memory.
 struct Shape {

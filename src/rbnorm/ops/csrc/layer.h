@@ -59,34 +59,6 @@ void merge_chunks(const Grid& grid, T* mean, T* variance, int64_t ld) {
   }
 }
 
-// R(s), and R'(s) where it is asked for.
-template <class T>
-INLINE Vec<T> restricted(const Vec<T>& s, int restriction, Vec<T>* derivative) {
-  const Vec<T> one = fill(T(1)), size = select(s < Vec<T>{}, -s, s);
-  Vec<T> g = s, slope = one;
-  switch (restriction) {
-    case SIGMOID:
-      g = one / (one + exp(-s));
-      slope = g * (one - g);
-      break;
-    case TANH:
-      g = lanewise(s, [](T v) { return std::tanh(v); });
-      slope = one - g * g;
-      break;
-    case HARDSIGMOID:
-      g = s / T(6) + T(0.5);
-      g = select(g < Vec<T>{}, Vec<T>{}, select(g > one, one, g));
-      slope = select(size <= fill(T(3)), fill(T(1) / 6), Vec<T>{});
-      break;
-    case SOFTSIGN:
-      g = s / (one + size);
-      slope = one / ((one + size) * (one + size));
-      break;
-  }
-  if (derivative) *derivative = slope;
-  return g;
-}
-
 // The vectors of a layer for a vector of channels, with what an absent one stands for.
 template <class T>
 struct Channel {

@@ -162,10 +162,10 @@ struct Vectors {
   }
   Layer layer(const Input& x, bool training, double eps, int64_t restriction, int64_t activation,
               double slope) const {
-    STD_TORCH_CHECK(0 <= restriction && restriction < RESTRICTIONS, "restrict must be 0 to ",
-                    RESTRICTIONS - 1, ", got ", restriction);
-    STD_TORCH_CHECK(0 <= activation && activation < ACTIVATIONS, "activation must be 0 to ",
-                    ACTIVATIONS - 1, ", got ", activation);
+    STD_TORCH_CHECK(has_code(restrictions, restriction), "restrict must be 0 to ",
+                    std::size(restrictions) - 1, ", got ", restriction);
+    STD_TORCH_CHECK(has_code(activations, activation), "activation must be 0 to ",
+                    std::size(activations) - 1, ", got ", activation);
     STD_TORCH_CHECK(x.shape.N * x.shape.C * x.shape.L > 0, "x must not be empty");
     STD_TORCH_CHECK(std::isfinite(eps) && (training ? eps > 0 : eps >= 0), "eps must be ",
                     training ? "positive" : "non-negative", " and finite, got ", eps);

@@ -7,39 +7,6 @@
 constexpr int lanes = 4;
 
 template <class T>
-INLINE Vec<T> activate(const Vec<T>& z, int activation, T slope) {
-  const Vec<T> zero{}, one = fill(T(1));
-  switch (activation) {
-    case RELU: return select(z <= zero, zero, z);
-    case LEAKY_RELU: return select(z <= zero, z * slope, z);
-    case SILU: return z / (one + exp(-z));
-    case HARDSWISH: {
-      const Vec<T> gate = z / T(6) + T(0.5);
-      return z * select(gate <= zero, zero, select(gate >= one, one, gate));
-    }
-    default: return z;
-  }
-}
-
-template <class T>
-INLINE Vec<T> activation_slope(const Vec<T>& z, int activation, T slope) {
-  const Vec<T> zero{}, one = fill(T(1));
-  switch (activation) {
-    case RELU: return select(z <= zero, zero, one);
-    case LEAKY_RELU: return select(z <= zero, fill(slope), one);
-    case SILU: {
-      const Vec<T> gate = one / (one + exp(-z));
-      return gate * (one + z * (one - gate));
-    }
-    case HARDSWISH: {
-      const Vec<T> inside = z / T(3) + T(0.5);
-      return select(z <= fill(T(-3)), zero, select(z >= fill(T(3)), one, inside));
-    }
-    default: return one;
-  }
-}
-
-template <class T>
 INLINE T first_of(const T* p) { return *p; }
 INLINE float first_of(const BFloat16* p) { return static_cast<float>(*p); }
 INLINE float first_of(const Half* p) { return static_cast<float>(*p); }
