@@ -38,7 +38,7 @@ sanitize: env
 		echo "make sanitize needs g++ and valgrind on the PATH: install them" >&2; exit 1; }
 	CC=gcc CXX=g++ CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
 	$(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	nm -D $(SANITIZED)/lib/rbnorm/ops/_cpu.abi3.so | grep -q __asan_init
+	nm -D $(SANITIZED)/lib/rbnorm/kernels/_cpu.abi3.so | grep -q __asan_init
 	PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=print_stacktrace=1 RBNORM_FUZZ_EXAMPLES=1000 \
 	$(BIN)/python -m pytest --capture=sys tests/test_fused.py tests/test_ops.py tests/test_fuzz_ops.py
@@ -62,7 +62,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab,train,ray,export,dev]"
 	touch $(READY)
 
-$(KERNELS): $(READY) setup.py $(wildcard src/rbnorm/ops/csrc/*)
+$(KERNELS): $(READY) setup.py $(wildcard src/rbnorm/kernels/csrc/*)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $(KERNELS)
 
@@ -74,4 +74,4 @@ browser:
 	else echo "make test needs Chromium or Chrome on the PATH: install one of them" >&2; exit 1; fi
 
 clean:
-	rm -rf $(VENV) build dist src/rbnorm/ops/*.so docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist src/rbnorm/kernels/*.so docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -13,7 +13,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-CSRC = Path("src/rbnorm/ops/csrc")
+CSRC = Path("src/rbnorm/kernels/csrc")
 LINUX = sys.platform == "linux"
 
 
@@ -31,7 +31,7 @@ def kernels() -> Extension | None:
     # Without OpenMP torch's parallel_for runs on one thread.
     openmp = ["-fopenmp"] if LINUX else []
     return Extension(
-        "rbnorm.ops._cpu",
+        "rbnorm.kernels._cpu",
         sources=[str(CSRC / f"{name}.cpp") for name in files],
         depends=[str(header) for header in sorted(CSRC.glob("*.h"))],
         include_dirs=[str(torch / "include")],

@@ -6,7 +6,7 @@ import torch
 from cases import arrange
 from torch import Tensor
 
-from rbnorm.ops import SCHEMAS
+from rbnorm.kernels import SCHEMAS
 
 LAYER = ("forward", "inference", "backward")
 SWEEPS = sorted(SCHEMAS.keys() - set(LAYER))

@@ -7,9 +7,9 @@ from cases import VECTORS, Case, arrange
 from tolerances import assert_close
 from torch.nn import functional as F
 
-from rbnorm import reference
+from rbnorm import definition
 
-RESTRICTIONS = tuple(reference.RESTRICTIONS)
+RESTRICTIONS = tuple(definition.RESTRICTIONS)
 SLOPE = 0.2
 ACTIVATIONS = {
     "none": lambda z: z,
@@ -44,7 +44,7 @@ def compare(
     leaves = [None if v is None else v.double().clone() for v in (x, residual, *vectors)]
     exact_x, exact_residual, *exact = [None if v is None else v.requires_grad_() for v in leaves]
     before = [None if v is None else v.double().clone() for v in running]
-    z, mean, var = reference.representative_batch_norm(
+    z, mean, var = definition.literal_rbn(
         exact_x, *exact, statistics=None if training else before, eps=eps, restrict=restrict
     )
     expected = ACTIVATIONS[activation](z if residual is None else z + exact_residual)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from direct import LAYER, named
 
-from rbnorm.ops import SCHEMAS
+from rbnorm.kernels import SCHEMAS
 
 SHAPES = [(3, 19), (2, 3, 45), (2, 35, 3, 3), (1, 2, 92, 93), (3, 1, 1, 1)]
 LIBRARY = "_cpu.abi3.so"

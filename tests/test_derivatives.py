@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import rbnorm
+from rbnorm.definition import RESTRICTIONS
 from rbnorm.functional import representative_batch_norm
-from rbnorm.reference import RESTRICTIONS
 
 
 def arguments(shape: tuple[int, ...], **options: Any) -> tuple[Any, list[Tensor]]:

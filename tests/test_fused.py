@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import rbnorm
-from rbnorm.ops import fused as portable
+from rbnorm.kernels import fused as portable
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DY_LAYOUTS = [layout for layout in LAYOUTS if layout != "expanded"]
@@ -302,7 +302,7 @@ def test_same_input_same_bits(ops: Any, name: str, threads: int) -> None:
 LIMITED = """
 import json, fused, test_fused, torch
 from dataclasses import replace
-from rbnorm.ops import _cpu
+from rbnorm.kernels import _cpu
 for dtype in test_fused.DTYPES:
     for layout in ("contiguous", "channels_last"):
         for activation in fused.ACTIVATIONS:

@@ -13,7 +13,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 import rbnorm
-from rbnorm.ops import SCHEMAS, fused, portable
+from rbnorm.kernels import SCHEMAS, fused, phases
 
 FOUND = rbnorm.backends()["cpu"]
 pytestmark = pytest.mark.skipif(FOUND.name != "c++", reason=FOUND.why)
@@ -64,7 +64,7 @@ def test_right_calls_equal_the_portable_op(call: tuple[str, dict[str, Any]]) -> 
     op, args = call
     exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in args.items()}
     exact = {k: v.clone() if isinstance(v, Tensor) else v for k, v in exact.items()}
-    expected = getattr(fused if op in LAYER else portable, op)(*exact.values())
+    expected = getattr(fused if op in LAYER else phases, op)(*exact.values())
     found = getattr(torch.ops.rbnorm, op)(*args.values())
     pairs = zip(outputs(found, args), outputs(expected, exact), strict=True)
     for ours, theirs in pairs:

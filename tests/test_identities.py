@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rbnorm
+from rbnorm.definition import STATISTICS
 from rbnorm.functional import representative_batch_norm
-from rbnorm.reference import STATISTICS
 
 D = torch.float64
 

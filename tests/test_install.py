@@ -47,7 +47,7 @@ def run(code: str, **environment: str) -> list:
 
 @pytest.mark.parametrize(
     ("hide", "expected"),
-    [("", [["rbnorm.ops._cpu"], "cp310"]), ("sys.modules['torch'] = None", [[], None])],
+    [("", [["rbnorm.kernels._cpu"], "cp310"]), ("sys.modules['torch'] = None", [[], None])],
     ids=["torch is there", "torch is hidden"],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no kernels for Windows")
@@ -95,7 +95,7 @@ def test_installation_without_kernels_works_and_says_why(
     copy = tmp_path / "rbnorm"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     if kernels is not None:
-        (copy / "ops" / KERNELS).write_bytes(kernels)
+        (copy / "kernels" / KERNELS).write_bytes(kernels)
     file, name, reason = run(SAY, PYTHONPATH=str(tmp_path))
     assert Path(file).parent == copy
     assert name == "portable"

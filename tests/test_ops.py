@@ -12,8 +12,8 @@ from tolerances import assert_close
 from torch import Tensor
 
 import rbnorm
-from rbnorm.ops import FAKES, SCHEMAS, fused, portable
-from rbnorm.ops.checks import checked
+from rbnorm.kernels import FAKES, SCHEMAS, fused, phases
+from rbnorm.kernels.checks import checked
 
 SHAPES = [(3, 2, 4, 5), (4, 3), (1, 2, 7), (2, 2, 3, 1, 2), (0, 2, 4, 4), (3, 1, 1)]
 
@@ -92,7 +92,7 @@ def implementations() -> dict[str, Callable[[str], Callable[..., Any]]]:
     """Every code that may meet a direct call's arguments, by op."""
 
     def plain(op: str) -> Callable[..., Any]:
-        return checked(op, getattr(fused if op in LAYER else portable, op))
+        return checked(op, getattr(fused if op in LAYER else phases, op))
 
     found = {"portable": plain, "fake": lambda op: checked(op, FAKES[op])}
     if rbnorm.backends()["cpu"].name == "c++":

@@ -10,8 +10,8 @@ pytest.importorskip("triton", reason="Triton is installed on Linux only")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from rbnorm.ops.triton import ahead, sweeps, tables
-from rbnorm.ops.triton.plan import plan
+from rbnorm.kernels.triton import ahead, sweeps, tables
+from rbnorm.kernels.triton.plan import plan
 
 LAYOUTS = {"contiguous": ahead.CONTIGUOUS, "channels_last": ahead.CHANNELS_LAST}
 DOC = Path(__file__).parent.parent / "docs" / "gpu.md"

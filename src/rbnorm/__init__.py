@@ -1,10 +1,11 @@
 """Representative Batch Normalization for PyTorch."""
 
-from rbnorm import functional, reference
+from rbnorm import definition, functional
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
 from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
 from rbnorm.integrity import assert_intact
+from rbnorm.kernels import backends, use_backend
 from rbnorm.lazy import (
     LazyRepresentativeBatchNorm1d,
     LazyRepresentativeBatchNorm2d,
@@ -16,7 +17,6 @@ from rbnorm.modules import (
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
-from rbnorm.ops import backends, use_backend
 from rbnorm.revert import RevertReport, revert_batchnorm
 from rbnorm.sync import (
     SyncRepresentativeBatchNorm,
@@ -45,12 +45,12 @@ __all__ = [
     "backends",
     "convert_batchnorm",
     "convert_sync",
+    "definition",
     "diagnose",
     "freeze",
     "functional",
     "parameter_groups",
     "recalibrate",
-    "reference",
     "revert_batchnorm",
     "revert_sync",
     "unfreeze",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
+from rbnorm.definition import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
 
 NAMES = ("center_weight", "scale_weight", "scale_bias")
 

@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 
 from rbnorm.calibration import NAMES, Calibration
+from rbnorm.definition import RESTRICTIONS, resolve
 from rbnorm.modules import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
@@ -22,7 +23,6 @@ from rbnorm.modules import (
     RepresentativeBatchNormAct2d,
     _RepresentativeBatchNorm,
 )
-from rbnorm.reference import RESTRICTIONS, resolve
 from rbnorm.sync import SyncRepresentativeBatchNorm
 
 __all__ = ["convert_batchnorm"]

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from rbnorm import closed_form, ops, reference
-from rbnorm.ops import fused, portable
-from rbnorm.ops.checks import ACCEPTED, DTYPES, dtype_name
-from rbnorm.ops.fused import ACTIVATIONS, Options, Vectors
-from rbnorm.reference import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
-from rbnorm.synchronised import Group, Shared
+from rbnorm import autograd, definition, kernels
+from rbnorm.batch import Group, Shared
+from rbnorm.definition import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
+from rbnorm.kernels import fused, phases
+from rbnorm.kernels.checks import ACCEPTED, DTYPES, dtype_name
+from rbnorm.kernels.fused import ACTIVATIONS, Options, Vectors
 
 __all__ = ["representative_batch_norm"]
 
@@ -33,9 +33,9 @@ def _is_direct(
     momentum: float | Tensor,
 ) -> bool:
     """Whether the op that will run can take all this as it is, and checks it itself."""
-    if x.device.type not in ops.active().checks:
+    if x.device.type not in kernels.active().checks:
         return False
-    dtype = portable.table_dtype(x.dtype)
+    dtype = phases.table_dtype(x.dtype)
     for vector in p:
         if vector is not None and vector.dtype is not dtype:
             return False
@@ -57,7 +57,7 @@ def _check(
         raise ValueError(f"eps must be {accepted}, got {eps}")
     if not training and running_mean is None:
         raise ValueError("running_mean and running_var must be given in evaluation, got None")
-    if training and not shared and x.shape[0] * portable.positions(x) == 1:
+    if training and not shared and x.shape[0] * phases.positions(x) == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.size()}"
         )
@@ -107,28 +107,28 @@ def _literal(
     x: Tensor,
     residual: Tensor | None,
     p: Vectors,
-    running: closed_form.Running | None,
+    running: autograd.Running | None,
     momentum: float | Tensor | None,
     options: tuple[float, str | Statistic, str | Restriction, str, float],
     group: Group | None,
 ) -> Tensor:
     """The literal path, for a statistic or a restriction without a closed form."""
     eps, statistic, restrict, activation, slope = options
-    dtype, batch = portable.table_dtype(x.dtype), fused.WHOLE
+    dtype, batch = phases.table_dtype(x.dtype), fused.WHOLE
     given: tuple[Tensor, Tensor] | Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     if momentum is None and running is not None:
         given = running[0].to(dtype), running[1].to(dtype)
     elif group is not None:
-        batch = Shared(group, portable.positions(x))
-        given = lambda z: batch.statistics(*portable.moments(z), None)[1:]  # noqa: E731
-    y, E, V = reference.representative_batch_norm(
+        batch = Shared(group, phases.positions(x))
+        given = lambda z: batch.statistics(*phases.moments(z), None)[1:]  # noqa: E731
+    y, E, V = definition.literal_rbn(
         x.to(dtype), *p, statistics=given, eps=eps, statistic=statistic, restrict=restrict
     )
     y = y if residual is None else y + residual
     y = fused.ACTIVATIONS[activation](y, slope)
     if momentum is not None and running is not None:
         fused.update(running, E, V, batch.size(x), momentum)
-    return portable.standard(y.to(x.dtype))
+    return phases.standard(y.to(x.dtype))
 
 
 def _checked(
@@ -159,12 +159,12 @@ def _checked(
     if x.numel() == 0 and (group is None or x.shape[1] == 0):
         return _untouched(x, residual, vectors)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
-    dtype = portable.table_dtype(x.dtype)
+    dtype = phases.table_dtype(x.dtype)
     p = Vectors(*(v if v is None or v.dtype == dtype else v.to(dtype) for v in vectors))
     factor = momentum if training else None
     if statistic == "mean" and isinstance(restrict, str):
         choice = Options(eps, *_CHOICES[restrict, activation], slope)
-        return closed_form.normalise(x, residual, p, running, factor, choice, group)
+        return autograd.normalise(x, residual, p, running, factor, choice, group)
     return _literal(x, residual, p, running, factor, options, group)
 
 
@@ -204,7 +204,7 @@ def representative_batch_norm(
 
     The default statistic with a named restriction runs in closed form: one reduction and one
     affine sweep over the input, as BatchNorm, with its own backward. Another statistic, or a
-    callable restriction, takes the literal path of :mod:`rbnorm.reference`, which keeps several
+    callable restriction, takes the literal path of :mod:`rbnorm.definition`, which keeps several
     activations alive. Both differentiate twice. Statistics are taken in float32 (float64 for a
     float64 input) and the output has the dtype of the input, which is never modified; autocast
     changes nothing.
@@ -250,7 +250,7 @@ def representative_batch_norm(
         choice = _CHOICES.get((restrict, activation))  # type: ignore[arg-type]
         if choice is not None:
             try:
-                return closed_form.normalise(
+                return autograd.normalise(
                     input,
                     residual,
                     p,

@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 
+from rbnorm.batch import Group
 from rbnorm.calibration import NAMES, Calibration
+from rbnorm.definition import Restriction, Statistic
 from rbnorm.functional import representative_batch_norm
 from rbnorm.integrity import Guarded
-from rbnorm.ops.portable import table_dtype
-from rbnorm.reference import Restriction, Statistic
-from rbnorm.synchronised import Group
+from rbnorm.kernels.phases import table_dtype
 
 __all__ = [
     "RepresentativeBatchNorm1d",

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from rbnorm.calibration import NAMES
 from rbnorm.convert import counterparts
+from rbnorm.definition import RESTRICTIONS, resolve
+from rbnorm.kernels.phases import table_dtype
 from rbnorm.modules import RepresentativeBatchNormAct2d, _RepresentativeBatchNorm, rbn_layers
-from rbnorm.ops.portable import table_dtype
-from rbnorm.reference import RESTRICTIONS, resolve
 
 __all__ = ["RevertReport", "revert_batchnorm"]
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from rbnorm.batch import Group
 from rbnorm.modules import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
@@ -15,7 +16,6 @@ from rbnorm.modules import (
     _RepresentativeBatchNorm,
     rbn_layers,
 )
-from rbnorm.synchronised import Group
 
 __all__ = [
     "SyncRepresentativeBatchNorm",

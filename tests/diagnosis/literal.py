@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from rbnorm.reference import RESTRICTIONS, STATISTICS
+from rbnorm.definition import RESTRICTIONS, STATISTICS
 
 
 def seen(model: nn.Module, layer: nn.Module, batches) -> torch.Tensor:

@@ -9,7 +9,7 @@ from test_revert import train_calibration
 from torch import nn
 
 import rbnorm
-from rbnorm.reference import STATISTICS
+from rbnorm.definition import STATISTICS
 
 
 @pytest.mark.parametrize("statistic", ["mean", "max"])

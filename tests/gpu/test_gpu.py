@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import rbnorm
-from rbnorm.ops import portable
-from rbnorm.ops.triton import OPS
+from rbnorm.kernels import phases
+from rbnorm.kernels.triton import OPS
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -72,7 +72,7 @@ def random(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = Fal
 def test_sweeps_equal_definition_at_real_sizes(shape, dtype, channels_last):
     torch.manual_seed(0)
     x, dy = (random(shape, dtype, channels_last) for _ in range(2))
-    wide = portable.table_dtype(dtype)
+    wide = phases.table_dtype(dtype)
     m, a, b = torch.randn(3, *shape[:2], device=DEVICE, dtype=wide).unbind()
     p = torch.randn(shape[1], device=DEVICE, dtype=wide)
     for name, args in {
@@ -83,7 +83,7 @@ def test_sweeps_equal_definition_at_real_sizes(shape, dtype, channels_last):
         "grad_affine": (dy, x, m, a, p, b),
     }.items():
         found = getattr(ops, name)(*args)
-        expected = getattr(portable, name)(*(t.double() for t in args))
+        expected = getattr(phases, name)(*(t.double() for t in args))
         pairs = zip(found, expected, strict=True) if name.endswith("ments") else [(found, expected)]
         for ours, wanted in pairs:
             assert_close(ours, wanted, ours.dtype, scale=8.0)
@@ -214,7 +214,7 @@ def test_layer_equals_definition(channels_last):
     exact = x.detach().double().requires_grad_()
     names = ("weight", "bias", "center_weight", "scale_weight", "scale_bias")
     vectors = [getattr(layer, name).detach().double() for name in names]
-    expected = rbnorm.reference.representative_batch_norm(exact, *vectors)[0]
+    expected = rbnorm.definition.literal_rbn(exact, *vectors)[0]
     expected.square().sum().backward()
     assert_close(y, expected, torch.float32)
     assert_close(x.grad, exact.grad, torch.float32, scale=8.0)

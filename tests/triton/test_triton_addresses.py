@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rbnorm.ops.triton.tiles import addresses, locate
+from rbnorm.kernels.triton.tiles import addresses, locate
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from rbnorm.ops.triton import launch
+from rbnorm.kernels.triton import launch
 
 BASE = Case((5, 3, 4, 5), torch.float64, "contiguous", True, {"eps": 1e-3}, 0)
 

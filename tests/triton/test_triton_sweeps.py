@@ -6,8 +6,8 @@ from cases import arrange
 from tolerances import assert_close
 from torch import Tensor
 
-from rbnorm.ops.triton import launch, sweeps
-from rbnorm.ops.triton.plan import MAX_CHUNKS, plan
+from rbnorm.kernels.triton import launch, sweeps
+from rbnorm.kernels.triton.plan import MAX_CHUNKS, plan
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [

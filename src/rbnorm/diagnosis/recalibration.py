@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rbnorm.diagnosis.meter import normalised
 from rbnorm.diagnosis.passes import Forward, call, labels_of, normalisers, run, unchanged
 from rbnorm.diagnosis.result import Counterfactual
+from rbnorm.kernels.phases import positions
 from rbnorm.modules import _RepresentativeBatchNorm
-from rbnorm.ops.portable import positions
 
 Model = TypeVar("Model", bound=nn.Module)
 

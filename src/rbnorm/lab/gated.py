@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
-from rbnorm.reference import per_channel
+from rbnorm.definition import per_channel
 
 _REDUCTION: Final = 16
 _LEAST_SQUEEZED: Final = 8

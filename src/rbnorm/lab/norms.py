@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.calibration import Calibration
 from rbnorm.convert import convert_batchnorm
+from rbnorm.definition import RESTRICTIONS, STATISTICS
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
 from rbnorm.lab.replacing import replace, replace_with_activation
-from rbnorm.reference import RESTRICTIONS, STATISTICS
 
 _MOST_GROUPS: Final = 32
 _LEAST_IN_GROUP: Final = 4

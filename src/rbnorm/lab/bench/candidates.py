@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import rbnorm
-from rbnorm import RepresentativeBatchNorm2d, reference
+from rbnorm import RepresentativeBatchNorm2d, definition
 from rbnorm.lab.bench.rows import Case
 
 BASELINE: Final = "batchnorm"
@@ -28,7 +28,7 @@ class Literal(RepresentativeBatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise and calibrate, formula by formula."""
         running = (self.running_mean, self.running_var)
-        return reference.representative_batch_norm(
+        return definition.literal_rbn(
             input,
             self.weight,
             self.bias,

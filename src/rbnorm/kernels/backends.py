@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rbnorm.ops import fused, triton
+from rbnorm.kernels import fused, triton
 
 
 class Backend(NamedTuple):
@@ -22,7 +22,7 @@ class Backend(NamedTuple):
 
 def _cpu() -> Backend:
     try:
-        module = importlib.import_module("rbnorm.ops._cpu")
+        module = importlib.import_module("rbnorm.kernels._cpu")
     except ModuleNotFoundError:
         return Backend(
             "portable",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rbnorm.ops.checks import checked
+from rbnorm.kernels.checks import checked
 
 OPS = (
     "forward",
@@ -31,7 +31,7 @@ def _deferred(name: str) -> Callable[..., Any]:
     """The launcher ``name``, imported when it is first called."""
 
     def call(*args: Any) -> Any:
-        return getattr(importlib.import_module("rbnorm.ops.triton.launch"), name)(*args)
+        return getattr(importlib.import_module("rbnorm.kernels.triton.launch"), name)(*args)
 
     return call
 

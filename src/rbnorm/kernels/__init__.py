@@ -4,7 +4,7 @@
 sweeps over big tensors, for a layer that does something of its own between them. The dispatcher
 chooses what runs. The portable implementation serves every device; a compiled one registers
 itself for its own dispatch key and nothing above this package changes. The ops carry no autograd:
-:mod:`rbnorm.closed_form` owns the derivative of the whole layer.
+:mod:`rbnorm.autograd` owns the derivative of the whole layer.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rbnorm.ops import fused, portable
-from rbnorm.ops.backends import active, backends, load, use_backend
-from rbnorm.ops.checks import checked
+from rbnorm.kernels import fused, phases
+from rbnorm.kernels.backends import active, backends, load, use_backend
+from rbnorm.kernels.checks import checked
 
 __all__ = ["SCHEMAS", "active", "backends", "use_backend"]
 
@@ -44,15 +44,15 @@ SCHEMAS = {
 
 
 def _table(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:2], dtype=portable.table_dtype(x.dtype))
+    return x.new_empty(x.shape[:2], dtype=phases.table_dtype(x.dtype))
 
 
 def _vector(x: Tensor, size: int) -> Tensor:
-    return x.new_empty(size, dtype=portable.table_dtype(x.dtype))
+    return x.new_empty(size, dtype=phases.table_dtype(x.dtype))
 
 
 def _like(x: Tensor) -> Tensor:
-    return portable.standard(torch.empty_like(x))
+    return phases.standard(torch.empty_like(x))
 
 
 def _forward(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -80,7 +80,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 _library = torch.library.Library("rbnorm", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=[torch.Tag.pt2_compliant_tag])
-    _implementation = getattr(fused if hasattr(fused, _name) else portable, _name)
+    _implementation = getattr(fused if hasattr(fused, _name) else phases, _name)
     _library.impl(_name, checked(_name, _implementation), "CompositeExplicitAutograd")
     # A call is a fake one already where a single tensor is on the meta device.
     torch.library.register_fake(f"rbnorm::{_name}", checked(_name, FAKES[_name]), lib=_library)

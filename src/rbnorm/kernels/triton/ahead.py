@@ -1,6 +1,6 @@
 """What the compilers make of the kernels, read without a GPU: accesses, registers, memory, spills.
 
-``python -m rbnorm.ops.triton.ahead docs/gpu.md`` rewrites the table in that file.
+``python -m rbnorm.kernels.triton.ahead docs/gpu.md`` rewrites the table in that file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rbnorm.ops.triton import sweeps, tables
-from rbnorm.ops.triton.plan import plan
+from rbnorm.kernels.triton import sweeps, tables
+from rbnorm.kernels.triton.plan import plan
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rbnorm.ops import portable
-from rbnorm.ops.triton import sweeps
-from rbnorm.ops.triton import tables as table_math
-from rbnorm.ops.triton.plan import Plan, prepare, tables, vectors
+from rbnorm.kernels import phases
+from rbnorm.kernels.triton import sweeps
+from rbnorm.kernels.triton import tables as table_math
+from rbnorm.kernels.triton.plan import Plan, prepare, tables, vectors
 
 _chosen: dict[Any, dict[str, Any]] = {}
 
@@ -44,27 +44,27 @@ def _merge(p: Plan, x: Tensor, mean: Tensor, var: Tensor | None) -> tuple[Tensor
 
 
 def mean(x: Tensor) -> Tensor:
-    """As :func:`rbnorm.ops.portable.mean`."""
+    """As :func:`rbnorm.kernels.phases.mean`."""
     if not x.numel():
-        return portable.mean(x)
+        return phases.mean(x)
     p, x, _ = prepare(x)
     with torch.cuda.device_of(x):
         return _merge(p, x, *_moments(p, x, with_variance=False))[0]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As :func:`rbnorm.ops.portable.moments`."""
+    """As :func:`rbnorm.kernels.phases.moments`."""
     if not x.numel():
-        return portable.moments(x)
+        return phases.moments(x)
     p, x, _ = prepare(x)
     with torch.cuda.device_of(x):
         return _merge(p, x, *_moments(p, x, with_variance=True))
 
 
 def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    """As :func:`rbnorm.ops.portable.affine`."""
+    """As :func:`rbnorm.kernels.phases.affine`."""
     if not x.numel():
-        return portable.affine(x, center, scale, shift)
+        return phases.affine(x, center, scale, shift)
     p, x, _ = prepare(x)
     center, y = center if center is None else center.contiguous(), torch.empty_like(x)
     with torch.cuda.device_of(x):
@@ -76,9 +76,9 @@ def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Te
 
 
 def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`rbnorm.ops.portable.grad_moments`."""
+    """As :func:`rbnorm.kernels.phases.grad_moments`."""
     if not x.numel():
-        return portable.grad_moments(dy, x, center)
+        return phases.grad_moments(dy, x, center)
     p, x, (dy,) = prepare(x, dy)
     first, second = tables(x, 2, p.chunks)
     with torch.cuda.device_of(x):
@@ -92,9 +92,9 @@ def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]
 def grad_affine(
     dy: Tensor, x: Tensor, center: Tensor, dy_scale: Tensor, x_scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """As :func:`rbnorm.ops.portable.grad_affine`."""
+    """As :func:`rbnorm.kernels.phases.grad_affine`."""
     if not x.numel():
-        return portable.grad_affine(dy, x, center, dy_scale, x_scale, shift)
+        return phases.grad_affine(dy, x, center, dy_scale, x_scale, shift)
     p, x, (dy,) = prepare(x, dy)
     dx = torch.empty_like(x)
     with torch.cuda.device_of(x):
@@ -229,7 +229,7 @@ def backward(
 def _or_empty(x: Tensor, dx: Any, dresidual: Any, grads: Any) -> tuple[Tensor, ...]:
     """The gradients, those that are missing without elements."""
     data = [x.new_empty(0) if g is None else g for g in (dx, dresidual)]
-    missing = x.new_empty(0, dtype=portable.table_dtype(x.dtype))
+    missing = x.new_empty(0, dtype=phases.table_dtype(x.dtype))
     return *data, *(missing.clone() if g is None else g for g in grads)
 
 

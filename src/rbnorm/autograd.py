@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rbnorm import ops, synchronised
-from rbnorm.ops import fused, portable
-from rbnorm.ops.fused import WHOLE, Batch, Options, Vectors
-from rbnorm.synchronised import Group
+from rbnorm import kernels
+from rbnorm.batch import Group, Shared
+from rbnorm.kernels import fused, phases
+from rbnorm.kernels.fused import WHOLE, Batch, Options, Vectors
 
 Running = tuple[Tensor, Tensor]
 
 
 def _fits(running: Running, x: Tensor) -> bool:
     """Whether the op can read and write these buffers."""
-    dtype = portable.table_dtype(x.dtype)
+    dtype = phases.table_dtype(x.dtype)
     return all(buffer.dtype == dtype and buffer.is_contiguous() for buffer in running)
 
 
 def _fitting(running: Running, x: Tensor) -> Running:
-    dtype = portable.table_dtype(x.dtype)
+    dtype = phases.table_dtype(x.dtype)
     return running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
 
 
@@ -31,13 +31,13 @@ def _batch(group: Group | None, x: Tensor, *, visible: bool) -> Batch:
     """The batch that x belongs to; ``visible`` is in plain PyTorch, not by the ops."""
     if group is None:
         return WHOLE
-    sweeps = portable if visible else torch.ops.rbnorm
-    return synchronised.Shared(group, portable.positions(x), sweeps)
+    sweeps = phases if visible else torch.ops.rbnorm
+    return Shared(group, phases.positions(x), sweeps)
 
 
 def _backend(batch: Batch) -> Any:
     """What runs the whole layer now: ``forward``, ``inference`` and ``backward``."""
-    return ops.active() if batch is WHOLE else batch
+    return kernels.active() if batch is WHOLE else batch
 
 
 def _train(
@@ -220,7 +220,7 @@ def normalise(
         return _train(batch, x, residual, p, running, momentum, options)[0]
     assert running is not None
     mean, var = running if _fits(running, x) else _fitting(running, x)
-    return ops.active().inference(x, residual, *p, mean, var, *options)  # type: ignore[no-any-return]
+    return kernels.active().inference(x, residual, *p, mean, var, *options)  # type: ignore[no-any-return]
 
 
 def _visible(

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rbnorm.ops.fused import ACTIVATIONS
-from rbnorm.ops.portable import table_dtype
-from rbnorm.reference import RESTRICTIONS
+from rbnorm.definition import RESTRICTIONS
+from rbnorm.kernels.fused import ACTIVATIONS
+from rbnorm.kernels.phases import table_dtype
 
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 ACCEPTED = "float16, bfloat16, float32 or float64"

@@ -1,13 +1,13 @@
 """The table math, one launch a direction: programs take BLOCK_C channels and walk the instances.
 
-Symbols are those of :mod:`rbnorm.closed_form`. A table is (N, C); statistics come from the sweeps
+Symbols are those of :mod:`rbnorm.autograd`. A table is (N, C); statistics come from the sweeps
 per chunk of the positions and are merged here, tile by tile, always in the same order.
 """
 
 import triton
 import triton.language as tl
 
-from rbnorm.ops.triton.tiles import (
+from rbnorm.kernels.triton.tiles import (
     inverse_deviation,
     restrict,
     restrict_slope,

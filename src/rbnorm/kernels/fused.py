@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rbnorm.ops import portable
-from rbnorm.reference import RESTRICTIONS
+from rbnorm.definition import RESTRICTIONS
+from rbnorm.kernels import phases
 
 # R'(s), given s and g = R(s).
 DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -93,7 +93,7 @@ class Batch:
     ``sweeps`` are the passes over big tensors, ``known`` what it found out for its statistics.
     """
 
-    sweeps: Any = portable
+    sweeps: Any = phases
     known: tuple[Tensor, ...] = ()
 
     def again(self) -> Batch:
@@ -181,10 +181,10 @@ def normalise(
     scale, shift = _affine_tables(t, r, gain, p.bias)
     if residual is None and options.activation == 0:
         return batch.sweeps.affine(x, m, scale, shift), m, E, V
-    z = portable.affine_table(x, m, scale, shift)
+    z = phases.affine_table(x, m, scale, shift)
     z = z if residual is None else z + residual
     y = list(ACTIVATIONS.values())[options.activation](z, options.slope)
-    return portable.standard(y.to(x.dtype)), m, E, V
+    return phases.standard(y.to(x.dtype)), m, E, V
 
 
 def update(
@@ -282,10 +282,10 @@ def backward(
     nothing = x.new_empty(0)
     dresidual = nothing
     if activation:
-        z = portable.affine_table(x, m, scale, shift)
+        z = phases.affine_table(x, m, scale, shift)
         z = z if residual is None else z + residual
         dy = dy * list(ACTIVATION_SLOPES.values())[activation](z, slope)
-        dresidual = portable.standard(dy.to(x.dtype)) if want_dresidual else nothing
+        dresidual = phases.standard(dy.to(x.dtype)) if want_dresidual else nothing
     S1, S2 = batch.sweeps.grad_moments(dy, x, m)  # means over the positions, of dz and dz (x - m)
     statistics = batch if training else None
     u, x_scale, tables = _backward_tables(S1, S2, t, r, deviation, p, gate, restrict, statistics)
@@ -294,7 +294,7 @@ def backward(
         dx = batch.sweeps.grad_affine(dy, x, m, scale, x_scale, u)
     elif want_dx:
         dx = batch.sweeps.affine(dy, None, scale, u).to(x.dtype)
-    L, empty = portable.positions(x), r.new_empty(0)
+    L, empty = phases.positions(x), r.new_empty(0)
     found = (
         empty if vector is None or table is None else L * table.sum(0)
         for vector, table in zip(p, tables, strict=True)

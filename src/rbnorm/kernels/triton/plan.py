@@ -9,9 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
-from rbnorm.ops import portable
-from rbnorm.ops.triton import sweeps
-from rbnorm.ops.triton.tiles import rows_per_tile
+from rbnorm.kernels import phases
+from rbnorm.kernels.triton import sweeps
+from rbnorm.kernels.triton.tiles import rows_per_tile
 
 PROGRAMS = 2048  # fills the GPUs of today: 132 multiprocessors of an H100 hold about 1000
 MAX_WIDTH = 4096
@@ -21,7 +21,7 @@ TABLE_CHANNELS = 8  # 32 bytes of float32, the sector of a load
 
 
 class Plan(NamedTuple):
-    """The launches over (N, C, L); see :mod:`rbnorm.ops.triton.tiles`.
+    """The launches over (N, C, L); see :mod:`rbnorm.kernels.triton.tiles`.
 
     ``sizes`` are N, C, L, the chunk's length and their number, which every kernel takes;
     ``options`` the compile-time choices of every sweep, ``table_options`` of a table kernel.
@@ -84,7 +84,7 @@ def prepare(x: Tensor, *others: Tensor | None) -> tuple[Plan, Tensor, list[Any]]
         if last is not None and x.is_contiguous(memory_format=last):
             layout = last
     N, C = x.shape[:2]
-    chosen = plan(N, C, portable.positions(x), layout != torch.contiguous_format)
+    chosen = plan(N, C, phases.positions(x), layout != torch.contiguous_format)
     return (
         chosen,
         x.contiguous(memory_format=layout),
@@ -94,12 +94,12 @@ def prepare(x: Tensor, *others: Tensor | None) -> tuple[Plan, Tensor, list[Any]]
 
 def tables(x: Tensor, count: int, chunks: int = 1) -> list[Tensor]:
     """Uninitialised (N, C) tables, or (chunks, N, C) where there are several chunks."""
-    dtype = portable.table_dtype(x.dtype)
+    dtype = phases.table_dtype(x.dtype)
     shape = (chunks, *x.shape[:2]) if chunks > 1 else x.shape[:2]
     return [x.new_empty(shape, dtype=dtype) for _ in range(count)]
 
 
 def vectors(x: Tensor, count: int) -> list[Tensor]:
     """Uninitialised (C,) vectors."""
-    dtype = portable.table_dtype(x.dtype)
+    dtype = phases.table_dtype(x.dtype)
     return [x.new_empty(x.shape[1], dtype=dtype) for _ in range(count)]

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rbnorm.ops.triton.tiles import (
+from rbnorm.kernels.triton.tiles import (
     NONE,
     activate,
     activation_slope,

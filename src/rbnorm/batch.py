@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from rbnorm.ops import fused, portable
+from rbnorm.kernels import fused, phases
 
 
 class Group(NamedTuple):
@@ -82,7 +82,7 @@ class Shared(fused.Batch):
         sweeps: The passes over big tensors.
     """
 
-    def __init__(self, group: Group, positions: int, sweeps: Any = portable) -> None:
+    def __init__(self, group: Group, positions: int, sweeps: Any = phases) -> None:
         self.group, self.positions, self.sweeps = group, positions, sweeps
 
     def again(self) -> Shared:

@@ -1,5 +1,5 @@
 // The layer forward and backward: sweep, table math, sweep. The symbols are those of
-// rbnorm/ops/fused.py, which says the same in PyTorch.
+// rbnorm/kernels/fused.py, which says the same in PyTorch.
 //
 // Included once per instruction set, inside its namespace.
 

@@ -83,7 +83,7 @@ def _calibration(kind: str, value: object, accepted: torch.Size, exact: bool) ->
     return value
 
 
-def representative_batch_norm(
+def literal_rbn(
     x: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
