@@ -17,6 +17,7 @@ from rbnorm.modules import (
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
+from rbnorm.remedy import FineTuning, Remedies, Remedy, remedies
 from rbnorm.revert import RevertReport, revert_batchnorm
 from rbnorm.sync import (
     SyncRepresentativeBatchNorm,
@@ -28,10 +29,13 @@ from rbnorm.tuning import freeze, parameter_groups, unfreeze
 
 __all__ = [
     "Diagnosis",
+    "FineTuning",
     "LayerDiagnosis",
     "LazyRepresentativeBatchNorm1d",
     "LazyRepresentativeBatchNorm2d",
     "LazyRepresentativeBatchNorm3d",
+    "Remedies",
+    "Remedy",
     "RepresentativeBatchNorm1d",
     "RepresentativeBatchNorm2d",
     "RepresentativeBatchNorm3d",
@@ -51,6 +55,7 @@ __all__ = [
     "functional",
     "parameter_groups",
     "recalibrate",
+    "remedies",
     "revert_batchnorm",
     "revert_sync",
     "unfreeze",

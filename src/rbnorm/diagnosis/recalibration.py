@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -42,7 +42,13 @@ class _Pooled:
         self.mean, self.squares = mean, squares
 
 
-def recalibrate(model: Model, batches: Iterable[Any], *, forward: Forward | None = None) -> Model:
+def recalibrate(
+    model: Model,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    layers: Container[str] | None = None,
+) -> Model:
     r"""Re-estimate the running statistics of every BatchNorm and RBN layer, in place.
 
     One pass with the normalisers in training mode, so that each layer sees what batch statistics
@@ -62,6 +68,8 @@ def recalibrate(model: Model, batches: Iterable[Any], *, forward: Forward | None
         batches: As in :func:`rbnorm.diagnose`; those of training, with more than one value per
             channel.
         forward: See there.
+        layers: Names of the layers to re-estimate; the others normalise by their running
+            statistics meanwhile. None for every layer.
 
     Returns:
         ``model`` itself, with the training flags it had.
@@ -71,15 +79,15 @@ def recalibrate(model: Model, batches: Iterable[Any], *, forward: Forward | None
             activation is not finite. Nothing has changed then.
         RuntimeError: The model raised. Nothing has changed then.
     """
-    every = normalisers(model)
-    layers = {
+    every = {n: m for n, m in normalisers(model).items() if layers is None or n in layers}
+    tracked = {
         name: layer
         for name, layer in every.items()
         if layer.running_mean is not None and not getattr(layer, "frozen_stats", False)
     }
-    if not layers:
+    if not tracked:
         raise ValueError("model must have running statistics to re-estimate, got none")
-    pooled = {name: _Pooled() for name in layers}
+    pooled = {name: _Pooled() for name in tracked}
     momenta = [(layer, layer.momentum) for layer in every.values()]
     with unchanged(model):
         model.eval()
@@ -93,7 +101,7 @@ def recalibrate(model: Model, batches: Iterable[Any], *, forward: Forward | None
                 layer.momentum = momentum
     _check(pooled)
     with torch.no_grad():
-        for name, layer in layers.items():
+        for name, layer in tracked.items():
             _store(layer, pooled[name])
     return model
 

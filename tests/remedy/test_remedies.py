@@ -1,0 +1,244 @@
+"""``rbnorm.remedies``: planted faults, models without one, and what is left of the model."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import CLASSES, batches, images
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import rbnorm
+
+RE_ESTIMATED = "statistics re-estimated on the second data"
+ONLY_NAMED = f"{RE_ESTIMATED}, only in the named layers"
+
+
+def state(model: nn.Module):
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [len(module._forward_pre_hooks) for module in model.modules()],
+        torch.get_rng_state(),
+    )
+
+
+def assert_same(before, after) -> None:
+    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
+    assert before[1:3] == after[1:3]
+    assert torch.equal(before[3], after[3])
+
+
+def test_a_shifted_mean_in_one_layer_is_repaired_by_that_layer(model, first, second) -> None:
+    result = rbnorm.remedies(model, first, second)
+    clean = result.unchanged.first.value
+    assert result.named == ("1",)
+    assert clean > 0.9
+    assert result.unchanged.second.value < clean - 0.3
+    repaired = result[ONLY_NAMED]
+    assert repaired.second.value == pytest.approx(clean, abs=0.02)
+    assert repaired.difference.low > 0.3
+    assert repaired in result.helpful()
+
+
+def test_the_other_layer_repairs_nothing_of_it(model, first, second) -> None:
+    result = rbnorm.remedies(model, first, second, layers=["1"])
+    other = rbnorm.remedies(model, first, second, layers=["4"])
+    assert other[ONLY_NAMED].second.value < result[ONLY_NAMED].second.value
+
+
+def test_a_model_without_a_fault_has_no_remedy(model, first) -> None:
+    result = rbnorm.remedies(model, first, batches(*images(200, 3)), batch_sizes=(64,))
+    assert result.helpful() == ()
+    assert abs(result.lost) < 0.06
+    assert all(row.difference.low <= 0 for row in result.rows)
+
+
+def test_differences_are_those_of_the_same_images(model, first, second) -> None:
+    row = rbnorm.remedies(model, first, second)[RE_ESTIMATED]
+    base = [model.eval()(x).argmax(1) == y for x, y in second]
+    recalibrated = rbnorm.recalibrate(model, second)
+    ours = [recalibrated(x).argmax(1) == y for x, y in second]
+    gain = (torch.cat(ours).double() - torch.cat(base).double()).mean()
+    assert row.difference.value == pytest.approx(float(gain), abs=1e-12)
+    assert row.difference.low <= row.difference.value <= row.difference.high
+
+
+def test_the_unchanged_model_is_first_and_the_best_remedy_second(model, first, second) -> None:
+    result = rbnorm.remedies(model, first, second)
+    gains = [row.difference.value for row in result.rows[1:]]
+    assert result.rows[0].kind == "unchanged"
+    assert result.rows[0].difference == (0, 0, 0)
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_statistics_of_the_test_batch_are_those_of_training(model, first, second) -> None:
+    row = rbnorm.remedies(model, first, second, batch_sizes=(40,))[
+        "statistics of the test batch, batches of 40"
+    ]
+    with torch.no_grad():
+        right = [model.train()(x).argmax(1) == y for x, y in second]
+    assert row.second.value == pytest.approx(float(torch.cat(right).double().mean()), abs=1e-12)
+    assert row.needs_batches
+    assert not row.needs_data
+
+
+def test_the_weight_of_a_mixture_is_chosen_without_labels(model, first, second) -> None:
+    unlabelled = [x for x, _ in second]
+    mixed = "running and test batch statistics mixed, batches of 40"
+    with_labels = rbnorm.remedies(model, first, second, batch_sizes=(40,))[mixed]
+    without = rbnorm.remedies(model, first, unlabelled, batch_sizes=(40,))[mixed]
+    assert with_labels.weight == without.weight
+    assert with_labels.weight in (0.25, 0.5, 0.75)
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_the_model_is_left_as_found(model, first, second, convert: bool) -> None:
+    model = rbnorm.convert_batchnorm(model) if convert else model
+    model[1].eval()
+    before = state(model)
+    tuning = rbnorm.FineTuning(first, steps=2)
+    rbnorm.remedies(model, first, second, fine_tuning=tuning)
+    assert_same(before, state(model))
+
+
+def test_the_model_is_left_as_found_when_it_raises(model, first, second) -> None:
+    before = state(model)
+    calls = []
+
+    def forward(model, batch):
+        calls.append(1)
+        if len(calls) > 14:
+            raise RuntimeError("out of luck")
+        return model(batch[0])
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        rbnorm.remedies(model, first, second, forward=forward)
+    assert_same(before, state(model))
+
+
+def test_fine_tuning_trains_copies_as_they_are_and_converted(model, first, second) -> None:
+    tuning = rbnorm.FineTuning(second, steps=20, lr=0.05)
+    result = rbnorm.remedies(model, first, second, fine_tuning=tuning, batch_sizes=())
+    for name in ("fine-tuned as it is, 20 steps", "fine-tuned converted to RBN, 20 steps"):
+        assert result[name].needs_labels
+        assert result[name].difference.low > 0.3
+
+
+def test_tent_is_tried_where_torch_ttt_is_installed(model, first, second) -> None:
+    pytest.importorskip("torch_ttt")
+    row = rbnorm.remedies(model, first, second, batch_sizes=(40,))["TENT, batches of 40"]
+    assert row.difference.low > 0.3
+    assert row.needs_batches
+
+
+def test_without_torch_ttt_there_is_no_tent(model, first, second, monkeypatch) -> None:
+    monkeypatch.setattr("rbnorm.remedy.run.has_tent", lambda: False)
+    result = rbnorm.remedies(model, first, second, batch_sizes=(40,))
+    assert all(row.kind != "tent" for row in result.rows)
+
+
+def test_without_labels_there_is_agreement_and_confidence(model, first, second) -> None:
+    result = rbnorm.remedies(model, [x for x, _ in first], [x for x, _ in second])
+    row = result[RE_ESTIMATED]
+    assert math.isnan(row.second.value)
+    assert math.isnan(row.difference.value)
+    assert result.unchanged.agreement == (1, 1)
+    assert 0 < row.agreement[1] < 1
+    assert 1 / CLASSES < row.confidence[1] <= 1
+    assert result.helpful() == ()
+
+
+def test_a_metric_of_ones_own(model, first, second) -> None:
+    def probability(output, target):
+        return output.softmax(1).gather(1, target[:, None])[:, 0]
+
+    result = rbnorm.remedies(model, first, second, metric=probability)
+    with torch.no_grad():
+        expected = torch.cat([probability(model.eval()(x), y) for x, y in first]).double().mean()
+    assert result.unchanged.first.value == pytest.approx(float(expected), abs=1e-7)
+    assert result[RE_ESTIMATED].difference.low > 0
+
+
+class Segmenter(nn.Module):
+    """A class for every position, in the form of torchvision's segmentation models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return {"out": self.norm(x), "aux": x}
+
+
+def test_positions_of_a_segmentation_are_counted_but_for_void_ones() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 2, 3, 3)
+    target = x.argmax(1)
+    target[:, 0] = 1 - target[:, 0]  # a third is wrong
+    target[:, 1] = 255  # a third is void
+    target[5] = 255  # and an image altogether
+    result = rbnorm.remedies(Segmenter(), [(x, target)], [(x, target)], batch_sizes=())
+    assert result.unchanged.first.value == pytest.approx(0.5, abs=1e-12)
+
+
+def test_what_does_not_fit_the_budget_is_named(model, first, second) -> None:
+    result = rbnorm.remedies(model, first, second, budget=0)
+    assert [row.kind for row in result.rows] == ["unchanged"]
+    assert RE_ESTIMATED in result.skipped
+
+
+def test_progress_ends_before_one(model, first, second) -> None:
+    seen = []
+    rbnorm.remedies(model, first, second, on_trial=lambda name, share: seen.append(share))
+    assert seen == sorted(seen)
+    assert seen[0] == 0
+    assert seen[-1] < 1
+
+
+def test_frame_and_json_have_a_row_a_remedy(model, first, second, tmp_path) -> None:
+    result = rbnorm.remedies(model, first, second)
+    frame = result.to_frame()
+    columns = "remedy accuracy_first accuracy_second difference low high needs_labels needs_batches"
+    assert {*columns.split(), "passes"} <= set(frame.columns)
+    assert frame.remedy[0] == "as it is"
+    assert frame.accuracy_second[1] == result.rows[1].second.value
+    result.to_json(tmp_path / "remedies.json")
+    found = json.loads((tmp_path / "remedies.json").read_text())
+    assert [row["remedy"] for row in found["remedies"]] == list(frame.remedy)
+    assert found["remedies"][1]["difference"] == result.rows[1].difference.value
+
+
+def test_data_sorted_by_class_is_said(model, first) -> None:
+    x, labels = images(200, 2)
+    order = labels.argsort()
+    result = rbnorm.remedies(model, first, batches(x[order], labels[order]), batch_sizes=())
+    assert len(result.notes) == 1
+    assert "second data comes sorted" in result.notes[0]
+
+
+def test_a_shuffling_loader_is_refused(model, second) -> None:
+    loader = DataLoader(TensorDataset(*images(80, 4)), batch_size=16, shuffle=True)
+    with pytest.raises(ValueError, match="first must give the same instances in the same order"):
+        rbnorm.remedies(model, loader, second)
+
+
+def test_what_can_be_gone_through_once_is_refused(model, first, second) -> None:
+    with pytest.raises(ValueError, match="second must be something to iterate over many times"):
+        rbnorm.remedies(model, first, iter(second))
+
+
+def test_an_unknown_layer_is_refused(model, first, second) -> None:
+    with pytest.raises(ValueError, match="layers must be normalisers of the model, got 'head'"):
+        rbnorm.remedies(model, first, second, layers=["head"])
+
+
+def test_a_metric_that_is_one_number_is_refused(model, first, second) -> None:
+    with pytest.raises(ValueError, match="metric must return one number per instance"):
+        rbnorm.remedies(model, first, second, metric=lambda output, target: output.mean())
+
+
+def test_fine_tuning_without_a_step_is_refused(first) -> None:
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        rbnorm.FineTuning(first, steps=0)
