@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Anything pip takes, for example: make test TORCH_SPEC="torch==2.11.0 torchvision==0.26.0"
 TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
+# The folder of `make gpu-report`.
+OUT ?= rbnorm-gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 
-.PHONY: demo test test-gpu sanitize check bench env browser clean
+.PHONY: demo test test-gpu gpu-report sanitize check bench env browser clean
 
 demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
@@ -31,6 +33,10 @@ test-gpu: env
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
 		'make test-gpu needs a CUDA or ROCm device that PyTorch can use, and found none')"
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# Eight minutes on one GPU at most; needs no environment: any Python with torch and Triton will do.
+gpu-report:
+	PYTHONPATH=src $(PYTHON) -m tools.gpu_report --out $(OUT)
 
 # About ten minutes: the ops' tests under ASan and UBSan, then a few cases under valgrind.
 sanitize: env

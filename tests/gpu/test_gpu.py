@@ -1,5 +1,6 @@
 """The ops on a CUDA or ROCm device: `make test-gpu`. Every other run deselects them."""
 
+import os
 from dataclasses import replace
 
 import fused
@@ -19,6 +20,7 @@ from rbnorm.kernels.triton import OPS
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
+EXAMPLES = int(os.environ.get("RBNORM_FUZZ_EXAMPLES", "100"))  # each compiles kernels of its own
 ops = torch.ops.rbnorm
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BASE = Case((5, 3, 4, 5), torch.float32, "contiguous", True, {"eps": 1e-3}, 0)
@@ -30,7 +32,7 @@ def test_the_kernels_are_what_runs(name):
 
 
 @given(cases(tuple(DTYPES)), st.sampled_from(sorted(ACTIVATIONS)), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_fused_ops_equal_definition(case, activation, with_residual):
     fused.compare(ops, case, activation, with_residual, device=DEVICE)
 

@@ -1,0 +1,62 @@
+"""The GPU report tried without a GPU: every step, at the least size, in Triton's interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is installed on Linux only")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    command = [sys.executable, "-m", "tools.gpu_report", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": "src"}
+    found = subprocess.run(
+        [*command, "--device", "cpu", "--effort", "smoke"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return out, found.stdout
+
+
+def test_every_step_ends_well(report):
+    out, printed = report
+    rows = json.loads((out / "gpu-report.json").read_text())
+    assert not [row for row in rows if "failed" in row or "left" in row]
+    steps = {row["name"]: row["status"] for row in rows if row["step"] == "steps"}
+    assert set(steps.values()) == {"ok"}
+    assert steps.keys() == {row["step"] for row in rows} - {"steps"}
+    assert all(f"== {name}" in printed for name in steps)
+
+
+def test_what_is_compared_is_right(report):
+    out, _ = report
+    rows = json.loads((out / "gpu-report.json").read_text())
+    compared = [row for row in rows if row["step"] == "correctness"]
+    assert compared
+    assert all(row["right"] for row in compared)
+
+
+def test_an_unknown_step_is_refused(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "tools.gpu_report", "--out", tmp_path / "r", "--steps", "speed"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "src"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert "--steps must be of machine, correctness" in found.stderr
+    assert not (tmp_path / "r").exists()
