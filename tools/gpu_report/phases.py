@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rbnorm.ops import portable
+from rbnorm.kernels.phases import table_dtype
 from tools.gpu_report.clock import captured, in_turn, rotation
 from tools.gpu_report.options import DTYPES, Options, Row
 from tools.gpu_report.subjects import Case, random
@@ -30,7 +30,7 @@ def cases(options: Options) -> list[Case]:
 
 def phases(dy: Any, x: Any) -> dict[str, Callable[[], Any]]:
     """A call of each phase."""
-    ops, wide = torch.ops.rbnorm, portable.table_dtype(x.dtype)
+    ops, wide = torch.ops.rbnorm, table_dtype(x.dtype)
     m, a, b = torch.randn(3, *x.shape[:2], device=x.device, dtype=wide).unbind()
     p = torch.randn(x.shape[1], device=x.device, dtype=wide)
     return {
@@ -54,7 +54,7 @@ def run(case: Case, options: Options) -> Iterator[Row]:
     if options.cuda:
         calls = {name: [captured(each)] for name, each in calls.items()}
     timed = in_turn(calls, options)
-    from rbnorm.ops.triton import sweeps  # noqa: PLC0415 - it decides at import who interprets
+    from rbnorm.kernels.triton import sweeps  # noqa: PLC0415 - it decides at import who interprets
 
     nbytes = torch.Size(case.shape).numel() * DTYPES[case.dtype].itemsize
     for name, us in timed.items():

@@ -18,7 +18,7 @@ from tools.gpu_report.rows import append
 
 def _interpret() -> None:
     """Let Triton's interpreter serve the CPU in place of what does."""
-    from rbnorm.ops import triton  # noqa: PLC0415
+    from rbnorm.kernels import triton  # noqa: PLC0415
 
     class Overriding:
         def impl(self, name: str, function: object, key: str) -> None:
