@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rbnorm.definition import RESTRICTIONS
 from rbnorm.diagnosis import recalibrate
 from rbnorm.lab.domains.config import TRAINED
 from rbnorm.lab.domains.images import DomainImages, unchanged
-from rbnorm.reference import RESTRICTIONS
 
 RE_ESTIMATED: Final = "re-estimated"
 SIZES: Final = (64, 16, 4)
