@@ -10,7 +10,6 @@ from typing import NoReturn
 
 import rbnorm
 from rbnorm.lab.config import CORRUPTIONS, DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NETWORKS, NORMS
-from rbnorm.lab.domains.options import add_options as add_domains_options
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.training.options import add_options as add_train_options
 
@@ -67,6 +66,12 @@ def _diagnose(options: argparse.Namespace, command: str) -> None:
     diagnose(Request(**values), options.out, command)
 
 
+def _explain(options: argparse.Namespace, command: str) -> None:
+    from rbnorm.lab.explain.page import explain  # noqa: PLC0415
+
+    explain(options.out, command)
+
+
 def _train(options: argparse.Namespace, command: str) -> None:
     from rbnorm.lab.training.command import Request, train  # noqa: PLC0415
 
@@ -86,9 +91,6 @@ def _items(values: Sequence[str]) -> list[str]:
     return [item for value in values for item in value.split(",") if item]
 
 
-_DOMAINS = "study domains"
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -104,10 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # the studies with options of their own
-    joined = [_DOMAINS, *given[2:]] if given[:2] == _DOMAINS.split() else given
     try:
-        options = _parser().parse_args(joined)
+        options = _parser().parse_args(given)
         try:
             options.run(options, shlex.join(["rbnorm", *given]))
         except KeyboardInterrupt:
@@ -142,16 +142,6 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
-    add_domains_options(
-        commands.add_parser(
-            _DOMAINS,
-            help="fine-tune on some domains and test on another",
-            description="Fine-tune a pretrained network on all domains but one and test it on that "
-            "one, with BatchNorm and RBN; choose the learning rates on source images. The same "
-            "command again continues what was interrupted.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-    )
     training = commands.add_parser(
         "train",
         help="train one network at full size, as on ImageNet",
@@ -169,6 +159,15 @@ def _parser() -> argparse.ArgumentParser:
             help="show where batch statistics fail on a model's own data",
             description="Measure where instances leave the running statistics of a model's "
             "BatchNorm or RBN layers, and what RBN learnt; write diagnosis.json and report.html.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
+    _add_explain(
+        commands.add_parser(
+            "explain",
+            help="write a page that explains RBN on real images in a real network",
+            description="Train a small network on parts of two photographs that scikit-learn has, "
+            "and write explain.html: the formulas of RBN with sliders, in English and Chinese.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )
@@ -199,6 +198,13 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     suffixes = "a .safetensors, .pt or .pth file"
     parser.add_argument("source", type=Path, metavar="IN", help=suffixes)
     parser.add_argument("target", type=Path, metavar="OUT", help=suffixes)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_explain, kept="no file has changed")
+    parser.add_argument(
+        "--out", type=Path, default=Path("rbnorm-explain"), help="folder of the page"
+    )
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

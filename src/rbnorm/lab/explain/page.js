@@ -1,0 +1,323 @@
+// What the page does: state from the controls, numbers from rbn.js, and everything drawn anew.
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const SIDE = data.side;
+const byId = (id) => document.getElementById(id);
+const root = document.documentElement;
+const chinese = () => root.lang !== "en";
+const say = (en, zh) => (chinese() ? zh : en);
+
+function unpack(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return Array.from(new Float32Array(bytes.buffer));
+}
+for (const channel of data.channels) {
+  channel.maps = channel.maps.map(unpack);
+  channel.response = unpack(channel.response);
+}
+
+const SLIDERS = ["brightness", "contrast", "w_m", "w_v", "w_b"];
+const CASES = ["mean-below", "mean-above", "var-below", "var-above"];
+const state = { image: 0, channel: 0, statistics: "running", brightness: 0, contrast: 1,
+  w_m: 0, w_v: 0, w_b: 1, chosen: null };
+
+const shown = (value, digits = 2) => {
+  const text = value.toFixed(digits);
+  return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
+};
+const signed = (value) => (value > 0 ? "+" : "") + shown(value);
+const error = (value) => (value === 0 ? "0" : value.toExponential(0).replace("-", "−"));
+const percent = (share) => say(`${shown(100 * share, 0)} %`, `${shown(100 * share, 0)}%`);
+const channel = () => data.channels[state.channel];
+const sigma = () => Math.sqrt(channel().within + channel().between + data.eps);
+
+// The layer's input for photographs of this contrast and brightness.
+function inputs(contrast, brightness) {
+  const { maps, response } = channel();
+  return maps.map((x) => x.map((value, i) => contrast * value + brightness * response[i]));
+}
+
+function pass(contrast, brightness, weights) {
+  const { gamma, beta } = channel();
+  const instances = inputs(contrast, brightness);
+  const statistics = state.statistics === "batch" ? rbn.batchMoments(instances) : channel();
+  const outputs = rbn.forward(instances, statistics, { ...weights, gamma, beta, eps: data.eps });
+  return { instances, statistics, outputs, one: outputs[state.image] };
+}
+
+const weightsNow = () => ({ w_m: state.w_m, w_v: state.w_v, w_b: state.w_b });
+const PLAIN = { w_m: 0, w_v: 0, w_b: 1 };  // BatchNorm, but for the constant R(1)
+
+// The colours of matplotlib's PuOr, reversed; fit for colour-blind readers.
+const COLOURS = ["2d004b", "542788", "8073ac", "b2abd2", "d8daeb", "f7f7f7", "fee0b6", "fdb863",
+  "e08214", "b35806", "7f3b08"].map((hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+function colour(value) {
+  const place = (Math.max(-3, Math.min(3, value)) / 6 + 0.5) * (COLOURS.length - 1);
+  const i = Math.min(Math.floor(place), COLOURS.length - 2);
+  return COLOURS[i].map((low, c) => low + (place - i) * (COLOURS[i + 1][c] - low));
+}
+byId("colours").style.background =
+  `linear-gradient(to right, ${COLOURS.map((c) => `rgb(${c})`).join(",")})`;
+
+function paint(name, values, words) {
+  const canvas = byId(`map-${name}`);
+  canvas.width = canvas.height = SIDE;
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(SIDE, SIDE);
+  values.forEach((value, i) => pixels.data.set([...colour(value), 255], 4 * i));
+  context.putImageData(pixels, 0, 0);
+  const { m, v } = rbn.moments(values);
+  const facts = [say("mean ", "均值 ") + signed(m), say("std ", "标准差 ") + shown(Math.sqrt(v))];
+  byId(`facts-${name}`).replaceChildren(...facts.map((text) => {
+    const part = document.createElement("span");
+    part.textContent = text;
+    return part;
+  }));
+  canvas.setAttribute("aria-label", `${words}: ${facts.join(say(", ", "，"))}`);
+}
+
+const passing = (one) => one.Y.filter((y) => y > 0).length / one.Y.length;
+
+function stages({ instances, one }) {
+  const { mean } = channel();
+  const unit = sigma();
+  const relative = (values) => values.map((value) => (value - mean) / unit);
+  paint("X", relative(instances[state.image]), "X");
+  paint("X_cm", relative(one.X_cm), "X_cm");
+  paint("X_s", one.X_s, "X_s");
+  paint("X_cs", one.X_cs, "X_cs");
+  paint("Y", one.Y.map((y) => Math.max(y, 0)), "ReLU(Y)");
+}
+
+function verdict({ instances }) {
+  const { m, v } = rbn.moments(instances[state.image]);
+  const moments = state.statistics === "batch" ? rbn.batchMoments(instances) : channel();
+  const offset = (m - moments.mean) / Math.sqrt(moments.within + moments.between + data.eps);
+  const ratio = (v + data.eps) / (moments.within + moments.between + data.eps);
+  const whose = say(state.statistics === "batch" ? "batch" : "running",
+    state.statistics === "batch" ? "批次" : "滑动");
+  const mean = Math.abs(offset) < 0.3
+    ? say("BatchNorm centres it as it should", "BatchNorm 的中心化恰当")
+    : offset < 0
+      ? say("BatchNorm takes away too much, and features go with it", "BatchNorm 减得太多，代表性特征被移除")
+      : say("BatchNorm takes away too little, and noise stays", "BatchNorm 减得太少，噪声留了下来");
+  const spread = ratio > 0.6 && ratio < 1.6
+    ? say("the intensity comes out as it should", "输出的强度恰当")
+    : ratio < 1
+      ? say("the intensity comes out too small", "输出的强度偏小")
+      : say("the intensity comes out too large", "输出的强度偏大");
+  byId("verdict").textContent = say(
+    `This image's mean lies ${shown(Math.abs(offset))} σ ${offset < 0 ? "below" : "above"} the ${whose} mean: ${mean}. Its variance is ${shown(ratio)} times the ${whose} variance: ${spread}.`,
+    `这张图像的均值比${whose}均值${offset < 0 ? "低" : "高"} ${shown(Math.abs(offset))}σ：${mean}。方差是${whose}方差的 ${shown(ratio)} 倍：${spread}。`);
+}
+
+function seen(now) {
+  const rows = [pass(1, 0, PLAIN).one, pass(state.contrast, state.brightness, PLAIN).one, now.one];
+  const bodies = byId("seen").tBodies[0].rows;
+  rows.forEach((one, i) => {
+    const numbers = [signed(one.K_s), shown(Math.sqrt(rbn.moments(one.X_cs).v)), percent(passing(one))];
+    numbers.forEach((text, j) => { bodies[i].cells[j + 1].textContent = text; });
+  });
+}
+
+function fill(row, left, right, difference) {
+  [left, right].forEach((value, i) => { row.cells[i + 1].textContent = shown(value, 6); });
+  row.cells[3].textContent = error(Math.abs(difference));
+}
+
+function identities({ instances, outputs, one }) {
+  const row = (name) => document.querySelector(`[data-identity="${name}"]`);
+  const E = rbn.mean(instances.flat()), K = outputs.map((o) => o.m);
+  fill(row("mean_K"), rbn.mean(K), E, rbn.mean(K) - E);
+  const X_cm = outputs.flatMap((o) => o.X_cm), E_cm = rbn.mean(X_cm);
+  fill(row("mean_cm"), E_cm, (1 + state.w_m) * E, E_cm - (1 + state.w_m) * E);
+  const x = instances[state.image];
+  const left = one.X_cm.map((value, i) => value - E_cm - (x[i] - E));
+  const right = state.w_m * (one.m - E);
+  fill(row("difference"), left[0], right, Math.max(...left.map((l) => Math.abs(l - right))));
+  const V = rbn.moments(X_cm).v;
+  const formula = rbn.centred(rbn.batchMoments(instances), state.w_m).V;
+  fill(row("variance_cm"), V, formula, V - formula);
+  const scaled = rbn.moments(one.X_cs).v, by = one.gate ** 2 * rbn.moments(one.X_s).v;
+  fill(row("variance_cs"), scaled, by, scaled - by);
+  byId("gate").textContent = `Kₛ = ${signed(one.K_s)}, R = ${shown(one.gate, 3)}, R² = ${shown(one.gate ** 2, 3)}`;
+}
+
+function inPlace({ instances, one }) {
+  const K = one.m, tensor = Float64Array.from(instances[state.image]);
+  const rows = [0, 1, 2, 3].map((calls) => {
+    if (calls) {
+      const added = state.w_m * rbn.mean(Array.from(tensor));
+      tensor.forEach((value, i) => { tensor[i] = value + added; });
+    }
+    const cells = [calls, shown(rbn.mean(Array.from(tensor)), 4), shown((1 + state.w_m) ** calls * K, 4), shown(K, 4)];
+    const row = document.createElement("tr");
+    cells.forEach((text, i) => {
+      const cell = document.createElement(i ? "td" : "th");
+      cell.textContent = text;
+      row.append(cell);
+    });
+    return row;
+  });
+  byId("inplace").tBodies[0].replaceChildren(...rows);
+  byId("shortcut").textContent = `${shown(state.w_m * K, 4)} = ${signed(state.w_m * K / sigma())} σ`;
+}
+
+const WIDTH = 420, HEIGHT = 160, LIMIT = 4, BINS = 48;
+function histogram(id, series, density, words) {
+  const x = (value) => (value + LIMIT) / (2 * LIMIT) * WIDTH;
+  const heights = series.map(([values]) => {
+    const counts = new Array(BINS).fill(0);
+    for (const value of values) {
+      const bin = Math.floor((value + LIMIT) / (2 * LIMIT) * BINS);
+      counts[Math.max(0, Math.min(BINS - 1, bin))] += BINS / (2 * LIMIT * values.length);
+    }
+    return counts;
+  });
+  const top = Math.max(0.6, Math.min(2, Math.max(...heights.flat()) * 1.05));
+  const y = (value) => HEIGHT - Math.min(value / top, 1) * (HEIGHT - 6);
+  const outline = (counts) => counts
+    .map((count, i) => `L${x(-LIMIT + i * 2 * LIMIT / BINS)} ${y(count)}H${x(-LIMIT + (i + 1) * 2 * LIMIT / BINS)}`)
+    .join("");
+  const steps = Array.from({ length: 161 }, (_, i) => -LIMIT + i * LIMIT / 80);
+  const parts = [
+    `<path d="M0 ${HEIGHT}${outline(heights[0])}V${HEIGHT}Z" fill="var(--grey)" fill-opacity=".55"/>`,
+    `<path d="M0 ${HEIGHT}${outline(heights[1])}V${HEIGHT}" fill="var(--orange)" fill-opacity=".15" stroke="var(--orange)" stroke-width="1.8"/>`,
+    `<path d="M${steps.map((s) => `${x(s)} ${y(density(s))}`).join("L")}" fill="none" stroke="var(--blue)" stroke-width="2.5"/>`,
+    `<line x1="0" x2="${WIDTH}" y1="${HEIGHT}" y2="${HEIGHT}" stroke="currentColor"/>`,
+    ...[-3, -2, -1, 0, 1, 2, 3].map((t) => `<text x="${x(t)}" y="${HEIGHT + 15}" text-anchor="middle">${shown(t, 0)}${t ? "σ" : ""}</text>`),
+  ];
+  byId(id).innerHTML = parts.join("");
+  byId(id).setAttribute("aria-label", words);
+}
+
+function histograms({ instances, one }) {
+  const { mean } = channel();
+  const unit = sigma();
+  const relative = (values) => values.map((value) => (value - mean) / unit);
+  const normal = (x) => Math.exp(-x * x / 2) / Math.sqrt(2 * Math.PI);
+  const spread = Math.sqrt(one.V + data.eps) / unit, centre = (one.E - mean) / unit;
+  histogram("histogram-before", [[relative(instances[state.image])], [relative(one.X_cm)]],
+    (x) => normal((x - centre) / spread) / spread,
+    say("Histogram of X and X_cm", "X 与 X_cm 的直方图"));
+  histogram("histogram-after", [[one.X_s], [one.X_cs]], normal,
+    say("Histogram of X_s and X_cs", "X_s 与 X_cs 的直方图"));
+}
+
+// Thumbnails of the photographs as they are set.
+const sources = [];
+function photographs() {
+  sources.forEach((raw, k) => {
+    const context = byId(`image-${k}`).getContext("2d");
+    const pixels = context.createImageData(SIDE, SIDE);
+    for (let i = 0; i < raw.length; i++) {
+      const mean = data.image_mean[i % 4] ?? 0;
+      pixels.data[i] = i % 4 === 3 ? 255
+        : 255 * (state.contrast * (raw[i] / 255 - mean) + mean + state.brightness);
+    }
+    context.putImageData(pixels, 0, 0);
+  });
+}
+
+function render() {
+  for (const name of SLIDERS) {
+    byId(name).value = state[name];
+    byId(`${name}-value`).textContent = name === "contrast" ? shown(state[name]) : signed(state[name]);
+  }
+  byId("channel").value = state.channel;
+  byId("statistics").value = state.statistics;
+  document.querySelector(`[name="image"][value="${state.image}"]`).checked = true;
+  for (const name of CASES) byId(`case-${name}`).setAttribute("aria-pressed", name === state.chosen);
+  const now = pass(state.contrast, state.brightness, weightsNow());
+  for (const draw of [stages, verdict, seen, identities, inPlace, histograms]) draw(now);
+  photographs();
+}
+
+// A case moves the chosen channel by a standard deviation, or changes its contrast.
+function choose(name) {
+  Object.assign(state, { image: 0, statistics: "running", brightness: 0, contrast: 1, ...PLAIN, chosen: name });
+  const moved = rbn.mean(channel().response) / sigma();
+  const wanted = { "mean-below": -1.2, "mean-above": 1.2 }[name];
+  if (wanted) {
+    const offset = (rbn.mean(channel().maps[0]) - channel().mean) / sigma();
+    state.brightness = Math.max(-0.5, Math.min(0.5, Math.round(100 * (wanted - offset) / moved) / 100));
+  } else {
+    const spread = rbn.moments(channel().maps[0]).v / (channel().within + channel().between);
+    state.contrast = Math.max(0.1, Math.min(2.5, Math.round(20 * Math.sqrt({ "var-below": 0.2, "var-above": 2.2 }[name] / spread)) / 20));
+  }
+  render();
+}
+
+// A mean is drawn back by three quarters of its distance, and the gate set so that the intensity is
+// R(1), as far as a number below 1 can do that.
+function calibrate() {
+  Object.assign(state, PLAIN);
+  const far = pass(state.contrast, state.brightness, PLAIN).one.K_s;
+  if (Math.abs(far) > 0.5) state.w_m = -0.75;
+  const { X_s } = pass(state.contrast, state.brightness, weightsNow()).one;
+  const gate = Math.min(0.97, rbn.sigmoid(1) / Math.sqrt(rbn.moments(X_s).v));
+  state.w_b = Math.round(20 * Math.log(gate / (1 - gate))) / 20;
+  render();
+}
+
+function listen() {
+  for (const name of SLIDERS) {
+    byId(name).addEventListener("input", () => { state[name] = Number(byId(name).value); render(); });
+  }
+  for (const name of ["channel", "statistics"]) {
+    byId(name).addEventListener("change", () => {
+      state[name] = name === "channel" ? Number(byId(name).value) : byId(name).value;
+      render();
+    });
+  }
+  for (const input of document.querySelectorAll('[name="image"]')) {
+    input.addEventListener("change", () => { state.image = Number(input.value); render(); });
+  }
+  for (const name of CASES) byId(`case-${name}`).addEventListener("click", () => choose(name));
+  const set = (id, weights) => byId(id).addEventListener("click", () => {
+    Object.assign(state, weights());
+    render();
+  });
+  set("set-bn", () => PLAIN);
+  set("set-learnt", () => ({ w_m: channel().w_m, w_v: channel().w_v, w_b: channel().w_b }));
+  byId("set-calibrated").addEventListener("click", calibrate);
+  byId("language").addEventListener("click", () => show(chinese() ? "en" : "zh-Hans"));
+}
+
+function starts() {
+  const notes = [["0", "halves the signal", "信号减半"], ["1", "the default", "默认值"],
+    ["4", "hardly learns", "几乎学不动"]];
+  byId("starts").tBodies[0].replaceChildren(...notes.map(([w_b, en, zh]) => {
+    const R = rbn.sigmoid(Number(w_b)), row = document.createElement("tr");
+    const head = document.createElement("th");
+    head.textContent = w_b;
+    row.append(head);
+    for (const text of [shown(R, 3), shown(R * (1 - R), 3), say(en, zh)]) row.insertCell().textContent = text;
+    return row;
+  }));
+}
+
+function show(language) {
+  root.lang = language;
+  document.title = document.querySelector(`h1 [lang="${language}"]`).textContent;
+  for (const option of document.querySelectorAll("option[data-en]")) {
+    option.textContent = say(option.dataset.en, option.dataset.zh);
+  }
+  starts();
+  render();
+}
+
+const strip = new Image();
+strip.onload = () => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [strip.width, strip.height];
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(strip, 0, 0);
+  for (let k = 0; k < strip.width / SIDE; k++) sources.push(context.getImageData(k * SIDE, 0, SIDE, SIDE).data);
+  listen();
+  choose("mean-below");
+  calibrate();
+  show(navigator.language.startsWith("zh") ? "zh-Hans" : "en");
+  document.body.dataset.ready = "true";
+};
+strip.src = data.images;
