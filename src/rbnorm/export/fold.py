@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
-from rbnorm.export.trial import TOLERANCE, LayerFold, Trial, difference, stays
+from rbnorm.export.constant import CONSTANTS, Constants, approximate, observe, put, variation
+from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
 from rbnorm.modules import rbn_layers
 from rbnorm.revert import _evaluate
 
-_Inputs = Tensor | tuple[Any, ...]
+_Inputs = Tensor | tuple[Any, ...] | list[Any]
 
 
 @dataclass(frozen=True)
@@ -22,33 +25,41 @@ class FoldReport:
     Attributes:
         model: The folded copy, in evaluation mode.
         layers: Per RBN layer what became of it.
-        error: Largest difference of the outputs on the given inputs, relative to the largest value.
+        error: Largest difference of the outputs on the given inputs, relative to the largest value,
+            before constants took the place of anything: rounding.
+        effect: What the constants do to the outputs, in the unit of the tolerance; None without
+            a tolerance.
     """
 
     model: nn.Module
     layers: dict[str, LayerFold]
     error: float
+    effect: float | None = None
+
+    def summary(self) -> str:
+        """How many layers cost nothing any more, and what that does to the outputs."""
+        found = self.layers.values()
+        constant = [sum(layer.constant == what for layer in found) for what in CONSTANTS]
+        text = (
+            f"{sum(layer.whole for layer in found)} of {len(found)} RBN layers are folded wholly, "
+            f"{constant[0]} of them with a constant calibration; {constant[1]} more have a "
+            f"constant gate; {sum(layer.into is None for layer in found)} stay as they were"
+        )
+        return text if self.effect is None else f"{text}; the outputs change by {self.effect:.2%}"
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-
-
-def _run(model: nn.Module, inputs: _Inputs) -> tuple[list[Tensor], Trial]:
+def _run(model: nn.Module, batches: list[Any]) -> tuple[list[list[Tensor]], Trial]:
     trial = Trial(model)
     try:
         with trial:
-            outputs = _evaluate(model, inputs)
-            trial.read(outputs)
+            first = _evaluate(model, batches[0])
+            trial.read(first)
     finally:
         trial.remove()
-    return outputs, trial
+    return [first, *_outputs(model, batches[1:])], trial
 
 
-def fold(model: nn.Module, inputs: _Inputs) -> FoldReport:
+def fold(model: nn.Module, inputs: _Inputs, *, tolerance: float | None = None) -> FoldReport:
     r"""Fold the static part of every RBN layer into the convolution or linear layer before it.
 
     In evaluation RBN is BatchNorm, which is an affine map per channel and folds exactly, followed
@@ -65,41 +76,91 @@ def fold(model: nn.Module, inputs: _Inputs) -> FoldReport:
     :math:`w_m = w_v = 0` folds wholly. The model is run once to see which convolution feeds which
     layer, and each folded pair is compared with the original on what it met there.
 
+    With a ``tolerance`` the outputs may change by that much: by their largest difference, relative
+    to the largest deviation of an output from its mean over the inputs. A layer whose calibration
+    hardly depends on the instance becomes the affine map per channel that is nearest to it on the
+    inputs in least squares, and costs nothing; where that is too much, its gate becomes each
+    channel's mean gate, and only an addition is left. As many layers are taken as the tolerance
+    bears, those first that do least to the outputs for their size; the report says which. That
+    takes one more run of the inputs for every layer. Give images that stand for those the model
+    will meet: what it does to others is not measured.
+
     A layer stays as it is, with a reason in the report, where it follows no Conv1d, 2d, 3d or
     Linear; where somebody else reads the convolution's output; where one of the two is called
     several times, has hooks, or is parametrised; without running statistics; with another statistic
-    than the mean; or where the pair's output differs.
+    than the mean, unless constants take its place; or where the pair's output differs.
 
     Args:
         model: The model; it is not changed.
-        inputs: A batch, or a tuple of arguments, for the trial run in evaluation mode.
+        inputs: A batch, a tuple of arguments, or a list of such, to run in evaluation mode. The
+            first one shows how the layers are connected; errors are measured on all of them.
+        tolerance: The largest change of the outputs that is allowed, 0.01 for a hundredth of what
+            distinguishes one input from another; None for an exact copy, up to rounding.
 
     Returns:
         A :class:`FoldReport` with the folded copy in evaluation mode; it cannot be trained further.
 
     Raises:
-        ValueError: The model has no RBN layer, or its outputs on ``inputs`` differ after folding.
+        ValueError: The model has no RBN layer, or its outputs on ``inputs`` differ after folding;
+            there are no inputs; the tolerance is not a positive number.
     """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance must be a positive number or None, got {tolerance}")
+    batches = inputs if isinstance(inputs, list) else [inputs]
+    if not batches:
+        raise ValueError("inputs must have at least one batch, got an empty list")
     folded = copy.deepcopy(model).eval()
-    norms = rbn_layers(folded)
-    expected, trial = _run(folded, inputs)
-    layers = {}
-    for name, norm in norms:
-        layers[name], source, pair = trial.found.get(name, stays("was not reached by the inputs"))
-        if source is None or pair is None:
-            continue
-        if source.calls > 1 or source.readers > 1:
-            layers[name] = stays(f"follows {source.name}, whose output others use too").outcome
-            continue
-        _replace(folded, source.module, pair.source)
-        _replace(folded, norm, pair.norm)
-    return FoldReport(folded, layers, _check(_evaluate(folded, inputs), expected))
+    norms = dict(rbn_layers(folded))
+    expected, trial = _run(folded, batches)
+    plan = {name: _judged(trial.found.get(name)) for name in norms}
+    layers = {name: found.outcome for name, found in plan.items()}
+    before, pairs = {}, {}
+    for name, (_, source, pair) in plan.items():
+        if source is not None and pair is not None:
+            before[name], pairs[name] = (source.module, norms[name]), pair
+    kept = {n: both for n, both in before.items() if tolerance and not layers[n].whole}
+    seen = observe(kept, lambda: _outputs(folded, batches))
+    for name, pair in pairs.items():
+        put(folded, before[name], pair)
+
+    error = _check(_outputs(folded, batches), expected)
+    if tolerance is None:
+        return FoldReport(folded, layers, error, None)
+
+    def effect() -> float:
+        return variation(_outputs(folded, batches), expected)
+
+    for name, constants in approximate(folded, pairs, seen, effect, tolerance).items():
+        layers[name] = _with(layers[name], plan[name].source, constants)
+    return FoldReport(folded, layers, error, effect())
 
 
-def _check(outputs: list[Tensor], expected: list[Tensor]) -> float:
+def _judged(found: Found | None) -> Found:
+    """What the run showed of a layer, once it has shown all who read the source's output."""
+    if found is None:
+        return stays("was not reached by the inputs")
+    source = found.source
+    if source is not None and (source.calls > 1 or source.readers > 1):
+        return stays(f"follows {source.name}, whose output others use too")
+    return found
+
+
+def _with(layer: LayerFold, source: Source | None, constants: Constants) -> LayerFold:
+    """The outcome of a layer where constants were tried."""
+    if source is None or not constants.chosen:
+        return replace(layer, effect=constants.effect)
+    what, _, effect = constants
+    return LayerFold(source.name, what == "calibration", layer.error, None, what, effect)
+
+
+def _outputs(model: nn.Module, batches: list[Any]) -> list[list[Tensor]]:
+    return [_evaluate(model, batch) for batch in batches]
+
+
+def _check(outputs: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
     """The largest difference of the outputs; ValueError where it is more than rounding."""
     worst = 0.0
-    for actual, wanted in zip(outputs, expected, strict=True):
+    for actual, wanted in zip(chain(*outputs), chain(*expected), strict=True):
         error, limit = difference(actual, wanted), 10 * TOLERANCE.get(wanted.dtype, 0)
         if not error <= limit:
             raise ValueError(

@@ -63,7 +63,7 @@ def split(layer: _RepresentativeBatchNorm) -> Parts:
         a = torch.where(gamma.abs() < _NO_GAIN, 0, w_v * (1 + w_m) / gamma)
         gate = a, _wide(layer.scale_bias, 0, E) + w_v * w_m * r * E
     elif layer.scale_bias is not None:
-        gamma = gamma * _restriction(layer.calibration.restrict)(layer.scale_bias.double())
+        gamma = gamma * restriction(layer.calibration.restrict)(layer.scale_bias.double())
     gain = gamma * r
     offset = -gain * E
     if not w_m.any():
@@ -72,13 +72,14 @@ def split(layer: _RepresentativeBatchNorm) -> Parts:
     return Parts(gain, offset, (w_m, c if gate else c + beta), gate, beta if gate else None)
 
 
+def restriction(choice: str | Restriction) -> Restriction:
+    """Look R up by its name."""
+    return resolve("restrict", choice, RESTRICTIONS)
+
+
 def _beside(x: Tensor, vector: Tensor) -> Tensor:
     """A (C,) vector in the shape and dtype for arithmetic with ``x``."""
     return per_channel(vector, x)[0].to(table_dtype(x.dtype))
-
-
-def _restriction(choice: str | Restriction) -> Restriction:
-    return resolve("restrict", choice, RESTRICTIONS)
 
 
 class FoldedRepresentativeBatchNorm(nn.Module):
@@ -139,7 +140,7 @@ class FoldedRepresentativeBatchNorm(nn.Module):
         k = u.mean(tuple(range(2, u.ndim)), keepdim=True) if u.ndim > 2 else u
         if self.scale_weight is None:
             return u + _affine(self.center_weight, k, self.center_bias)
-        g = _restriction(self.restrict)(_affine(self.scale_weight, k, self.scale_bias))
+        g = restriction(self.restrict)(_affine(self.scale_weight, k, self.scale_bias))
         if self.center_weight is None:
             return _affine(g, u, self.bias)
         # Added up on (N, C) numbers, so that only two sweeps are over u.

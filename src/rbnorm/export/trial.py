@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rbnorm.export.layer import FoldedRepresentativeBatchNorm, split
+from rbnorm.export.layer import FoldedRepresentativeBatchNorm, Parts, split
 from rbnorm.modules import _is_bare, _RepresentativeBatchNorm
 
 # Of the largest value of an output: a sum's rounding in the dtype, with a wide margin.
@@ -36,14 +36,19 @@ class LayerFold:
         into: Name of the layer that took the static part; None where the RBN layer stays.
         whole: Whether nothing is left to do for each instance.
         error: Largest difference of the layer's output on the given inputs, relative to the
-            largest value; None where it was not tried.
+            largest value, before constants took the place of anything; None where it was not tried.
         reason: Why the layer stays, or None.
+        constant: What constants took the place of: "calibration", "gate", or None for nothing.
+        effect: What that does to the model's outputs where nothing else is constant, or nothing
+            but whole calibrations for a gate; None where it was not tried.
     """
 
     into: str | None
     whole: bool
     error: float | None
     reason: str | None
+    constant: str | None = None
+    effect: float | None = None
 
 
 @dataclass
@@ -60,11 +65,15 @@ class Pair(NamedTuple):
     """What takes the places of a source and of the RBN layer after it."""
 
     source: nn.Module
-    norm: FoldedRepresentativeBatchNorm
+    norm: nn.Module
 
 
 class Found(NamedTuple):
-    """What the run showed of one RBN layer; ``source`` and ``pair`` where it can be folded."""
+    """What the run showed of one RBN layer.
+
+    With a ``source`` its static part can be folded; ``pair`` is what takes its place then, or the
+    source and the layer themselves, where only constants could.
+    """
 
     outcome: LayerFold
     source: Source | None = None
@@ -74,6 +83,12 @@ class Found(NamedTuple):
 def stays(reason: str, error: float | None = None) -> Found:
     """The layer cannot be folded."""
     return Found(LayerFold(None, False, error, reason))
+
+
+def pair_of(source: nn.Module, norm: _RepresentativeBatchNorm, parts: Parts, x: Tensor) -> Pair:
+    """The folded layers for these parts and inputs like ``x``."""
+    scaled = _scaled(source, parts.gain, parts.offset)
+    return Pair(scaled, FoldedRepresentativeBatchNorm(norm, parts, x))
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
@@ -178,9 +193,9 @@ def _try(
     parts = split(norm)
     whole = parts.center is None and parts.gate is None
     if not whole and norm.calibration.statistic != "mean":
-        return stays(f"has the statistic {norm.calibration.statistic!r}")
-    scaled = _scaled(source.module, parts.gain, parts.offset)
-    pair = Pair(scaled, FoldedRepresentativeBatchNorm(norm, parts, x))
+        outcome = stays(f"has the statistic {norm.calibration.statistic!r}").outcome
+        return Found(outcome, source, Pair(source.module, norm))
+    pair = pair_of(source.module, norm, parts, x)
     error = difference(run(pair), expected)
     if not error <= TOLERANCE[x.dtype]:
         return stays(f"follows {source.name}, and differs after folding", error)

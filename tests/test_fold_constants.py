@@ -1,0 +1,227 @@
+"""Folding with a tolerance: what becomes constant, and what that does to the outputs."""
+
+import math
+
+import pytest
+import torch
+from export_models import calibrate
+from models import shake
+from tolerances import assert_close
+from torch import Tensor, nn
+
+import rbnorm
+from rbnorm.export import FoldedRepresentativeBatchNorm, FoldReport, fold
+
+NORMS = ("1", "4", "7")
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    """Three layers with random calibrations."""
+    torch.manual_seed(0)
+    layers = [
+        layer
+        for C in (3, 6, 6)
+        for layer in (
+            nn.Conv2d(C, 6, 3, padding=1),
+            rbnorm.RepresentativeBatchNorm2d(6),
+            nn.ReLU(),
+        )
+    ]
+    return calibrate(shake(nn.Sequential(*layers[:-1]))).double()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(8, 3, 6, 5, dtype=torch.float64) + torch.randn(8, 3, 1, 1)
+
+
+def shrink(net: nn.Sequential, factor: float, *names: str, what: tuple[str, ...]) -> None:
+    for name in names:
+        for vector in what:
+            getattr(net.get_submodule(name), vector).data.mul_(factor)
+
+
+def make_inert(net: nn.Sequential, *names: str) -> None:
+    shrink(net, 1e-5, *names, what=("center_weight", "scale_weight"))
+
+
+def constants(report: FoldReport) -> list[str | None]:
+    return [layer.constant for layer in report.layers.values()]
+
+
+def change(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / (expected - expected.mean(0)).abs().max())
+
+
+@torch.no_grad()
+def test_inert_calibrations_become_constant_and_others_stay(net, images) -> None:
+    make_inert(net, "1", "7")
+    report = fold(net, images, tolerance=1e-3)
+    assert constants(report) == ["calibration", None, "calibration"]
+    assert [layer.whole for layer in report.layers.values()] == [True, False, True]
+    assert all(layer.effect is not None for layer in report.layers.values())
+    assert report.layers["4"].effect > 1e-3
+    assert report.effect == pytest.approx(change(report.model(images), net(images)), rel=1e-9)
+    assert 0 < report.effect <= 1e-3
+
+
+@torch.no_grad()
+def test_without_a_tolerance_nothing_becomes_constant(net, images) -> None:
+    make_inert(net, *NORMS)
+    report = fold(net, images)
+    assert constants(report) == [None] * 3
+    assert report.effect is None
+    assert_close(report.model(images), net(images), torch.float64)
+
+
+@torch.no_grad()
+def test_a_larger_tolerance_makes_more_constant_and_none_is_exceeded(net, images) -> None:
+    found = []
+    for tolerance in (1e-9, 0.03, 0.1, 0.3, 1, 10):
+        report = fold(net, images, tolerance=tolerance)
+        assert change(report.model(images), net(images)) <= tolerance
+        found.append(sum(layer.whole for layer in report.layers.values()))
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (0, 3)
+
+
+@torch.no_grad()
+def test_constant_is_the_nearest_affine_map(net, images) -> None:
+    net = net[:2]
+    u, y = net[0](images), net(images)
+    made = fold(net, images, tolerance=10).model(images)
+    for c in range(6):
+        design = torch.stack([u[:, c].flatten(), torch.ones(u[:, c].numel())], 1)
+        target = y[:, c].reshape(-1, 1)
+        nearest = design @ torch.linalg.lstsq(design, target).solution
+        assert_close(made[:, c].reshape(-1, 1), nearest, torch.float64)
+
+
+@torch.no_grad()
+def test_inert_gate_becomes_constant_beside_an_active_centring(net, images) -> None:
+    shrink(net, 1e-5, "4", what=("scale_weight",))
+    report = fold(net, images, tolerance=1e-3)
+    assert report.layers["4"].constant == "gate"
+    assert not report.layers["4"].whole
+    left = report.model.get_submodule("4")
+    assert isinstance(left, FoldedRepresentativeBatchNorm)
+    assert left.scale_weight is None
+    assert left.center_weight is not None
+    assert change(report.model(images), net(images)) <= 1e-3
+
+
+@torch.no_grad()
+def test_constant_gate_is_the_mean_gate(net, images) -> None:
+    net = net[:2]
+    layer, x = net[1], net[0](images)
+    layer.scale_weight.mul_(0.02)
+    report = fold(net, images, tolerance=0.01)
+    assert constants(report) == ["gate"]
+    m = x.mean((2, 3))
+    r = (layer.running_var + layer.eps).rsqrt()
+    o = ((1 + layer.center_weight) * m - layer.running_mean) * r
+    g = torch.sigmoid(layer.scale_weight * o + layer.scale_bias).mean(0)[:, None, None]
+    z = x + layer.center_weight[:, None, None] * m[:, :, None, None]
+    standard = (z - layer.running_mean[:, None, None]) * r[:, None, None]
+    expected = layer.weight[:, None, None] * g * standard + layer.bias[:, None, None]
+    assert_close(report.model(images), expected, torch.float64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"statistic": "max"}, {"restrict": torch.tanh}, {"center": False}, {"affine": False}],
+    ids=str,
+)
+@torch.no_grad()
+def test_every_option_can_become_constant(options, images) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), rbnorm.RepresentativeBatchNorm2d(6, **options))
+    net = calibrate(shake(net)).double()
+    for name in ("center_weight", "scale_weight"):
+        if getattr(net[1], name) is not None:
+            getattr(net[1], name).mul_(1e-5)
+    report = fold(net, images, tolerance=1e-3)
+    assert report.layers["1"].into == "0"
+    assert report.layers["1"].reason is None
+    assert constants(report) == ["calibration"]
+    assert change(report.model(images), net(images)) <= 1e-3
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 7), (1, 3, 6), (4, 3, 1)], ids=str)
+@torch.no_grad()
+def test_other_ranks_and_single_instances(shape) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(3, 5) if len(shape) == 2 else nn.Conv1d(3, 5, 1)
+    net = nn.Sequential(first, rbnorm.RepresentativeBatchNorm1d(5))
+    net = calibrate(shake(net)).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    # Nothing is too much; one position per channel is what the mean is of.
+    report = fold(net, x, tolerance=100)
+    assert constants(report) == ["calibration"]
+    assert report.model(x).isfinite().all()
+    if shape[0] == 1:  # a single instance is met exactly
+        assert_close(report.model(x), net(x), torch.float64)
+
+
+@torch.no_grad()
+def test_channels_that_never_vary_are_met_exactly(net, images) -> None:
+    net[0].weight[2] = 0
+    net = net[:2]
+    report = fold(net, images, tolerance=10)
+    assert_close(report.model(images)[:, 2], net(images)[:, 2], torch.float64)
+
+
+@torch.no_grad()
+def test_batches_in_a_list_are_one_set_of_images(net, images) -> None:
+    make_inert(net, "1", "7")
+    whole = fold(net, images, tolerance=1e-3)
+    parts = fold(net, [images[:3], images[3:]], tolerance=1e-3)
+    assert constants(parts) == constants(whole)
+    assert parts.effect == pytest.approx(whole.effect, rel=1e-6)
+    assert_close(parts.model(images), whole.model(images), torch.float64)
+
+
+@torch.no_grad()
+def test_images_of_several_sizes(net, images) -> None:
+    make_inert(net, *NORMS)
+    report = fold(net, [images, images[:, :, :4, :4]], tolerance=1e-3)
+    assert constants(report) == ["calibration"] * 3
+
+
+@torch.no_grad()
+def test_empty_batch_makes_nothing_constant(net) -> None:
+    report = fold(net, torch.empty(0, 3, 6, 5, dtype=torch.float64), tolerance=0.1)
+    assert constants(report) == [None] * 3
+
+
+@torch.no_grad()
+def test_model_is_not_changed(net, images) -> None:
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    report = fold(net, images, tolerance=10)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    for model in (net, report.model):
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@torch.no_grad()
+def test_summary_counts(net, images) -> None:
+    make_inert(net, "1")
+    shrink(net, 1e-5, "4", what=("scale_weight",))
+    report = fold(net, images, tolerance=1e-3)
+    assert report.summary() == (
+        "1 of 3 RBN layers are folded wholly, 1 of them with a constant calibration; 1 more have "
+        f"a constant gate; 0 stay as they were; the outputs change by {report.effect:.2%}"
+    )
+
+
+@pytest.mark.parametrize("tolerance", [0, -0.1, math.inf, math.nan])
+def test_tolerance_that_is_none_is_refused(net, images, tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance must be a positive number or None, got"):
+        fold(net, images, tolerance=tolerance)
+
+
+def test_empty_list_is_refused(net) -> None:
+    with pytest.raises(ValueError, match="inputs must have at least one batch, got an empty list"):
+        fold(net, [])
