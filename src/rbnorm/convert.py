@@ -16,6 +16,7 @@ from torch.nn.parameter import Parameter
 
 from rbnorm.calibration import NAMES, Calibration
 from rbnorm.definition import RESTRICTIONS, resolve
+from rbnorm.integrity import remember
 from rbnorm.modules import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
@@ -105,6 +106,11 @@ def _selected(
             yield name, module
 
 
+def _number(value: float) -> Tensor:
+    """One number that has a value under ``torch.device("meta")`` too."""
+    return torch.tensor([value], dtype=torch.float64, device="cpu")
+
+
 def _preserving_gate(calibration: Calibration) -> float:
     """``R(w_b)``, by which gamma is divided so that the converted layer computes BatchNorm."""
     for name in ("center_weight_init", "scale_weight_init"):
@@ -116,7 +122,7 @@ def _preserving_gate(calibration: Calibration) -> float:
     if not calibration.scale:
         return 1.0
     restrict = resolve("restrict", calibration.restrict, RESTRICTIONS)
-    gate = float(restrict(torch.tensor([calibration.scale_bias_init], dtype=torch.float64)))
+    gate = float(restrict(_number(calibration.scale_bias_init)))
     if not math.isfinite(gate) or gate == 0:
         raise ValueError(
             f"restrict of scale_bias_init must be finite and not 0 to preserve the function, "
@@ -217,4 +223,7 @@ def convert_batchnorm(
             divided.add(id(layer.weight))
             with torch.no_grad():
                 layer.weight.div_(gate)
+    for layer, *_ in plan:
+        vars(layer)["preserved"] = gate != 1.0
+    remember(model)
     return model

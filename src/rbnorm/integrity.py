@@ -1,132 +1,253 @@
-"""Whether the RBN layers of a model are still RBN after a tool that knows BatchNorm alone."""
+"""Whether the RBN layers of a model are still RBN after a tool that knows BatchNorm alone.
+
+Two things see to it. The layer looks at a function that reads its running mean (not at each read,
+at each function once) and refuses one that takes a BatchNorm from it. And a model remembers the
+names of its RBN layers, for what got past the layer.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
-from collections.abc import Iterable
-from types import FrameType
+from collections.abc import Iterable, Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter
-from torch.utils.weak import WeakIdKeyDictionary
+
+from rbnorm.calibration import NAMES
 
 __all__ = ["assert_intact"]
 
-# The storages of layers that somebody looked at, and the layer. A tool that puts a layer of its own
-# in the place of ours has to read our tensors, and most keep at least one of them.
-_given = WeakIdKeyDictionary()
+# What is needed to compute BatchNorm from a layer, or to make another one; all that fuse, freeze,
+# synchronise and convert read these. What estimates, resets or initialises statistics does not.
+_TAKEN = {"running_mean", "running_var", "weight", "bias"}
+_SIZES = {"eps", "num_features"}
+_KNOWN = {"calibration", *NAMES}
+_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 
-# Functions of other libraries that lose the calibration, and what to do in their place.
-_LOSSY = {
-    "convert_sync_batchnorm": "use rbnorm.convert_sync(model)",
-    "freeze_batch_norm_2d": "use rbnorm.freeze(model)",
-    "convert_splitbn_model": "leave the batch in one piece",
-    "fuse_conv_bn_eval": "rbnorm.revert_batchnorm(model, inputs) tells what the loss would be",
-    "fuse_linear_bn_eval": "rbnorm.revert_batchnorm(model, inputs) tells what the loss would be",
-}
-_LIBRARIES = {"torch", "timm"}
-_ORDINARY: tuple[type, ...] = (Tensor, Parameter)
+# What to do in the place of a tool, by its name; the first that fits.
+_REMEDIES = (
+    ("sync", "use rbnorm.convert_sync(model)"),
+    ("freez|frozen", "use rbnorm.freeze(model)"),
+    ("split", "leave the batch in one piece"),
+    ("fus|merge|fold|param|efficient", "rbnorm.export.fold(model, inputs) fuses what can be fused"),
+    ("", "rbnorm.revert_batchnorm(model, inputs) makes BatchNorm of it and tells what that loses"),
+)
+
+# Functions that may read; by their identity, since code objects are compared by their content.
+_harmless: dict[int, CodeType] = {}
+_MANY = 10_000
+
+_ORDINARY = (Tensor, Parameter)
 
 
-def _refuse(tool: FrameType) -> None:
-    """Stop the tools of other libraries that would put something else in the layer's place."""
-    name = tool.f_code.co_name
-    library = tool.f_globals.get("__name__", "").partition(".")[0]
-    if name in _LOSSY and library in _LIBRARIES:
+def _strings(value: object) -> set[str]:
+    values = value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
+    return {string for string in values if isinstance(string, str)}
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function and those inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _words(code: CodeType, scope: dict[str, Any]) -> set[str]:
+    """The attributes that a function reads, in ``getattr`` too."""
+    codes = list(_codes(code))
+    words = {name for inner in codes for name in inner.co_names}
+    if "getattr" not in words:
+        return words
+    constants = (constant for inner in codes for constant in inner.co_consts)
+    return words.union(*map(_strings, (*constants, *map(scope.get, words))))
+
+
+def _takes_batchnorm(words: set[str]) -> bool:
+    return words >= _TAKEN and bool(words & _SIZES) and not words & _KNOWN
+
+
+def _may_read(layer: nn.Module, frame: FrameType) -> bool:
+    """Whether the function of a frame has another use for the running mean than BatchNorm."""
+    code, module = frame.f_code, frame.f_globals.get("__name__") or ""
+    name = code.co_name
+    if name == "<module>" or module.partition(".")[0] == "rbnorm":
+        return True
+    if name.startswith("test") or module.rpartition(".")[2].startswith("test"):
+        return True
+    own = (vars(kind).get(name) for kind in type(layer).__mro__)
+    if any(getattr(method, "__code__", None) is code for method in own):
+        return True
+    return not _takes_batchnorm(_words(code, frame.f_globals))
+
+
+def _judge(layer: nn.Module, frame: FrameType) -> None:
+    """Refuse a tool that would put something else in the layer's place; remember all others."""
+    asked = frame
+    while frame.f_code.co_name in _COMPREHENSIONS and frame.f_back is not None:
+        frame = frame.f_back
+    if not _may_read(layer, frame):
+        name = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
+        library = (frame.f_globals.get("__name__") or "somebody").partition(".")[0]
+        remedy = next(text for word, text in _REMEDIES if re.search(word, name, re.IGNORECASE))
         raise ValueError(
             f"{name} of {library} knows BatchNorm alone and would lose the calibration of an RBN "
-            f"layer; {_LOSSY[name]}"
+            f"layer; {remedy}"
         )
+    if len(_harmless) >= _MANY:
+        _harmless.clear()
+    _harmless[id(asked.f_code)] = asked.f_code
 
 
-def _storage(value: object) -> torch.UntypedStorage | None:
-    """The memory of an ordinary tensor; others, such as a DTensor, stand for what they hold."""
-    if isinstance(value, Tensor) and type(value) in _ORDINARY:
-        return value.untyped_storage()
-    return None
+class _RunningMean:
+    """The buffer, which a tool that takes a BatchNorm from the layer must read.
 
+    Faster than the way on which torch looks for buffers. An attribute of the instance goes before
+    it, as it does with BatchNorm, and where there is neither, torch says so.
+    """
 
-def _storages(module: nn.Module) -> list[torch.UntypedStorage]:
-    own = (*module._parameters.values(), *module._buffers.values())
-    return [storage for storage in map(_storage, own) if storage is not None]
+    def __get__(self, layer: nn.Module | None, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        try:
+            mean = layer._buffers["running_mean"]
+        except KeyError:
+            raise AttributeError("running_mean") from None
+        if not torch.compiler.is_dynamo_compiling():
+            frame = sys._getframe(1)
+            if id(frame.f_code) not in _harmless:
+                _judge(layer, frame)
+        return mean
 
 
 class Guarded(nn.Module):
-    """A layer that known tools may not replace, and that is missed when an unknown one has."""
+    """A layer that tools may not replace, and that is missed when one has."""
 
-    __jit_unused_properties__ = ("running_mean",)
+    #: Whether gamma was divided by R(w_b), so that the layer computes BatchNorm at first.
+    preserved: bool = False
 
-    def _read_running_mean(self) -> Any:
-        """The buffer; every tool that wants to replace a BatchNorm comes and reads it."""
-        mean = super().__getattr__("running_mean")
-        # Under a transform of torch.func, tensors may have no storage.
-        if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
-            _refuse(sys._getframe(1))
-            _given.update(dict.fromkeys(_storages(self), weakref.ref(self)))
-        return mean
-
-    # Not by `__getattr__`, which makes torch.compile specialise on sizes.
-    running_mean: Any = property(_read_running_mean)
-
-    def forget(self) -> None:
-        """Give the tensors away for good."""
-        for storage in _storages(self):
-            _given.pop(storage, None)
+    running_mean: Any = _RunningMean()
 
 
-def _took_over(module: nn.Module, present: set[int]) -> bool:
-    """Whether a module normalises with tensors of an RBN layer that is not in the model."""
-    if "running_mean" not in module._buffers:
+# Where a model keeps the names of its layers: a plain attribute, so that copies have it too.
+_MEMORY = "_rbn_layers"
+# Layers of which somebody knows that they are BatchNorm again.
+_released: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def remember(model: nn.Module) -> None:
+    """Write down in a model which of its layers are RBN."""
+    layers = {name: module for name, module in _named(model) if isinstance(module, Guarded)}
+    _released.difference_update(layers.values())
+    vars(model).pop(_MEMORY, None)
+    if layers and model not in layers.values():
+        vars(model)[_MEMORY] = tuple(layers)
+
+
+def forget(model: nn.Module) -> None:
+    """Let the layers of a model go: what becomes of them is meant."""
+    for module in model.modules():
+        vars(module).pop(_MEMORY, None)
+        if isinstance(module, Guarded):
+            _released.add(module)
+
+
+def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(model.named_modules(remove_duplicate=False))
+
+
+def _join(*names: str) -> str:
+    return ".".join(name for name in names if name)
+
+
+def _programmed(module: nn.Module) -> set[str]:
+    """The names below a program, traced or exported, of what was an RBN layer in its model."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {""} if "RepresentativeBatchNorm" in getattr(module, "original_name", "") else set()
+    if not isinstance(module, fx.GraphModule):
+        return set()
+    stacks = (node.meta.get("nn_module_stack") or {} for node in module.graph.nodes)
+    levels = (level for stack in stacks for level in stack.values())
+    return {path for path, kind in levels if "RepresentativeBatchNorm" in str(kind)}
+
+
+def _is_reset(layer: Guarded) -> bool:
+    """Whether a weight that conversion had divided is 1 everywhere."""
+    weight: Tensor | None = layer._parameters.get("weight")
+    weight = layer._buffers.get("weight") if weight is None else weight
+    if not layer.preserved or weight is None or type(weight) not in _ORDINARY:
         return False
-    owners = [_given.get(storage) for storage in _storages(module)]
-    return any(owner is not None and id(owner()) not in present for owner in owners)
+    if weight.is_meta or weight.layout != torch.strided:
+        return False
+    return weight.numel() > 0 and bool((weight == 1).all())
 
 
-def assert_intact(model: nn.Module, expected: Iterable[str] = ()) -> list[str]:
+def _check_lost(modules: dict[str, nn.Module], present: list[str], expected: list[str]) -> None:
+    lost = [name for name in expected if name not in present]
+    if not lost:
+        return
+    kinds = [type(modules[name]).__name__ if name in modules else "nothing" for name in lost]
+    pairs = ", ".join(f"{name!r} by {kind}" for name, kind in zip(lost, kinds, strict=True))
+    raise ValueError(
+        f"RBN layers were replaced and their calibration is lost: {pairs}; make the model again, "
+        "and use rbnorm.convert_sync(model) to synchronise it, rbnorm.freeze(model) to freeze it, "
+        "and no fusion of convolution and BatchNorm; if this is meant, rbnorm.assert_intact(model, "
+        "[]) takes the model as it is"
+    )
+
+
+def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> list[str]:
     """Raise if a tool turned RBN layers of a model into something else.
 
     Tools put a layer of their own in the place of every BatchNorm, RBN included, and lose the
-    calibration without a word. Those of torch and timm are stopped by the layer itself
-    (``convert_sync_batchnorm``, ``freeze_batch_norm_2d``, ``convert_splitbn_model``,
-    ``fuse_conv_bn_eval``, ``fuse_linear_bn_eval``); for all others::
+    calibration without a word. The layer itself stops functions that read from it what BatchNorm
+    is made of, and nothing of the calibration: its running mean and variance, ``weight`` and
+    ``bias``, and ``eps`` or ``num_features``. So do all that fuse it with a convolution, freeze it
+    or synchronise it. This function finds what was lost in another way::
 
         names = rbnorm.assert_intact(model)
         model = tool(model)
         rbnorm.assert_intact(model, names)
 
-    Without ``expected`` this finds normalisers that took the ``weight``, the ``bias`` or a running
-    statistic from an RBN layer, and share its memory still: not after a copy, or on another device
-    or in another dtype. Layers that left no trace, as after a fusion with a convolution, are found
-    by ``expected`` alone.
+    A model remembers its layers from the call that converted it or looked at it last, and its
+    copies do too; without ``expected`` the layers are those. It has nothing to remember where a
+    tool makes a new model. Programs that ``torch.jit.trace`` and ``torch.export`` make of a model
+    have its layers.
 
     Args:
         model: Any module.
-        expected: Names of modules of the model that must be RBN layers.
+        expected: Names of modules of the model that must be RBN layers; None for those that the
+            model remembers.
 
     Returns:
-        The names of all RBN layers of the model.
+        The names of all RBN layers of the model. It remembers these.
 
     Raises:
-        ValueError: A layer was lost; the message names each, and what to do instead.
+        ValueError: A layer was lost; the message names each, and what to do instead. Or an
+            initialisation loop set the weight of a converted layer to 1, which conversion had
+            divided by :math:`R(w_b)`.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(_named(model))
     layers = {name: module for name, module in modules.items() if isinstance(module, Guarded)}
-    present = {id(layer) for layer in layers.values()}
-    lost = [name for name in expected if name not in layers]
-    lost += [
-        name
-        for name, module in modules.items()
-        if name not in layers and name not in lost and _took_over(module, present)
-    ]
-    if lost:
-        kinds = [type(modules[name]).__name__ if name in modules else "nothing" for name in lost]
-        pairs = ", ".join(f"{name!r} by {kind}" for name, kind in zip(lost, kinds, strict=True))
+    present = list(layers)
+    for name, module in modules.items():
+        present += sorted(_join(name, inner) for inner in _programmed(module))
+    if expected is None:
+        memories = ((name, vars(module).get(_MEMORY, ())) for name, module in modules.items())
+        known = [_join(name, inner) for name, names in memories for inner in names]
+        expected = [name for name in known if modules.get(name) not in _released]
+    _check_lost(modules, present, list(dict.fromkeys(expected)))
+    reset = [name for name, layer in layers.items() if _is_reset(layer)]
+    if reset:
         raise ValueError(
-            f"RBN layers were replaced and their calibration is lost: {pairs}; make the model "
-            "again, and use rbnorm.convert_sync(model) to synchronise it, rbnorm.freeze(model) to "
-            "freeze it, and no fusion of convolution and BatchNorm"
+            f"the weight of converted layers was set to 1, which changes what the model computes: "
+            f"{', '.join(map(repr, reset))}; initialise the model before convert_batchnorm, or "
+            "convert it with preserve=False to train it from scratch"
         )
-    return list(layers)
+    remember(model)
+    return list(dict.fromkeys(present))

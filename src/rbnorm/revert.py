@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from rbnorm.calibration import NAMES
 from rbnorm.convert import counterparts
 from rbnorm.definition import RESTRICTIONS, resolve
+from rbnorm.integrity import forget
 from rbnorm.kernels.phases import table_dtype
 from rbnorm.modules import RepresentativeBatchNormAct2d, _RepresentativeBatchNorm, rbn_layers
 
@@ -106,11 +107,10 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
 
 
 def _become_batchnorm(layer: _RepresentativeBatchNorm, kind: type[_BatchNorm]) -> None:
-    layer.forget()
     for name in NAMES:
         del layer._parameters[name]
     del layer.__dict__["calibration"]
-    for name in ("frozen_stats", "local"):
+    for name in ("frozen_stats", "local", "preserved"):
         layer.__dict__.pop(name, None)
     layer.__class__ = kind  # type: ignore[assignment]
 
@@ -238,6 +238,7 @@ def revert_batchnorm(
         expected, errors = _measure_layers(model, inputs, plan)
     uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     shared = {parameter for parameter, count in uses.items() if count > 1}
+    forget(model)
     for layer, kind, static in plan.values():
         _set_static(layer, static, shared)
         _become_batchnorm(layer, kind)

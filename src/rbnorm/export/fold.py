@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rbnorm.export.constant import CONSTANTS, Constants, approximate, observe, put, variation
 from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
+from rbnorm.integrity import forget
 from rbnorm.modules import rbn_layers
 from rbnorm.revert import _evaluate
 
@@ -112,6 +113,7 @@ def fold(model: nn.Module, inputs: _Inputs, *, tolerance: float | None = None) -
     folded = copy.deepcopy(model).eval()
     norms = dict(rbn_layers(folded))
     expected, trial = _run(folded, batches)
+    forget(folded)
     plan = {name: _judged(trial.found.get(name)) for name in norms}
     layers = {name: found.outcome for name, found in plan.items()}
     before, pairs = {}, {}

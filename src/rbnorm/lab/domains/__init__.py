@@ -1,1 +1,0 @@
-"""A pretrained network, fine-tuned on some domains and tested on another: the study ``domains``."""
