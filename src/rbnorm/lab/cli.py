@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import rbnorm
 from rbnorm.lab.config import CORRUPTIONS, DATA, LR_BATCH_SIZE, MIXED_PRECISIONS, NETWORKS, NORMS
+from rbnorm.lab.domains.options import add_options as add_domains_options
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.training.options import add_options as add_train_options
 
@@ -91,6 +92,9 @@ def _items(values: Sequence[str]) -> list[str]:
     return [item for value in values for item in value.split(",") if item]
 
 
+_DOMAINS = "study domains"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -106,8 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # the studies with options of their own
+    joined = [_DOMAINS, *given[2:]] if given[:2] == _DOMAINS.split() else given
     try:
-        options = _parser().parse_args(given)
+        options = _parser().parse_args(joined)
         try:
             options.run(options, shlex.join(["rbnorm", *given]))
         except KeyboardInterrupt:
@@ -139,6 +145,16 @@ def _parser() -> argparse.ArgumentParser:
             description="Run studies: choose each norm's learning rate on held-out images, train "
             "every arm with every seed, and draw a page for each study. The same command again "
             "continues what was interrupted.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
+    add_domains_options(
+        commands.add_parser(
+            _DOMAINS,
+            help="fine-tune on some domains and test on another",
+            description="Fine-tune a pretrained network on all domains but one and test it on that "
+            "one, with BatchNorm and RBN; choose the learning rates on source images. The same "
+            "command again continues what was interrupted.",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
     )

@@ -1,12 +1,13 @@
 """What is kept of a run, finished or failed."""
 
 import math
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,10 +92,17 @@ def environment() -> dict[str, str | None]:
         "rbnorm": rbnorm.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
         "platform": platform.platform(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # what a run does not need may be missing
+        return None
 
 
 def _commit() -> str | None:
@@ -109,7 +117,7 @@ def _commit() -> str | None:
             **_PIPES,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("RBNORM_COMMIT")  # of a copy of the checkout on another machine
     return str(described.stdout).strip()
 
 

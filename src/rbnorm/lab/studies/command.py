@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -111,16 +111,20 @@ def _run(
     return plans
 
 
-def reproducing(command: str) -> str:
+def reproducing(
+    command: str,
+    options: Container[str] = ("--shard", "--ray", "--out"),
+    flags: Container[str] = ("--no-run",),
+) -> str:
     """The command line without what no record depends on: where it ran, in parts, and wrote."""
     kept: list[str] = []
     words = iter(shlex.split(command))
     for word in words:
         name, equals, _ = word.partition("=")
-        if name in ("--shard", "--ray", "--out"):
+        if name in options:
             if not equals:
                 next(words, None)
-        elif word != "--no-run":
+        elif word not in flags:
             kept.append(word)
     return shlex.join(kept)
 

@@ -1,0 +1,202 @@
+"""``rbnorm study domains``: choose rates, run, and draw the page."""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
+from rbnorm.lab.domains.images import DomainImages, load_domains
+from rbnorm.lab.domains.plan import ARMS, BN, RBN, DomainSettings, Plan
+from rbnorm.lab.domains.pool import Pool, Work
+from rbnorm.lab.domains.store import DomainStore
+from rbnorm.lab.domains.timing import estimate
+from rbnorm.lab.errors import UsageError
+from rbnorm.lab.folders import check_folder
+from rbnorm.lab.models import canonical_name
+
+_USABLE: Final = 0.9  # of the time there is: estimates err
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How the runs are made; no record depends on it, save for rounding.
+
+    Attributes:
+        device: Name of the device.
+        processes: How many runs are made side by side.
+        minutes: Stop so many minutes after the start; None for when all is done.
+        cut: Take fewer epochs where all would not fit into these minutes.
+        only_estimate: Say how long it would take, and run nothing.
+    """
+
+    device: str
+    processes: int
+    minutes: float | None
+    cut: bool
+    only_estimate: bool
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise UsageError(f"processes must be at least 1, not {self.processes}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UsageError(f"minutes must be a positive number, not {self.minutes}")
+        if self.cut and self.minutes is None:
+            raise UsageError("--cut needs --minutes, into which the epochs are to fit")
+        try:
+            torch.zeros((), device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"there is no device {self.device!r} here") from error
+
+
+def domains(
+    folder: Path,
+    weights: Path | None,
+    settings: DomainSettings,
+    out: Path,
+    limits: Limits,
+    start: float,
+) -> None:
+    """Run what the records in ``out`` lack.
+
+    Args:
+        folder: The images as ``FOLDER/DOMAIN/CLASS/IMAGE``.
+        weights: File of the pretrained weights; None for torchvision's own.
+        settings: What all runs share; targets that are not named are all domains.
+        out: Folder of the records.
+        limits: How the runs are made.
+        start: When the command was started, by ``time.monotonic``.
+
+    Raises:
+        UsageError: The study cannot be run as asked.
+    """
+    check_folder(out)
+    store = DomainStore(out)
+    images = load_domains(folder, settings.image_size)
+    settings = _completed(settings, images)
+    _check_digests(store, images)
+    deadline = start + 60 * limits.minutes if limits.minutes else None
+    threads = max(1, torch.get_num_threads() // limits.processes)
+    work = Work(images.share(), settings.model, weights, limits.device, threads)
+    with Pool(work, limits.processes) as pool:
+        if limits.cut or limits.only_estimate:
+            settings = _fitted(settings, images, pool, limits, deadline)
+        if not limits.only_estimate:
+            _run(pool, settings, store, deadline)
+
+
+def _completed(settings: DomainSettings, images: DomainImages) -> DomainSettings:
+    targets = settings.targets or images.domains
+    for name in targets:
+        if name not in images.domains:
+            raise UsageError(f"unknown domain {name!r}: choose from {', '.join(images.domains)}")
+    return replace(settings, images=images.name, targets=targets)
+
+
+def _check_digests(store: DomainStore, images: DomainImages) -> None:
+    for record in store.records.values():
+        if record.digests["images"] != images.digest:
+            raise UsageError(
+                f"the records in {store.folder} are of other images than those of {images.name} "
+                "now: choose another --out"
+            )
+
+
+def _fitted(
+    settings: DomainSettings,
+    images: DomainImages,
+    pool: Pool,
+    limits: Limits,
+    deadline: float | None,
+) -> DomainSettings:
+    """The settings with as many epochs as fit, if they are to be cut, after saying what fits."""
+    timed = [settings.run(arm, settings.targets[0], 0, settings.rates[0], 1.0) for arm in (BN, RBN)]
+    measured = pool.seconds(timed)
+    left = math.inf if deadline is None else deadline - time.monotonic()
+    plan = Plan(settings, {})
+    for epochs in range(settings.epochs, 0, -1):
+        seconds = estimate(plan, images, measured, limits.processes, epochs)
+        say(
+            f"{len(plan.total())} runs of {epochs} epochs take about {seconds / 60:.1f} minutes in "
+            f"{limits.processes} processes"
+        )
+        if not limits.cut or seconds <= _USABLE * left or epochs == 1:
+            break
+    return replace(settings, epochs=epochs)
+
+
+def _run(pool: Pool, settings: DomainSettings, store: DomainStore, deadline: float | None) -> None:
+    with_remedies = {(arm.norm, arm.frozen) for arm in ARMS if arm.remedies}
+    total = len(Plan(settings, {}).total())
+    tried = set[str]()
+
+    def plan() -> list[DomainRun]:
+        return Plan(settings, store.records, store.failures).ready()
+
+    def ready() -> list[DomainRun]:
+        return [run for run in plan() if run.key not in store.records and run.key not in tried]
+
+    def keep(result: DomainRecord | DomainFailure) -> None:
+        store.append(result)
+        tried.add(result.config.key)
+        done = sum(run.key in store.records for run in plan())
+        say(f"{done} of {total}: {_line(result)}")
+
+    complete = pool.run(ready, lambda run: (run.norm, run.frozen) in with_remedies, keep, deadline)
+    if not complete:
+        say("The time is up: the same command again goes on.")
+
+
+def _line(result: DomainRecord | DomainFailure) -> str:
+    run = result.config
+    what = f"{run.norm}{', frozen' if run.frozen else ''}, {run.target}, seed {run.seed}"
+    if isinstance(result, DomainFailure):
+        return f"{what}: {result.error}"
+    reached = [f"source {100 * result.source:.1f} %"]
+    reached += [f"target {100 * value:.1f} %" for value in list(result.target.values())[:1]]
+    return f"{what}, rate {run.lr:g} x{run.calibration_rate:g}: {', '.join(reached)}"
+
+
+def say(line: str) -> None:
+    """Tell how it goes, apart from what the command prints."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def settings_of(options: argparse.Namespace) -> DomainSettings:
+    """The settings that a command line asks for.
+
+    Raises:
+        UsageError: One is out of range.
+    """
+    return DomainSettings(
+        images=options.images.name,
+        targets=tuple(options.targets or ()),
+        model=canonical_name(options.model),
+        seeds=options.seeds,
+        few_seeds=options.few_seeds,
+        tuning_seeds=options.tuning_seeds,
+        rates=numbers(options.rates),
+        calibration_rates=numbers(options.calibration_rates),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        weight_decay=options.weight_decay,
+        image_size=options.image_size,
+    )
+
+
+def numbers(values: Sequence[str]) -> tuple[float, ...]:
+    """Numbers given with commas, with spaces, or with both.
+
+    Raises:
+        UsageError: One is none.
+    """
+    try:
+        return tuple(float(item) for value in values for item in value.split(",") if item)
+    except ValueError as error:
+        raise UsageError(f"rates are numbers, not {' '.join(values)!r}") from error

@@ -1,0 +1,138 @@
+"""One fine-tuning, described completely, and what is kept of it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, get_type_hints
+
+from rbnorm.lab.errors import UsageError
+
+TRAINED: Final = "trained"
+"""Tested as trained, with the running statistics."""
+
+
+@dataclass(frozen=True)
+class DomainRun:
+    """Everything that influences the result of one fine-tuning, and nothing else.
+
+    Attributes:
+        images: Name of the images.
+        model: Name of the model as :func:`rbnorm.lab.models.canonical_name` gives it.
+        norm: What takes the place of the pretrained network's BatchNorm, as
+            :func:`rbnorm.lab.norms.canonical_norm` gives it.
+        frozen: Whether training normalises by the pretrained running statistics and keeps them.
+        target: The domain that is not trained on.
+        seed: Seed of the new head, of the order of the images and of their augmentation.
+        epochs: Passes over the training images of the other domains.
+        batch_size: Images per optimiser step.
+        lr: Peak learning rate.
+        calibration_rate: That of RBN's calibration, in multiples of ``lr``.
+        weight_decay: Weight decay of convolutions and linear layers.
+        image_size: Side of the images.
+        tuning: Whether only the source is tested, to choose learning rates.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+
+    images: str
+    model: str
+    norm: str
+    frozen: bool
+    target: str
+    seed: int
+    epochs: int
+    batch_size: int
+    lr: float
+    calibration_rate: float
+    weight_decay: float
+    image_size: int
+    tuning: bool
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "image_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}"
+                )
+        for name in ("lr", "calibration_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {value}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UsageError(
+                f"weight decay must be zero or a positive number, not {self.weight_decay}"
+            )
+
+    @property
+    def key(self) -> str:
+        """Names the run: equal for equal configs, in every process and on every machine."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DomainRun":
+        """Build a config from exactly its fields.
+
+        Raises:
+            UsageError: A field is missing, unknown or of another type, or a value out of range.
+        """
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names:
+            odd = ", ".join(sorted(values.keys() ^ names))
+            raise UsageError(f"a domain run has exactly its fields, which does not hold for {odd}")
+        for name, kind in get_type_hints(cls).items():
+            if not isinstance(values[name], kind):
+                raise UsageError(f"the domain run's {name} is {values[name]!r}, which is no {kind}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class DomainRecord:
+    """One finished fine-tuning.
+
+    Attributes:
+        config: What was run.
+        train_loss: Mean training loss of the last epoch; None if it is not finite.
+        source: Accuracy on the held-out images of the source domains, as trained.
+        target: Accuracy on all images of the target by the statistics it was tested with; nothing
+            for a tuning run.
+        calibration: For every RBN layer and calibration parameter, the distribution over channels.
+        digests: Of the images' files and of the pretrained weights.
+        device: Where it ran.
+        backend: What computed the normalisation.
+        seconds: Duration of training and of testing.
+        environment: Versions, platform and commit.
+        created: When it ended, in UTC.
+    """
+
+    config: DomainRun
+    train_loss: float | None
+    source: float
+    target: dict[str, float]
+    calibration: dict[str, dict[str, dict[str, float | None]]]
+    digests: dict[str, str]
+    device: str
+    backend: str
+    seconds: dict[str, float]
+    environment: dict[str, str | None]
+    created: str
+
+
+@dataclass(frozen=True)
+class DomainFailure:
+    """A fine-tuning that raised an error.
+
+    Attributes:
+        config: What was run.
+        error: The error, in one line.
+        trace: Where it was raised.
+        created: When, in UTC.
+    """
+
+    config: DomainRun
+    error: str
+    trace: str
+    created: str

@@ -1,0 +1,100 @@
+"""The figures of the study: differences by target, and remedies at test time."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rbnorm.lab.domains.plan import ARMS, BN, RBN
+from rbnorm.lab.domains.results import Blocked, DomainResults
+from rbnorm.lab.domains.testing import STATISTICS
+from rbnorm.lab.plots import INK, RC
+
+# Two of the colours of Okabe and Ito; the markers say the same in grey print.
+_STYLES: Final = {"bn": ("#0072b2", "s"), "rbn": ("#d55e00", "o")}
+_ROW: Final = 0.5  # inches
+
+
+def targets_figure(results: DomainResults) -> Figure | None:
+    """Every arm minus BN, on each target and on all; None without a difference."""
+    gains = {arm: found for arm in ARMS if arm is not BN and (found := results.difference(arm, BN))}
+    if not gains:
+        return None
+    targets = results.settings.targets
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(9, 1.2 + _ROW * len(gains)), layout="constrained")
+        panels = figure.subplots(1, len(targets) + 1, sharey=True, squeeze=False)[0]
+        for axes, name in zip(panels, ["all targets", *targets], strict=True):
+            axes.set_title(name, loc="left", fontsize=10)
+            axes.axvline(0, color=INK, linewidth=1)
+            for y, found in enumerate(gains.values()):
+                if name in found.blocks:
+                    _seeds(axes, y, found.blocks[name])
+                else:
+                    _mean(axes, y, found, *_STYLES["rbn"])
+            axes.grid(visible=False, axis="y")
+            axes.set_xlabel("minus BN (points)")
+        panels[0].set_yticks(range(len(gains)), [arm.text.en for arm in gains])
+        panels[0].set_ylim(len(gains) - 0.5, -0.5)
+    return figure
+
+
+def remedies_figure(results: DomainResults) -> Figure | None:
+    """Accuracy of BN and RBN with every kind of statistics; None where they were not tried."""
+    found = {
+        (name, arm.name): value
+        for name in STATISTICS
+        for arm in (BN, RBN)
+        if (value := results.accuracy(arm, name))
+    }
+    names = [name for name in STATISTICS if any(key[0] == name for key in found)]
+    if len(names) < 2:
+        return None
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(9, 1 + _ROW * len(names)), layout="constrained")
+        axes = figure.subplots()
+        for (name, arm), value in found.items():
+            shift = 0.14 if arm == RBN.name else -0.14
+            first = name == names[0]
+            _mean(
+                axes,
+                names.index(name) + shift,
+                value,
+                *_STYLES[arm],
+                arm.upper() if first else None,
+            )
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("accuracy on the target (%)")
+        axes.legend()
+    return figure
+
+
+def _seeds(axes: Axes, y: float, values: Sequence[float]) -> None:
+    shares = 100 * np.asarray(values)
+    color, marker = _STYLES["rbn"]
+    axes.scatter(shares, np.full(len(shares), y), s=14, color=color, marker=marker, alpha=0.5, lw=0)
+    axes.plot(shares.mean(), y, marker="|", color=INK, markersize=12)
+
+
+def _mean(
+    axes: Axes, y: float, found: Blocked, color: str, marker: str, label: str | None = None
+) -> None:
+    mean = 100 * found.mean
+    low, high = (100 * end for end in found.interval or (found.mean,) * 2)
+    axes.errorbar(
+        mean,
+        y,
+        xerr=[[mean - low], [high - mean]],
+        color=color,
+        marker=marker,
+        markeredgecolor=INK,
+        markeredgewidth=0.6,
+        capsize=3.5,
+        linewidth=1.7,
+        label=label,
+    )

@@ -1,0 +1,164 @@
+"""The page of the study, redrawn from its records alone."""
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+
+from rbnorm.files import replace
+from rbnorm.lab import plots
+from rbnorm.lab.analysis import p_value
+from rbnorm.lab.domains.answer import bracketed, domains_answer
+from rbnorm.lab.domains.config import TRAINED
+from rbnorm.lab.domains.figure import remedies_figure, targets_figure
+from rbnorm.lab.domains.plan import ARMS, BN, RBN, DomainSettings
+from rbnorm.lab.domains.results import Blocked, DomainResults, settings_of_records
+from rbnorm.lab.domains.store import DomainStore
+from rbnorm.lab.domains.testing import (
+    MIXED,
+    PRIOR,
+    RE_ESTIMATED,
+    SIZES,
+    STATISTICS,
+    TENT,
+    TEST_BATCH,
+)
+from rbnorm.lab.folders import make_folder
+from rbnorm.lab.report import PAGE, environments
+from rbnorm.lab.studies.arms import Study, Text
+from rbnorm.lab.studies.command import reproducing
+from rbnorm.lab.templates import render
+
+NAME: Final = "domains"
+WORDS: Final = {
+    TRAINED: Text("as trained", "训练时的统计量"),
+    RE_ESTIMATED: Text("re-estimated on the target", "在目标域上重新估计"),
+    **{
+        name: Text(f"of each test batch of {size}", f"每 {size} 张测试图像一批")
+        for size, name in TEST_BATCH.items()
+    },
+    **{
+        name: Text(
+            f"running, as {PRIOR} images, and of each test batch of {size}",
+            f"滑动统计量（按 {PRIOR} 张图像计）与每 {size} 张测试图像混合",
+        )
+        for size, name in MIXED.items()
+    },
+    TENT: Text(f"TENT, test batches of {SIZES[0]}", f"TENT，每 {SIZES[0]} 张测试图像一批"),
+}
+_ELSEWHERE: Final = ("--out", "--device", "--processes", "--minutes", "--weights")
+LIMITS: Final = (
+    Text(
+        "One network, images of 96 x 96 that were scaled and re-encoded twice, few epochs: "
+        "differences between arms are the result, not the accuracies.",
+        "只有一个网络；图像为 96 x 96，经过两次缩放与重新编码；训练轮数少：应看各组之间的差异，"
+        "而非准确率本身。",
+    ),
+    Text(
+        "The interval has the four targets as fixed blocks: it shows the spread over seeds, not "
+        "over other domains.",
+        "区间以四个目标域为固定区组：只反映随机种子之间的差异，不反映换成其他域的差异。",
+    ),
+    Text(
+        "Every arm's learning rate was chosen on held-out source images of each target's sources; "
+        "centring only and one BN arm have RBN's.",
+        "各组的学习率在源域的留出图像上按目标域分别选出；"
+        "“仅中心化”和其中一组 BN 使用 RBN 的学习率。",
+    ),
+    Text(
+        "Test batches are random mixtures of the target's classes; a camera's are not.",
+        "测试批由目标域各类图像随机混合而成；实际相机的批次并非如此。",
+    ),
+)
+
+
+def draw(out: Path, defaults: DomainSettings, command: str) -> None:
+    """Draw ``report.html`` and the figures' files, and print the answer.
+
+    Args:
+        out: Folder of the records, and of a folder for the page.
+        defaults: The settings, as far as the records do not show them.
+        command: The command line that makes this page again.
+    """
+    store = DomainStore(out)
+    settings = settings_of_records(store.records, defaults)
+    results = DomainResults(settings, store.records, store.failures)
+    drawn = {"targets": targets_figure(results), "remedies": remedies_figure(results)}
+    figures = {name: figure for name, figure in drawn.items() if figure}
+    folder = out / NAME
+    make_folder(folder)
+    replace(folder / PAGE, page(results, figures, command).encode())
+    for name, figure in figures.items():
+        for suffix in ("svg", "png"):
+            replace(folder / f"{name}.{suffix}", plots.picture(figure, suffix))
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(f"[bold]{NAME}[/bold]: {escape(domains_answer(results).en)}")
+    if results.failures:
+        console.print(f"{len(results.failures)} runs failed; the page says why.")
+    console.print(f"Report: {folder / PAGE}", soft_wrap=True)
+
+
+def page(results: DomainResults, figures: dict[str, Figure], command: str) -> str:
+    """The page as text."""
+    records: Any = results.records  # with the fields that every record of the lab has
+    study = Study(
+        NAME,
+        Text("A domain that was not trained on", "未参与训练的域"),
+        Text(
+            "A pretrained network is fine-tuned on some domains and deployed on another: does RBN, "
+            "or another remedy for BatchNorm, keep more of its accuracy?",
+            "预训练网络在若干域上微调，再部署到另一个域：RBN 或其他针对 BatchNorm 的补救办法"
+            "能否保住更多准确率？",
+        ),
+        LIMITS,
+        (),
+        tuple(range(results.settings.seeds)),
+    )
+    return render(
+        "domains.html",
+        study=study,
+        results=results,
+        arms=ARMS,
+        bn=BN,
+        rbn=RBN,
+        statistics=[name for name in STATISTICS if results.accuracy(BN, name)],
+        words=WORDS,
+        answer=domains_answer(results),
+        figures={name: bilingual(figure, name) for name, figure in figures.items()},
+        facts=environments(records),
+        commands=[reproducing(command, _ELSEWHERE, ("--no-run", "--cut"))],
+        bracketed=bracketed,
+        accuracy=accuracy,
+        p_value=p_value,
+    )
+
+
+def bilingual(figure: Figure, name: str) -> dict[str, Markup]:
+    """The figure as SVG by language: its words are those of the page."""
+    english = plots.svg(figure, name)
+    chinese = plots.svg(figure, f"{name}-zh")
+    for en, zh in _translations().items():
+        chinese = chinese.replace(f">{en}<", f">{zh}<")
+    return {"en": Markup(english), "zh": Markup(chinese)}
+
+
+def _translations() -> dict[str, str]:
+    return {
+        "all targets": "全部目标域",
+        "minus BN (points)": "减 BN（百分点）",
+        "accuracy on the target (%)": "目标域准确率（%）",
+        **{arm.text.en: arm.text.zh for arm in ARMS},
+        **{name: words.zh for name, words in WORDS.items()},
+    }
+
+
+def accuracy(found: Blocked | None) -> str:
+    """A mean of shares in percent, with half the width of its interval."""
+    if found is None:
+        return "–"
+    margin = "n/a" if found.interval is None else f"{100 * (found.interval[1] - found.mean):.1f}"
+    return f"{100 * found.mean:.1f} ± {margin}"

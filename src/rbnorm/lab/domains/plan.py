@@ -1,0 +1,243 @@
+"""Which fine-tunings the study consists of, and which can be run now."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rbnorm.lab.domains.config import DomainRecord, DomainRun
+from rbnorm.lab.errors import UsageError
+from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Text
+
+
+@dataclass(frozen=True)
+class DomainArm:
+    """One way to fine-tune.
+
+    Attributes:
+        name: Its name in the records of the choice of rates and on the page.
+        text: Its name in words.
+        norm: The norm.
+        frozen: Whether the pretrained statistics are kept.
+        rates_of: The arm whose learning rates it has.
+        few: Whether it has the smaller number of seeds.
+        remedies: Whether it is tested with other statistics, too.
+    """
+
+    name: str
+    text: Text
+    norm: str
+    frozen: bool = False
+    rates_of: str | None = None
+    few: bool = True
+    remedies: bool = False
+
+
+BN: Final = DomainArm("bn", Text("BN", "BN"), "bn", few=False, remedies=True)
+RBN: Final = DomainArm("rbn", Text("RBN", "RBN"), "rbn:preserve=yes", few=False, remedies=True)
+CENTRING: Final = DomainArm(
+    "centring only", Text("RBN, centring only", "RBN（仅中心化）"), "rbn-center", rates_of="rbn"
+)
+FROZEN: Final = DomainArm(
+    "bn, frozen statistics", Text("BN, frozen statistics", "BN（冻结统计量）"), "bn", frozen=True
+)
+AT_RATE_OF_RBN: Final = DomainArm(
+    "bn, RBN's learning rate",
+    Text("BN, RBN's learning rate", "BN（RBN 的学习率）"),
+    "bn",
+    rates_of="rbn",
+)
+ARMS: Final = (BN, RBN, CENTRING, FROZEN, AT_RATE_OF_RBN)
+"""All arms. The primary comparison is RBN minus BN in mean target accuracy, as trained."""
+
+
+@dataclass(frozen=True)
+class DomainSettings:
+    """What all runs share, and how many there are.
+
+    Attributes:
+        images: Name of the images.
+        targets: The domains that are left out in turn.
+        model: The pretrained network.
+        seeds: Seeds of BN and RBN, from 0 on.
+        few_seeds: Seeds of the other arms.
+        tuning_seeds: Seeds that choose the learning rates, from 1000 on.
+        rates: Peak learning rates to choose from.
+        calibration_rates: Those of RBN's calibration, in multiples of the learning rate. The first
+            holds while the learning rate is chosen; then the best of all, at this learning rate.
+        epochs: Passes over the training images.
+        batch_size: Images per optimiser step.
+        weight_decay: Weight decay of convolutions and linear layers.
+        image_size: Side of the images.
+    """
+
+    images: str
+    targets: tuple[str, ...]
+    model: str
+    seeds: int
+    few_seeds: int
+    tuning_seeds: int
+    rates: tuple[float, ...]
+    calibration_rates: tuple[float, ...]
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    image_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "few_seeds", "tuning_seeds"):
+            if not 1 <= getattr(self, name) <= FIRST_TUNING_SEED:
+                raise UsageError(
+                    f"{name.replace('_', ' ')} must be from 1 to {FIRST_TUNING_SEED}, "
+                    f"not {getattr(self, name)}"
+                )
+        for name in ("rates", "calibration_rates"):
+            if not getattr(self, name):
+                raise UsageError(f"{name.replace('_', ' ')} must name at least one number")
+
+    def run(
+        self,
+        arm: DomainArm,
+        target: str,
+        seed: int,
+        lr: float,
+        calibration_rate: float,
+        *,
+        tuning: bool = False,
+    ) -> DomainRun:
+        """One run of an arm."""
+        return DomainRun(
+            self.images,
+            self.model,
+            arm.norm,
+            arm.frozen,
+            target,
+            seed,
+            self.epochs,
+            self.batch_size,
+            lr,
+            calibration_rate,
+            self.weight_decay,
+            self.image_size,
+            tuning,
+        )
+
+
+Rates = tuple[float, float]
+"""The learning rate, and that of the calibration in multiples of it."""
+
+
+class Plan:
+    """What the records so far say is to be run.
+
+    Args:
+        settings: What all runs share.
+        records: The finished runs by key.
+        failures: Keys of the runs that raised an error, which count with accuracy 0 in the choice
+            of rates.
+    """
+
+    def __init__(
+        self,
+        settings: DomainSettings,
+        records: Mapping[str, DomainRecord],
+        failures: Container[str] = (),
+    ) -> None:
+        self.settings, self.records, self.failures = settings, records, failures
+
+    def ready(self) -> list[DomainRun]:
+        """The runs that can be made now, those done included, the most urgent first.
+
+        Those that choose rates come first; after them the seed varies slowest.
+        """
+        tuning: list[DomainRun] = []
+        for arm in ARMS:
+            if arm.rates_of is None:
+                for target in self.settings.targets:
+                    tuning += self._tuning(arm, target)
+        final = [
+            self.settings.run(arm, target, seed, *rates)
+            for seed in range(self.settings.seeds)
+            for target in self.settings.targets
+            for arm in ARMS
+            if seed < self.seeds(arm) and (rates := self.rates(arm, target))
+        ]
+        return list(dict.fromkeys([*tuning, *final]))
+
+    def seeds(self, arm: DomainArm) -> int:
+        """How many seeds an arm has."""
+        settings = self.settings
+        return min(settings.seeds, settings.few_seeds) if arm.few else settings.seeds
+
+    def total(self) -> list[tuple[DomainArm, bool]]:
+        """Arm of every run, and whether it is one that chooses rates, for an estimate."""
+        settings = self.settings
+        found = []
+        for arm in ARMS:
+            if arm.rates_of is None:
+                several = len(settings.calibration_rates) - 1 if _has_calibration(arm) else 0
+                choices = settings.tuning_seeds * (len(settings.rates) + several)
+                found += [(arm, True)] * choices * len(settings.targets)
+            found += [(arm, False)] * self.seeds(arm) * len(settings.targets)
+        return found
+
+    def rates(self, arm: DomainArm, target: str) -> Rates | None:
+        """The chosen rates, or None while they are not chosen."""
+        owner = next(a for a in ARMS if a.name == (arm.rates_of or arm.name))
+        accuracies = self.choices(owner, target)
+        if any(accuracy is None for accuracy in accuracies.values()):
+            return None
+        if _has_calibration(owner) and len(accuracies) < self._choices:
+            return None
+        return _best(accuracies)
+
+    def choices(self, arm: DomainArm, target: str) -> dict[Rates, float | None]:
+        """Mean held-out source accuracy of every choice of rates that is to be tried so far."""
+        first = self.settings.calibration_rates[0] if _has_calibration(arm) else 1.0
+        found = {(lr, first): self._accuracy(arm, target, (lr, first)) for lr in self._rates}
+        if _has_calibration(arm) and None not in found.values():
+            lr, _ = _best(found)
+            for other in dict.fromkeys(self.settings.calibration_rates[1:]):
+                found[lr, other] = self._accuracy(arm, target, (lr, other))
+        return found
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        return tuple(dict.fromkeys(self.settings.rates))
+
+    @property
+    def _choices(self) -> int:
+        return len(self._rates) + len(dict.fromkeys(self.settings.calibration_rates)) - 1
+
+    def _tuning(self, arm: DomainArm, target: str) -> list[DomainRun]:
+        return [
+            run
+            for rates in self.choices(arm, target)
+            for run in self._runs_of_choice(arm, target, rates)
+        ]
+
+    def _runs_of_choice(self, arm: DomainArm, target: str, rates: Rates) -> list[DomainRun]:
+        first = FIRST_TUNING_SEED
+        return [
+            self.settings.run(arm, target, seed, *rates, tuning=True)
+            for seed in range(first, first + self.settings.tuning_seeds)
+        ]
+
+    def _accuracy(self, arm: DomainArm, target: str, rates: Rates) -> float | None:
+        found = []
+        for run in self._runs_of_choice(arm, target, rates):
+            if run.key in self.records:
+                found.append(self.records[run.key].source)
+            elif run.key in self.failures:
+                found.append(0.0)
+            else:
+                return None
+        return sum(found) / len(found)
+
+
+def _has_calibration(arm: DomainArm) -> bool:
+    return arm.norm.startswith("rbn")
+
+
+def _best(accuracies: Mapping[Rates, float | None]) -> Rates:
+    """The rates of the highest accuracy, the smallest of these."""
+    return max(accuracies, key=lambda rates: (accuracies[rates] or 0.0, -rates[0], -rates[1]))

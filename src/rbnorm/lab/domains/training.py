@@ -1,0 +1,172 @@
+"""Fine-tuning: a pretrained network becomes a record."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import rbnorm
+from rbnorm.lab.domains.config import DomainRecord, DomainRun
+from rbnorm.lab.domains.images import DomainImages, augmented, steps_of
+from rbnorm.lab.domains.testing import accuracies, accuracy
+from rbnorm.lab.errors import UsageError
+from rbnorm.lab.layers import calibration_summary
+from rbnorm.lab.models import build_model
+from rbnorm.lab.norms import swap
+from rbnorm.lab.records import environment, now, number
+from rbnorm.lab.state_files import read_state
+from rbnorm.tuning import parameter_groups
+
+_MOMENTUM: Final = 0.9
+
+
+class Weights:
+    """Pretrained weights of a model, read once.
+
+    Args:
+        model: Canonical name of the model.
+        path: File of the weights; None for torchvision's own, downloaded if need be.
+
+    Attributes:
+        state: The tensors by name.
+        digest: Of the tensors.
+
+    Raises:
+        UsageError: There is no such file, or no weights in it.
+    """
+
+    def __init__(self, model: str, path: Path | None) -> None:
+        self.state = _torchvision_weights(model) if path is None else read_state(path)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state.items()):
+            digest.update(name.encode() + tensor.numpy(force=True).tobytes())
+        self.digest = digest.hexdigest()[:16]
+
+
+def _torchvision_weights(model: str) -> dict[str, Tensor]:
+    library, _, name = model.rpartition(":")
+    if library != "torchvision":
+        raise UsageError(f"--weights must name the file of {model}'s pretrained weights")
+    try:
+        weights: Any = torchvision.models.get_model_weights(name).DEFAULT
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise UsageError(
+            f"the weights of {model} cannot be downloaded ({error}): name their file with --weights"
+        ) from error
+    return state
+
+
+def pretrained(run: DomainRun, classes: int, weights: Weights) -> nn.Module:
+    """The pretrained network with a new head, its BatchNorm turned into the run's norm.
+
+    Raises:
+        UsageError: The weights are not those of this model.
+    """
+    model = build_model(run.model, "bn", classes=classes, channels=3, seed=run.seed)
+    own = model.state_dict()
+    fitting = {k: v for k, v in weights.state.items() if k in own and v.shape == own[k].shape}
+    heads = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    missing = own.keys() - fitting.keys() - {f"{heads[-1]}.weight", f"{heads[-1]}.bias"}
+    odd = sorted(missing | (weights.state.keys() - own.keys()))
+    if odd:
+        raise UsageError(f"the weights are not those of {run.model}: {odd[0]} does not fit")
+    model.load_state_dict(fitting, strict=False)
+    return swap(model, run.norm).to(memory_format=torch.channels_last)
+
+
+def fine_tune(
+    run: DomainRun, images: DomainImages, weights: Weights, most_steps: int | None = None
+) -> tuple[nn.Module, float | None]:
+    """The trained model, and its mean training loss in the last epoch.
+
+    Stochastic gradient descent with Nesterov momentum, a one-cycle learning rate and cross-entropy.
+    The same run has the same images in the same order, cropped and flipped alike, on every device.
+
+    Args:
+        run: What to train.
+        images: All images, on the device to train on.
+        weights: The pretrained weights.
+        most_steps: Stop after so many steps, to see how long they take.
+    """
+    device = images.images.device
+    model = pretrained(run, len(images.classes), weights).to(device).train()
+    if run.frozen:
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+    groups = parameter_groups(
+        model, run.weight_decay, calibration={"lr": run.lr * run.calibration_rate}
+    )
+    optimizer = torch.optim.SGD(groups, run.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
+    steps = steps_of(images, run.target, run.epochs, run.batch_size)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=steps)
+    order = torch.Generator().manual_seed(run.seed)
+    torch.manual_seed(run.seed)  # dropout
+    losses: list[Tensor] = []
+    for batch in islice(_batches(run, images, order), most_steps):
+        scores = model(augmented(images, batch, order))
+        loss = F.cross_entropy(scores, images.labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.detach())
+    last = losses[-(steps // run.epochs) :]
+    return model.eval(), number(torch.stack(last).mean().item())
+
+
+def _batches(run: DomainRun, images: DomainImages, order: torch.Generator) -> Iterator[Tensor]:
+    """Indices of every batch of every epoch, without incomplete ones."""
+    chosen = images.training(run.target)
+    whole = len(chosen) - len(chosen) % run.batch_size
+    for _ in range(run.epochs):
+        shuffled = chosen[torch.randperm(len(chosen), generator=order).to(chosen.device)]
+        yield from shuffled[:whole].split(run.batch_size)
+
+
+def run_domain(
+    run: DomainRun, images: DomainImages, weights: Weights, *, remedies: bool
+) -> DomainRecord:
+    """Train and test.
+
+    Args:
+        run: What to run.
+        images: All images, on the device to run on.
+        weights: The pretrained weights.
+        remedies: Test with all kinds of statistics, not only as trained.
+    """
+    device = images.images.device
+    start = time.perf_counter()
+    model, loss = fine_tune(run, images, weights)
+    trained = time.perf_counter()
+    target = {}
+    if not run.tuning:
+        target = accuracies(model, images, images.target_test(run.target), remedies=remedies)
+    return DomainRecord(
+        config=run,
+        train_loss=loss,
+        source=accuracy(model, images, images.source_test(run.target)),
+        target=target,
+        calibration={} if run.tuning else calibration_summary(model),
+        digests={"images": images.digest, "weights": weights.digest},
+        device=device_name(device),
+        backend=rbnorm.backends()[device.type].name,
+        seconds={"training": trained - start, "testing": time.perf_counter() - trained},
+        environment=environment(),
+        created=now(),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
