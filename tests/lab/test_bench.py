@@ -27,9 +27,9 @@ from rbnorm.lab.bench.goals import Goal, Outcome, outcomes
 from rbnorm.lab.bench.measure import Effort, Part
 from rbnorm.lab.bench.memory import count_bytes
 from rbnorm.lab.bench.rows import Case, Row
-from rbnorm.lab.cli import main
-from rbnorm.lab.config import NORMS
 from rbnorm.lab.errors import UsageError
+from rbnorm_cli.main import main
+from rbnorm_cli.names import NORMS
 
 CPU = torch.device("cpu")
 CASE = Case("layers", "training", "float32", "nchw", (2, 3, 4, 5))

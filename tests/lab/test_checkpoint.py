@@ -21,9 +21,11 @@ def make(step):
         model=weights,
         ema={name: value + 1 for name, value in weights.items()},
         optimizer={"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+        scheduler={"last_epoch": 3},
         scaler=None,
         totals=[1.5, 2.0, 3.0],
         history=[{"epoch": 1, "test_loss": 1 / 3}],
+        seconds=[2.5],
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 from support import make_record, run
 
 import rbnorm
-from rbnorm import __main__
-from rbnorm.lab.cli import main
 from rbnorm.lab.store import RecordStore
+from rbnorm_cli import main as command_line
+from rbnorm_cli.main import main
 
 BAD = {
     "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, in, iebn",
@@ -110,17 +110,17 @@ def test_the_exit_status_reaches_the_shell(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_without_the_extra_the_command_says_how_to_install_it(monkeypatch, capsys):
-    monkeypatch.setattr(__main__, "_LAB", ("rich", "a_package_nobody_has"))
-    assert __main__.main() == 2
-    assert (
-        'a_package_nobody_has: install it with pip install "rbnorm[lab]"' in capsys.readouterr().err
-    )
+def test_without_the_extra_a_command_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "LAB", ("rich", "a_package_nobody_has"))
+    assert main(["compare"]) == 2
+    said = capsys.readouterr().err
+    assert "rbnorm compare needs a_package_nobody_has: install it with" in said
+    assert 'pip install "rbnorm[lab]"' in said
 
 
 def test_lists_take_commas_and_spaces(monkeypatch):
     studies = []
-    monkeypatch.setattr("rbnorm.lab.compare.compare", lambda study, *_, **__: studies.append(study))
+    monkeypatch.setattr("rbnorm.lab.compare.compare", lambda asked, *_, **__: studies.append(asked))
     lists = ["--norms", "bn,rbn", "gn", "--batch-sizes", "4", "16,32"]
     assert main(["compare", *lists]) == 0
     assert studies[0].norms == ["bn", "rbn", "gn"]

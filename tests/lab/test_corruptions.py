@@ -11,9 +11,10 @@ from tolerances import assert_close
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from rbnorm.lab.corruptions import KINDS, SEVERITIES, Corrupted, corrupt, corruption
+from rbnorm.lab.corruptions import KINDS, Corrupted, corrupt
 from rbnorm.lab.data import collate, load_data
 from rbnorm.lab.errors import UsageError
+from rbnorm_cli.names import SEVERITIES, corruption
 
 RANDOM = ("noise", "impulse", "elastic")
 

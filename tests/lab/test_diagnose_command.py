@@ -13,9 +13,9 @@ from support import VIEWPORTS, opened, run
 import rbnorm
 from rbnorm.lab import diagnose as command
 from rbnorm.lab.checkpoints import load_model, read_saved
-from rbnorm.lab.cli import main
 from rbnorm.lab.corruptions import corrupt
 from rbnorm.lab.models import build_model
+from rbnorm_cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tolerances import assert_close
 from torch import nn
 
 from rbnorm import convert_batchnorm
-from rbnorm.lab.cli import main
+from rbnorm_cli.main import main
 from rbnorm.lab.domains.answer import domains_answer
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import augmented, load_domains, steps_of, unchanged

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.models import build_model, canonical_name, needs_rgb
+from rbnorm.lab.models import build_model, needs_rgb
+from rbnorm_cli.names import model_name
 
 
 def build(name, norm, seed=0, channels=3):
@@ -36,7 +37,7 @@ def test_depth_and_channels_of_the_small_resnet():
     ],
 )
 def test_a_model_has_one_name(name, canonical):
-    assert canonical_name(name) == canonical
+    assert model_name(name) == canonical
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_a_model_has_one_name(name, canonical):
 )
 def test_an_unknown_model_is_refused(name, message):
     with pytest.raises(UsageError, match=message):
-        canonical_name(name)
+        model_name(name)
 
 
 def widths(model):

@@ -1,7 +1,7 @@
 from support import make_record
 
-from rbnorm.lab.config import NORMS
 from rbnorm.lab.plots import curves_figure
+from rbnorm_cli.names import NORMS
 
 
 def test_no_two_norms_look_the_same():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rbnorm.lab.cli import main
 from rbnorm.lab.studies.catalogue import CATALOGUE
+from rbnorm_cli.main import main
 
 ROOT = Path(__file__).parents[2]
 

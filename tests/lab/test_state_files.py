@@ -13,8 +13,8 @@ from models import shake
 from torch import Tensor, nn
 
 import rbnorm
-from rbnorm.lab.cli import main
 from rbnorm.lab.state_files import convert_state, read_state
+from rbnorm_cli.main import main
 
 
 class Net(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from rich.progress import Progress
 from support import CONFIG, make_record
 
+from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.models import build_model
 from rbnorm.lab.records import Failure, Record
@@ -20,19 +21,22 @@ from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
 
 SETTINGS = Settings(
-    data="digits",
-    model="cifar-resnet8",
+    run=RunConfig(
+        data="digits",
+        model="cifar-resnet8",
+        norm="bn",
+        batch_size=32,
+        seed=0,
+        epochs=1,
+        lr=0.1,
+        weight_decay=5e-4,
+        limit=100,
+        trace=False,
+    ),
     networks=(),
     seeds=3,
-    epochs=1,
-    batch_size=32,
     rates=(0.1, 0.2),
     tuning_seeds=2,
-    weight_decay=5e-4,
-    mixed_precision="no",
-    limit=100,
-    image_size=None,
-    workers=0,
 )
 
 

@@ -10,7 +10,8 @@ from torch.optim import SGD
 from rbnorm.lab import train
 from rbnorm.lab.data import load_data
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.train import check_run, make_loaders, parts_of, train_run
+from rbnorm.lab.train import check_run, train_run
+from rbnorm.lab.training.order import parts_of, training_batches
 
 SMALL = replace(CONFIG, epochs=1, limit=200, batch_size=50)
 
@@ -42,8 +43,9 @@ def test_another_seed_gives_other_metrics(digits):
 
 def test_every_norm_of_a_seed_sees_the_same_batches(digits):
     def batches(norm):
-        loader, _ = make_loaders(replace(SMALL, norm=norm), digits)
-        return [torch.cat([images for images, _ in loader]) for _ in range(2)]
+        config = replace(SMALL, norm=norm)
+        steps = training_batches(config, digits, 0, range(8), torch.device("cpu"))
+        return torch.cat([images for images, _ in steps]).chunk(2)
 
     first, other = batches("bn"), batches("rbn")
     assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))

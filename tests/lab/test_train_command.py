@@ -19,10 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.functional import cross_entropy
 
 from rbnorm.lab.checkpoints import load_weights
-from rbnorm.lab.cli import main
 from rbnorm.lab.data import first_images, load_data
 from rbnorm.lab.models import build_model
 from rbnorm.lab.training import checkpoint
+from rbnorm_cli.main import main
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 STEPS = 16  # four epochs of four
@@ -239,10 +239,11 @@ def test_a_folder_has_one_writer(tmp_path, capsys):
 # that other libraries in this process have made too small.
 UNCHECKED = """
 import sys
-from rbnorm.lab import cli, imagefolder
+from rbnorm.lab import imagefolder
+from rbnorm_cli.main import main
 
 imagefolder._CHECKED = 1
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

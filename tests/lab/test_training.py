@@ -12,17 +12,23 @@ from support import CONFIG
 from tolerances import assert_close
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import rbnorm
 from rbnorm.lab.data import ImageData, Tensors, load_data
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.training import checkpoint, loop
-from rbnorm.lab.training.loop import Training, synchronise
+from rbnorm.lab.models import build_model
+from rbnorm.lab.processes import synchronise
+from rbnorm.lab.training import checkpoint
+from rbnorm.lab.training.command import parts
+from rbnorm.lab.training.loop import Training
 from rbnorm.lab.training.order import Augmented, Draw, Order, training_batches
-from rbnorm.lab.training.recipe import Recipe
+from rbnorm.lab.training.recipe import groups_of
 
-RUN = replace(CONFIG, batch_size=8, norm="rbn", lr=0.1, weight_decay=1e-2, seed=3)
+RUN = replace(
+    CONFIG, batch_size=8, norm="rbn", lr=0.1, weight_decay=1e-2, seed=3, epochs=3, recipe="steps"
+)
 STEPS = 5  # of two to an epoch
 
 
@@ -51,25 +57,21 @@ def data():
     )
 
 
-@pytest.fixture
-def _dropout(monkeypatch):
-    """Every model also draws random numbers of its own."""
-    build = loop.build_model
-    monkeypatch.setattr(
-        loop, "build_model", lambda *a, **k: nn.Sequential(nn.Dropout2d(0.5), build(*a, **k))
-    )
+def build(config, data, dropout=0.0):
+    """The config's model, which may also draw random numbers of its own."""
+    model = build_model(config.model, config.norm, classes=10, channels=1, seed=config.seed)
+    return nn.Sequential(nn.Dropout2d(dropout), model) if dropout else model
 
 
-def start(recipe, data):
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=recipe.accumulate)
-    return Training(recipe, data, accelerator)
+def start(config, data, dropout=0.0, groups=groups_of):
+    accelerator = Accelerator(cpu=True)
+    return Training(build(config, data, dropout), config, data, accelerator, groups)
 
 
 def go_on(training, steps):
     """Take steps, evaluating where an epoch ends."""
     steps = range(training.step, steps)
-    loader = training_batches(training.recipe, training.data, 0, steps, training.device)
-    batches = iter(loader)
+    batches = training_batches(training.config, training.data, 0, steps, training.device)
     for _ in steps:
         training.advance(batches)
         if training.step % training.epoch_steps == 0:
@@ -88,64 +90,120 @@ def same(a, b):
     return a == b
 
 
-def test_the_learning_rate_is_divided_by_ten_every_thirty_epochs():
-    recipe = Recipe(replace(RUN, lr=0.1))
-    rates = [recipe.lr_at(epoch) for epoch in (0, 29, 30, 59, 60, 90)]
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.0001], rel=1e-15)
+def rates(config, data):
+    """The learning rate of every step."""
+    training, seen = start(config, data), []
+    training.fit(lambda: seen.append(training.lr))
+    return seen
+
+
+def test_the_learning_rate_is_divided_by_ten_every_thirty_epochs(data):
+    seen = rates(replace(RUN, batch_size=21, epochs=91), data)
+    chosen = [seen[epoch] for epoch in (0, 29, 30, 59, 60, 90)]
+    assert chosen == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.0001], rel=1e-15)
+
+
+def test_the_learning_rate_of_one_cycle_rises_and_falls(data):
+    seen = rates(replace(RUN, recipe="one-cycle", batch_size=21, epochs=11), data)
+    # a cosine from lr / 25 to lr in 30 % of the steps, and another down to lr / 25e4
+    expected = [
+        start_of + (end - start_of) * (1 - math.cos(math.pi * share)) / 2
+        for step in range(11)
+        for start_of, end, share in [
+            (0.004, 0.1, step / 2.3) if step <= 2 else (0.1, 4e-7, (step - 2.3) / 7.7)
+        ]
+    ]
+    assert seen == pytest.approx(expected, rel=1e-9)
+
+
+def test_groups_of_parameters_have_rates_of_their_own(data):
+    def groups(module, config):
+        calibration, others = [], []
+        for name, parameter in module.named_parameters():
+            own = calibration if "center" in name or "scale" in name else others
+            own.append(parameter)
+        return [{"params": others}, {"params": calibration, "lr": 0.0, "weight_decay": 0.0}]
+
+    training = start(replace(RUN, epochs=1), data, groups=groups)
+    before = copy.deepcopy(training.module)
+    training.fit()
+    moved = {
+        name: not torch.equal(parameter, before.get_parameter(name))
+        for name, parameter in training.module.named_parameters()
+    }
+    assert moved == {name: not ("center" in name or "scale" in name) for name in moved}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"accumulate": 3}, "batch size 8 must be a multiple of processes times passes, 1 x 3"),
-        ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
         ({"decay_every": 0}, "decay every must be at least 1, not 0"),
         ({"ema": 1.0}, "ema must be between 0 and 1, not 1.0"),
         ({"ema": math.nan}, "ema must be between 0 and 1, not nan"),
-        ({"run": replace(RUN, seed=-1)}, "seed must be at least 0, not -1"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"recipe": "adam"}, "unknown recipe 'adam': choose from one-cycle, steps"),
     ],
 )
-def test_a_recipe_out_of_range_is_refused(changes, message):
+def test_a_run_out_of_range_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
-        Recipe(**{"run": RUN, **changes})
+        replace(RUN, **changes)
 
 
-def test_processes_and_passes_share_the_images_of_a_step():
-    def step(processes, accumulate):
-        recipe = Recipe(replace(RUN, processes=processes), accumulate)
-        draws = [list(Order(recipe, 21, rank, range(4))) for rank in range(processes)]
-        assert {len(draw.indices) for own in draws for draw in own} == {recipe.share}
-        return [
-            sorted(
-                index
-                for own in draws
-                for draw in own[s * accumulate : (s + 1) * accumulate]
-                for index in draw.indices
-            )
-            for s in range(4)
-        ]
+@pytest.mark.parametrize(
+    ("size", "accumulate", "message"),
+    [
+        (8, 3, "batch size 8 must be a multiple of processes times passes, 1 x 3"),
+        (8, 0, "accumulate must be at least 1, not 0"),
+    ],
+)
+def test_passes_that_cannot_share_a_batch_are_refused(size, accumulate, message):
+    with pytest.raises(UsageError, match=message):
+        parts(size, 1, accumulate)
 
-    whole = step(1, 1)
-    assert step(2, 1) == step(1, 4) == step(2, 2) == whole
+
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "size"), [(1, 1, None), (2, 1, None), (1, 4, 2), (2, 2, 2)]
+)
+def test_passes_cut_a_process_s_share(processes, accumulate, size):
+    assert parts(8, processes, accumulate) == size
+
+
+def test_processes_share_the_images_of_a_step():
+    def step(processes):
+        config = replace(RUN, processes=processes)
+        draws = [list(Order(config, 21, rank, range(4))) for rank in range(processes)]
+        assert {len(draw.indices) for own in draws for draw in own} == {config.share}
+        return [sorted(index for own in draws for index in own[s].indices) for s in range(4)]
+
+    whole = step(1)
+    assert step(2) == step(4) == whole
     assert len({*whole[0], *whole[1]}) == 16  # an epoch has no image twice
     assert whole[:2] != whole[2:]  # and every epoch an order of its own
 
 
+@pytest.mark.parametrize("images", [21, 24])  # with images left out, and without
+def test_the_order_is_that_of_a_loader_that_shuffles(images):
+    generator = torch.Generator().manual_seed(RUN.seed)
+    loader = DataLoader(range(images), 8, shuffle=True, drop_last=True, generator=generator)
+    expected = [batch.tolist() for _ in range(3) for batch in loader]
+    order = Order(RUN, images, 0, range(len(expected)))
+    assert [draw.indices for draw in order] == expected
+
+
 def test_every_draw_has_another_seed_in_every_process_and_another_run():
-    recipes = [Recipe(replace(RUN, processes=2, seed=seed), 2) for seed in (0, 1)]
+    configs = [replace(RUN, processes=2, seed=seed) for seed in (0, 1)]
     draws = [
         draw
-        for recipe in recipes
+        for config in configs
         for rank in range(2)
-        for draw in Order(recipe, 21, rank, range(4))
+        for draw in Order(config, 21, rank, range(4))
     ]
-    assert len({draw.seed for draw in draws}) == len(draws) == 2 * 2 * 8
+    assert len({draw.seed for draw in draws}) == len(draws) == 2 * 2 * 4
 
 
 def test_an_order_that_begins_later_is_the_end_of_the_whole():
-    recipe = Recipe(RUN, accumulate=2)
-    whole = list(Order(recipe, 21, 0, range(6)))
-    assert list(Order(recipe, 21, 0, range(3, 6))) == whole[6:]
+    whole = list(Order(RUN, 21, 0, range(6)))
+    assert list(Order(RUN, 21, 0, range(3, 6))) == whole[3:]
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -172,17 +230,18 @@ class Single:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_are_momentum_sgd_with_decay_on_every_parameter(data, accumulate):
-    run = replace(RUN, norm="gn")  # passes of other sizes then have the same gradient
-    recipe = Recipe(run, accumulate, decay_every=1, ema=0.75)
-    training = start(recipe, data)
+    # without batch statistics passes of other sizes have the same gradient
+    size = parts(8, 1, accumulate)
+    run = replace(RUN, norm="gn", norm_batch=size, decay_every=1, ema=0.75)
+    training = start(run, data)
     model = copy.deepcopy(training.module).double()
     velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     average = {}
-    batches = list(training_batches(recipe, data, 0, range(4), training.device))
+    batches = list(training_batches(run, data, 0, range(4), training.device))
     for step in range(4):
         model.zero_grad()
-        for images, labels in batches[step * accumulate : (step + 1) * accumulate]:
-            (cross_entropy(model(images.double()), labels) / accumulate).backward()
+        images, labels = batches[step]
+        cross_entropy(model(images.double()), labels).backward()
         with torch.no_grad():
             for name, p in model.named_parameters():
                 velocity[name] = 0.9 * velocity[name] + p.grad + run.weight_decay * p
@@ -199,7 +258,7 @@ def test_steps_are_momentum_sgd_with_decay_on_every_parameter(data, accumulate):
 
 
 def test_the_history_has_the_metrics_of_every_epoch(data):
-    training = go_on(start(Recipe(RUN, ema=0.5), data), 4)
+    training = go_on(start(replace(RUN, ema=0.5), data), 4)
     assert [metrics["epoch"] for metrics in training.history] == [1, 2]
     images, labels = data.test[:]
     for name, module in (("test", training.module), ("ema", training.average)):
@@ -210,19 +269,26 @@ def test_the_history_has_the_metrics_of_every_epoch(data):
         assert metrics[f"{name}_accuracy"] == (scores.argmax(1) == labels).double().mean().item()
 
 
-@pytest.mark.usefixtures("_dropout")
-@pytest.mark.parametrize("recipe", [Recipe(RUN), Recipe(RUN, accumulate=2, ema=0.9)])
-def test_a_run_continued_at_any_step_ends_in_the_same_bits(data, tmp_path, recipe):
+@pytest.mark.parametrize(
+    "config",
+    [
+        RUN,
+        replace(RUN, norm_batch=4, ema=0.9),
+        replace(RUN, recipe="one-cycle", norm_batch=2, sorted_batches=True),
+    ],
+    ids=["plain", "parts-ema", "one-cycle-sorted"],
+)
+def test_a_run_continued_at_any_step_ends_in_the_same_bits(data, tmp_path, config):
     def end(training):
         return vars(go_on(training, STEPS).snapshot())
 
-    whole = start(recipe, data)
+    whole = start(config, data, dropout=0.5)
     expected = copy.deepcopy(end(whole))
     for step in range(1, STEPS):
         folder = tmp_path / str(step)
         folder.mkdir()
-        checkpoint.save(folder, go_on(start(recipe, data), step).snapshot())
-        training = start(recipe, data)
+        checkpoint.save(folder, go_on(start(config, data, dropout=0.5), step).snapshot())
+        training = start(config, data, dropout=0.5)
         torch.rand(step)  # whatever the new process did before
         training.restore(checkpoint.read(checkpoint.newest(folder), training.identity()))
         actual = end(training)
@@ -234,8 +300,8 @@ def test_a_run_continued_at_any_step_ends_in_the_same_bits(data, tmp_path, recip
 
 
 def test_a_loss_that_is_not_finite_leaves_no_checkpoint(data):
-    training = start(Recipe(replace(RUN, lr=1e30)), data)
-    for images in training_batches(training.recipe, data, 0, range(3), training.device):
+    training = start(replace(RUN, lr=1e30), data)
+    for images in training_batches(training.config, data, 0, range(3), training.device):
         training.advance(iter([images]))
     with pytest.raises(UsageError, match="no longer finite at step 3"):
         training.snapshot()
@@ -243,7 +309,7 @@ def test_a_loss_that_is_not_finite_leaves_no_checkpoint(data):
 
 def test_less_than_a_step_of_images_is_refused(data):
     with pytest.raises(UsageError, match="batch size 22 is more than the 21 training images"):
-        start(Recipe(replace(RUN, batch_size=22)), data)
+        start(replace(RUN, batch_size=22), data)
 
 
 def test_rbn_is_synchronised_by_its_own_layers():
@@ -270,6 +336,5 @@ def test_batchnorm_is_synchronised_by_torch_on_an_accelerator():
 
 def test_digits_are_learnt():
     data = load_data("digits", limit=640)
-    recipe = Recipe(replace(RUN, batch_size=32, weight_decay=1e-4))
-    training = go_on(start(recipe, data), 40)
+    training = go_on(start(replace(RUN, batch_size=32, weight_decay=1e-4), data), 40)
     assert training.history[-1]["test_accuracy"] > 0.8

@@ -6,10 +6,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from rbnorm.lab.config import FOLDER
-from rbnorm.lab.corruptions import KINDS, corruption
-from rbnorm.lab.data import canonical_name, collate
-from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.data import collate
 
 _SEED: Final = 0
 
@@ -36,14 +33,3 @@ class Batches:
         for batch in self.loader:
             yield batch
             self.on_batch()
-
-
-def check_shifted(name: str | None) -> None:
-    """Raise UsageError for what is no second data set."""
-    if name is None or name == "train" or corruption(name):
-        return
-    try:
-        canonical_name(name)
-    except UsageError as error:
-        others = "" if name.startswith(FOLDER) else f", {', '.join(('train', *KINDS))}"
-        raise UsageError(f"--shifted: {first_line(error)}{others}") from error

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,9 @@ from rbnorm.files import replace, safetensors_of
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.models import build_model, canonical_name
+from rbnorm.lab.models import build_model
 from rbnorm.lab.state_files import read_state
+from rbnorm_cli.names import model_file, model_name
 
 
 class Saved(NamedTuple):
@@ -38,7 +38,7 @@ def saved_path(folder: Path, config: RunConfig) -> Path:
 def save_model(model: nn.Module, config: RunConfig, data: ImageData, folder: Path) -> None:
     """Keep a trained model, with what is needed to build it again."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"config": asdict(config), "classes": data.classes, "channels": data.channels}
+    facts = {"config": config.to_dict(), "classes": data.classes, "channels": data.channels}
     content = safetensors_of(model.state_dict(), {"rbnorm": json.dumps(facts)})
     replace(saved_path(folder, config), content)
 
@@ -57,25 +57,11 @@ def read_saved(path: Path) -> Saved | None:
         raise UsageError(f"{path} cannot be read ({first_line(error)})") from error
 
 
-def file_of(spec: str) -> Path | None:
-    """The file that ``--model`` names, or None where it is a model's name.
-
-    Raises:
-        UsageError: It is a file's name, and there is no such file.
-    """
-    path = Path(spec)
-    if path.is_file():
-        return path
-    if path.suffix in {".py", ".pt", ".pth", ".safetensors"}:
-        raise UsageError(f"--model {spec}: there is no such file")
-    return None
-
-
 def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: int) -> nn.Module:
     """The model to diagnose.
 
     Args:
-        spec: A name as for :func:`rbnorm.lab.models.canonical_name`; or the path of a file of
+        spec: A name as for :func:`rbnorm_cli.names.model_name`; or the path of a file of
             :func:`save_model`, of ``torch.save(model)``, or of Python with a function ``model``.
         checkpoint: A state dict, whose RBN layers the model's BatchNorm layers become; or None.
         classes: Number of classes, for a name.
@@ -84,7 +70,7 @@ def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: in
     Raises:
         UsageError: Something of this cannot be had.
     """
-    path = file_of(spec)
+    path = model_file(spec)
     if path:
         saved = read_saved(path)
         if saved:
@@ -93,7 +79,7 @@ def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: in
         else:
             model = _python(path) if path.suffix == ".py" else _pickled(path)
     else:
-        model = _built(canonical_name(spec), "bn", classes, channels)
+        model = _built(model_name(spec), "bn", classes, channels)
     if checkpoint is not None:
         load_weights(model, checkpoint)
     return model

@@ -1,9 +1,10 @@
 """The study behind ``rbnorm compare``: every norm, batch size and seed, then table and page."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,10 +15,8 @@ from rbnorm.lab import analysis
 from rbnorm.lab.checkpoints import save_model, saved_path
 from rbnorm.lab.config import LR_BATCH_SIZE, RunConfig
 from rbnorm.lab.data import ImageData, load_data
-from rbnorm.lab.data import canonical_name as data_name
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder
-from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
 from rbnorm.lab.processes import choose_threads, count_processes, make_accelerator
@@ -26,58 +25,57 @@ from rbnorm.lab.records import Record
 from rbnorm.lab.report import PAGE, write_report
 from rbnorm.lab.store import RecordStore, select
 from rbnorm.lab.train import check_run, steps_of, train_run
+from rbnorm_cli.names import items, numbers
 
 
 @dataclass(frozen=True)
-class Study:
-    """What to compare; the fields are those of :class:`~rbnorm.lab.config.RunConfig`, in plural.
+class Comparison:
+    """What to compare.
 
     Attributes:
+        run: What all runs share; each has its own norm, batch size and seed.
+        norms: The norms.
+        batch_sizes: The batch sizes.
         seeds: Number of seeds, counted from 0.
-        lr: Peak learning rate at batch size :data:`rbnorm.lab.config.LR_BATCH_SIZE`.
         data_root: Where the files of data sets are; see :func:`rbnorm.lab.data.load_data`.
     """
 
-    data: str
-    model: str
+    run: RunConfig
     norms: Sequence[str]
     batch_sizes: Sequence[int]
     seeds: int
-    epochs: int
-    lr: float
-    weight_decay: float
-    mixed_precision: str
-    limit: int | None
-    image_size: int | None
-    workers: int
     data_root: Path | None
 
-    def configs(self, processes: int) -> list[RunConfig]:
-        """Every run; the seed varies slowest, so an interrupted study has whole pairs.
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Comparison":
+        """What the options of the command ask for.
 
         Raises:
-            UsageError: A field is out of range, or nothing is known by its name.
+            UsageError: A value is out of range, or nothing is known by its name.
         """
-        if self.seeds < 1:
-            raise UsageError(f"seeds must be at least 1, not {self.seeds}")
-        if not (self.norms and self.batch_sizes):
-            raise UsageError("a study needs at least one norm and one batch size")
-        data, model = data_name(self.data), model_name(self.model)
+        norms, seeds = items(options["norms"]), options["seeds"]
+        sizes = numbers("batch sizes", options["batch_sizes"], int)
+        if seeds < 1:
+            raise UsageError(f"seeds must be at least 1, not {seeds}")
+        if not (norms and sizes):
+            raise UsageError("a comparison needs at least one norm and one batch size")
+        run = RunConfig.of(options, norm="bn", batch_size=sizes[0], seed=0)
+        return cls(run, norms, sizes, seeds, options["data_root"])
+
+    def configs(self, processes: int) -> list[RunConfig]:
+        """Every run; the seed varies slowest, so an interrupted comparison has whole pairs.
+
+        Raises:
+            UsageError: A field is out of range, or there is no such norm.
+        """
         norms = dict.fromkeys(map(canonical_norm, self.norms))
         return [
-            RunConfig(
-                data=data,
-                model=model,
+            replace(
+                self.run,
                 norm=norm,
                 batch_size=batch_size,
                 seed=seed,
-                epochs=self.epochs,
-                lr=self.lr * batch_size / LR_BATCH_SIZE,
-                weight_decay=self.weight_decay,
-                mixed_precision=self.mixed_precision,
-                limit=self.limit,
-                image_size=self.image_size,
-                workers=self.workers,
+                lr=self.run.lr * batch_size / LR_BATCH_SIZE,
                 processes=processes,
             )
             for seed in range(self.seeds)
@@ -86,32 +84,32 @@ class Study:
         ]
 
 
-def compare(study: Study, out: Path, command: str, *, save_models: bool = False) -> None:
-    """Run what the records in ``out`` lack of a study, then print its table and draw its page.
+def compare(comparison: Comparison, out: Path, command: str, *, save_models: bool = False) -> None:
+    """Run what the records in ``out`` lack, then draw the page and print the table.
 
     Nothing is written before every norm has been tried on the data. Under ``torchrun`` or
     ``accelerate launch`` every process calls this; the main one prints and writes.
 
     Args:
-        study: What to compare.
+        comparison: What to compare.
         out: Folder of the records and the page.
-        command: The command line that runs this study.
+        command: The command line that does this.
         save_models: Keep every trained model; a run without one is run again.
 
     Raises:
-        UsageError: The study cannot be run as asked.
+        UsageError: It cannot be done as asked.
     """
     check_folder(out)
-    configs = study.configs(count_processes())
-    accelerator = make_accelerator(study.mixed_precision)
+    configs = comparison.configs(count_processes())
+    accelerator = make_accelerator(comparison.run.mixed_precision)
     store = RecordStore(out)
     done = store.load()
     data = load_data(
         configs[0].data,
-        study.data_root,
+        comparison.data_root,
         rgb=needs_rgb(configs[0].model),
-        limit=study.limit,
-        image_size=study.image_size,
+        limit=comparison.run.limit,
+        image_size=comparison.run.image_size,
         quiet=not accelerator.is_main_process,
     )
     choose_threads(data)

@@ -1,4 +1,4 @@
-"""One training run, described completely, and the names a description may use."""
+"""One training run, described completely."""
 
 import hashlib
 import json
@@ -7,37 +7,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, get_type_hints
 
-from rbnorm.lab.errors import UsageError
+from rbnorm_cli.errors import UsageError
+from rbnorm_cli.names import MIXED_PRECISIONS, NORMS, data_name, model_name
 
-NORMS: Final = (
-    *("bn", "gn", "ln", "in", "iebn", "bn-se", "frn", "evonorm-s0"),
-    *("rbn", "rbn-center", "rbn-scale"),
-)
-MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
-FOLDER: Final = "imagefolder:"
-DATA: Final = ("digits", "fashion-mnist", "cifar10", "cifar100", f"{FOLDER}PATH")
 SHIFTS: Final = ("none", "trained", "controls")
 """Corruptions are not applied; with the running statistics of training; and with others too."""
-CORRUPTIONS: Final = (
-    "noise",
-    "impulse",
-    "blur",
-    "pixelate",
-    "contrast",
-    "brightness",
-    "jpeg",
-    "elastic",
-)
-NETWORKS: Final = (
-    "small:torchvision:mobilenet_v3_small",
-    "small:timm:regnetx_002",
-    "small:timm:cs3darknet_s",
-)
-"""The further networks of the study of networks, adapted to small images."""
 LR_BATCH_SIZE: Final = 64
 """The batch size that the learning rate of ``rbnorm compare`` is for; others scale it."""
+ONE_CYCLE, STEPS = RECIPES = ("one-cycle", "steps")
+"""Nesterov momentum with a learning rate that rises and falls once; and the recipe of ResNet on
+ImageNet, momentum with a learning rate divided by 10 every few epochs."""
 
-_CHOICES: Final = {"norm": NORMS, "mixed_precision": MIXED_PRECISIONS, "shift": SHIFTS}
+_CHOICES: Final = {
+    "norm": NORMS,
+    "mixed_precision": MIXED_PRECISIONS,
+    "shift": SHIFTS,
+    "recipe": RECIPES,
+}
 _LEAST: Final = {
     "batch_size": 1,
     "epochs": 1,
@@ -47,7 +33,11 @@ _LEAST: Final = {
     "norm_batch": 1,
     "workers": 0,
     "pretrain_epochs": 0,
+    "decay_every": 1,
+    "seed": 0,
 }
+_LATER: Final = ("recipe", "decay_every", "ema", "sync_norm")
+"""Fields that the first records lack; left out at their defaults, they leave keys as they were."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,14 @@ class RunConfig:
 
     Attributes:
         data: Name of the data, with an absolute path where it has one.
-        model: Name of the model as :func:`rbnorm.lab.models.canonical_name` gives it.
+        model: Name of the model as :func:`rbnorm_cli.names.model_name` gives it.
         norm: The norm as :func:`rbnorm.lab.norms.canonical_norm` gives it.
         batch_size: Images per optimiser step, over all processes.
         seed: Seed of the initial weights, of the data order and of augmentation.
         epochs: Passes over the training images.
         lr: Peak learning rate.
         weight_decay: Weight decay of every parameter.
-        mixed_precision: One of :data:`MIXED_PRECISIONS`.
+        mixed_precision: One of :data:`rbnorm_cli.names.MIXED_PRECISIONS`.
         limit: Number of training images used, or None for all.
         image_size: Side the images are resized to, or None for the data's own.
         workers: Processes that load images; each has its own stream of random augmentations.
@@ -79,6 +69,10 @@ class RunConfig:
         shift: One of :data:`SHIFTS`: which accuracies under corruptions are measured at the end.
         trace: Test after every epoch and measure the layers' features; otherwise only the end's
             accuracy.
+        recipe: One of :data:`RECIPES`, with weight decay on every parameter.
+        decay_every: Epochs after which the recipe ``steps`` divides the learning rate by 10.
+        ema: Decay of an exponential moving average of the weights, or None for no average.
+        sync_norm: Take batch statistics over all processes.
 
     Raises:
         UsageError: A value is out of range.
@@ -105,8 +99,25 @@ class RunConfig:
     held_out: bool = False
     shift: str = "none"
     trace: bool = True
+    recipe: str = ONE_CYCLE
+    decay_every: int = 30
+    ema: float | None = None
+    sync_norm: bool = False
 
     def __post_init__(self) -> None:
+        self._check_ranges()
+        if self.batch_size % self.processes:
+            raise UsageError(
+                f"batch size {self.batch_size} cannot be shared equally by {self.processes} "
+                "processes: choose a multiple"
+            )
+        if self.norm_batch and self.share % self.norm_batch:
+            raise UsageError(
+                f"{self.share} images cannot be cut into parts of {self.norm_batch} to normalise "
+                "together: choose a divisor"
+            )
+
+    def _check_ranges(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value.partition(":")[0] not in choices:
@@ -125,16 +136,22 @@ class RunConfig:
             raise UsageError(
                 f"weight decay must be zero or a positive number, not {self.weight_decay}"
             )
-        if self.batch_size % self.processes:
-            raise UsageError(
-                f"batch size {self.batch_size} cannot be shared equally by {self.processes} "
-                "processes: choose a multiple"
-            )
-        if self.norm_batch and self.share % self.norm_batch:
-            raise UsageError(
-                f"{self.share} images cannot be cut into parts of {self.norm_batch} to normalise "
-                "together: choose a divisor"
-            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema must be between 0 and 1, not {self.ema}")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], **values: Any) -> "RunConfig":
+        """The config of a command's options.
+
+        Args:
+            options: By name; those that are no fields of a config are left out.
+            values: The fields that are no options, or in place of them.
+
+        Raises:
+            UsageError: A value is out of range, or there is no such data or model.
+        """
+        own = {f.name: options[f.name] for f in fields(cls) if f.name in options} | values
+        return cls(**{**own, "data": data_name(own["data"]), "model": model_name(own["model"])})
 
     @property
     def share(self) -> int:
@@ -144,21 +161,42 @@ class RunConfig:
     @property
     def key(self) -> str:
         """Names the run: equal for equal configs, in every process and on every machine."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, as records keep them."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in _LATER or v != defaults[k]}
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the weights at a step depend on, and nothing else.
+
+        Who loads the images, what is measured at the end and where a folder of images lies is not
+        part of it, nor how many epochs follow where the learning rate does not depend on it.
+        """
+        values = asdict(self)
+        ends = ("epochs",) if self.recipe == STEPS else ()
+        for name in ("workers", "shift", "trace", *ends):
+            del values[name]
+        return {**values, "data": self.data.partition(":")[0]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """Build a config from exactly its fields.
+        """Build a config from exactly what :meth:`to_dict` gives.
 
         Raises:
             UsageError: A field is missing, unknown or of another type, or a value out of range.
         """
-        names = {field.name for field in fields(cls)}
-        if values.keys() != names:
-            odd = ", ".join(sorted(values.keys() ^ names))
-            raise UsageError(f"a run config has exactly its fields, which does not hold for {odd}")
-        for name, kind in get_type_hints(cls).items():
-            if not isinstance(values[name], kind):
-                raise UsageError(f"the run config's {name} is {values[name]!r}, which is no {kind}")
+        kinds = get_type_hints(cls)
+        odd = (values.keys() ^ kinds.keys()) - set(_LATER)
+        if odd:
+            raise UsageError(
+                "a run config has exactly its fields, which does not hold for "
+                f"{', '.join(sorted(odd))}"
+            )
+        for name, value in values.items():
+            if not isinstance(value, kinds[name]):
+                raise UsageError(f"the run config's {name} is {value!r}, which is no {kinds[name]}")
         return cls(**values)

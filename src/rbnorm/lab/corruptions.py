@@ -15,13 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from rbnorm.lab.config import CORRUPTIONS
 from rbnorm.lab.errors import UsageError
+from rbnorm_cli.names import CORRUPTIONS, check_corruption
 
 KINDS: Final = CORRUPTIONS
-SEVERITIES: Final = (1, 2, 3, 4, 5)
 STUDIED_SEVERITIES: Final = (1, 3, 5)
-DEFAULT_SEVERITY: Final = 3
 _LEAST_SIDE: Final = 8
 _ELASTIC_SMOOTHNESS: Final = 0.07  # sides
 
@@ -129,7 +127,7 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int =
         images: Shape (N, C, H, W) with 1 or 3 channels and sides of 8 pixels or more, of a floating
             type, with values from 0 to 1, on any device; the work is done on the CPU in float32.
         kind: One of :data:`KINDS`.
-        severity: One of :data:`SEVERITIES`, from mild to severe on Fashion-MNIST.
+        severity: One of :data:`rbnorm_cli.names.SEVERITIES`, from mild to severe on Fashion-MNIST.
         seed: Seed of the random kinds, 0 or more.
         first: Number of the first image in the whole set.
 
@@ -139,7 +137,7 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int =
     Raises:
         UsageError: An argument is not as above.
     """
-    _check(kind, severity)
+    check_corruption(kind, severity)
     _check_images(images)
     if min(seed, first) < 0:
         raise UsageError(f"a seed and the number of an image are 0 or more, not {seed} and {first}")
@@ -153,34 +151,6 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int =
             torch.default_generator.manual_seed(int(state[0]))
             out[i] = corruption.change(image, strength).clamp(0, 1)
     return out
-
-
-def corruption(name: str) -> tuple[str, int] | None:
-    """The kind and severity of ``KIND``, which has severity 3, or of ``KIND:SEVERITY``.
-
-    Returns:
-        Both, or None for a name that does not begin with one of :data:`KINDS`.
-
-    Raises:
-        UsageError: There is no such severity.
-    """
-    kind, colon, severity = name.partition(":")
-    if kind not in KINDS:
-        return None
-    if not colon:
-        return kind, DEFAULT_SEVERITY
-    _check(kind, int(severity) if severity.isdecimal() else severity)
-    return kind, int(severity)
-
-
-def _check(kind: str, severity: int | str) -> None:
-    if kind not in KINDS:
-        raise UsageError(f"unknown corruption {kind!r}: choose from {', '.join(KINDS)}")
-    if severity not in SEVERITIES:
-        raise UsageError(
-            f"unknown severity {severity!r} of {kind}: "
-            f"choose from {', '.join(map(str, SEVERITIES))}"
-        )
 
 
 def _check_images(images: Tensor) -> None:
@@ -206,7 +176,7 @@ class Corrupted:
     Args:
         loader: Yields pairs of images, standardised as (raw - mean) / std, and labels.
         kind: One of :data:`KINDS`.
-        severity: One of :data:`SEVERITIES`.
+        severity: One of :data:`rbnorm_cli.names.SEVERITIES`.
         mean: Mean by channel, as :class:`rbnorm.lab.data.ImageData` has it.
         std: Standard deviation by channel, likewise.
         seed: Seed of the random kinds.
@@ -225,7 +195,7 @@ class Corrupted:
         std: Sequence[float],
         seed: int = 0,
     ) -> None:
-        _check(kind, severity)
+        check_corruption(kind, severity)
         self.loader, self.kind, self.severity, self.seed = loader, kind, severity, seed
         self.mean, self.std = list(mean), list(std)
 

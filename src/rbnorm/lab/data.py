@@ -18,9 +18,10 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
-from rbnorm.lab.config import DATA, FOLDER
 from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.evaluate import CLASSIFICATION, Task
 from rbnorm.lab.imagefolder import IMAGENET_MOMENTS, image_folder
+from rbnorm_cli.names import FOLDER
 
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
 
@@ -37,7 +38,7 @@ _SPLIT_SEED: Final = 0
 
 @dataclass(frozen=True)
 class ImageData:
-    """A classification task.
+    """Images to train and to test on, with their labels.
 
     Attributes:
         train: The training images and labels.
@@ -47,6 +48,7 @@ class ImageData:
         channels: Channels of every image.
         mean: Mean of each channel; images are (raw - mean) / std, with raw values from 0 to 1.
         std: Standard deviation of each channel.
+        task: What the labels are, and how scores of them are judged.
     """
 
     train: Dataset[Any]
@@ -56,6 +58,7 @@ class ImageData:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: Task = CLASSIFICATION
 
     @property
     def size(self) -> int:
@@ -89,22 +92,6 @@ def first_images(dataset: Dataset[Any], count: int) -> tuple[Tensor, Tensor]:
     """The first ``count`` images and labels of a data set, as a batch."""
     images, labels = next(iter(DataLoader(dataset, batch_size=count, collate_fn=collate)))
     return images, labels
-
-
-def canonical_name(name: str) -> str:
-    """The one spelling of a data set's name: an image folder's path becomes absolute.
-
-    Raises:
-        UsageError: There is no such data set or folder.
-    """
-    if name.startswith(FOLDER):
-        folder = Path(name.removeprefix(FOLDER)).expanduser().resolve()
-        if not folder.is_dir():
-            raise UsageError(f"--data {name}: there is no folder {folder}")
-        return f"{FOLDER}{folder}"
-    if name not in DATA:
-        raise UsageError(f"unknown data {name!r}: choose from {', '.join(DATA)}")
-    return name
 
 
 def load_data(

@@ -16,18 +16,18 @@ import rbnorm
 from rbnorm.diagnosis.passes import normalisers
 from rbnorm.diagnosis.recalibration import changes
 from rbnorm.files import replace
-from rbnorm.lab.batches import Batches, check_shifted, loader_of
-from rbnorm.lab.checkpoints import Saved, file_of, load_model, read_saved
+from rbnorm.lab.batches import Batches, loader_of
+from rbnorm.lab.checkpoints import Saved, load_model, read_saved
 from rbnorm.lab.conversion import Conversion, conversion
-from rbnorm.lab.corruptions import Corrupted, corruption
-from rbnorm.lab.data import ImageData, canonical_name, load_data
+from rbnorm.lab.corruptions import Corrupted
+from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.diagnosis_page import write_page
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.feature_maps import FeatureMaps, feature_maps
 from rbnorm.lab.findings import findings
 from rbnorm.lab.folders import check_folder, make_folder
-from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
+from rbnorm_cli.names import check_shifted, corruption, data_name, model_file, model_name
 
 _IMAGES: Final = 6  # shown with their feature maps
 _TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
@@ -70,7 +70,7 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     """
     check_folder(out)
     device = _device(request.device)
-    path = file_of(request.model)
+    path = model_file(request.model)
     saved = read_saved(path) if path else None
     if saved:  # it knows what it was trained on
         request = dataclasses.replace(
@@ -108,7 +108,7 @@ def diagnose(request: Request, out: Path, command: str) -> None:
 def _title(request: Request, saved: Saved | None) -> str:
     if saved:
         return f"{saved.config.model} with {saved.config.norm}"
-    path = file_of(request.model)
+    path = model_file(request.model)
     return path.stem if path else request.model
 
 
@@ -132,14 +132,14 @@ def _device(name: str | None) -> torch.device:
 def _data_and_model(request: Request) -> tuple[ImageData, nn.Module]:
     """A model by name fits the data's classes and channels; a file's model has its own."""
     model = None
-    if file_of(request.model):
+    if model_file(request.model):
         model = load_model(request.model, request.checkpoint, classes=0, channels=0)
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         rgb = first is not None and first.in_channels == 3
     else:
         rgb = needs_rgb(model_name(request.model))
     data = load_data(
-        canonical_name(request.data or "digits"),
+        data_name(request.data or "digits"),
         request.data_root,
         rgb=rgb,
         image_size=request.image_size,
@@ -161,7 +161,7 @@ def _shifted(request: Request, data: ImageData, loader: DataLoader[Any]) -> Any:
     if request.shifted == "train":
         return loader_of(data.train, request.batch_size, request.limit)
     other = load_data(
-        canonical_name(request.shifted),
+        data_name(request.shifted),
         request.data_root,
         rgb=data.channels == 3,
         image_size=request.image_size,

@@ -1,38 +1,79 @@
-"""Loss and accuracy, of predictions and of models."""
+"""What the scores of a network are judged by: the loss of every label, and a measure of all."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+IGNORED: Final = 255
+"""The label of a pixel that does not count."""
 
 
 def on(device: torch.device, images: Tensor) -> Tensor:
     """Images where and how every model of the lab expects them."""
-    return images.to(device, memory_format=torch.channels_last)
+    return images.to(device, memory_format=torch.channels_last, non_blocking=True)
 
 
-def accuracy_of(losses: Tensor, predictions: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Mean loss, and accuracy as a share of whole images."""
-    classes = max(2, int(torch.cat((predictions, targets)).max()) + 1)
-    accuracy = multiclass_accuracy(predictions, targets, classes, average="micro").item()
-    # without the rounding to float32 equal differences stay equal
-    return losses.double().mean().item(), round(accuracy * len(targets)) / len(targets)
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained and tested for.
+
+    Attributes:
+        measure: The measure's name.
+        losses: The loss of every label that counts, of scores (N, K, ...) and labels (N, ...).
+        numbers: How many numbers ``counts`` gives.
+        counts: Numbers of scores and labels whose sums over batches and processes are all that
+            ``value`` needs.
+        value: The measure, between 0 and 1, of such sums.
+    """
+
+    measure: str
+    losses: Callable[[Tensor, Tensor], Tensor]
+    numbers: int
+    counts: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor], float]
 
 
-@torch.no_grad()
-def tested(
-    model: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
-) -> tuple[float, float]:
-    """Mean loss and accuracy of a loader's images, in evaluation mode."""
-    model.eval()
-    batches = []
-    for images, labels in loader:
-        scores = model(on(accelerator.device, images))
-        loss = cross_entropy(scores, labels, reduction="none")
-        batches.append(accelerator.gather_for_metrics((loss, scores.argmax(1), labels)))
-    losses, predictions, targets = (torch.cat(part) for part in zip(*batches, strict=True))
-    return accuracy_of(losses, predictions, targets)
+def _right(scores: Tensor, labels: Tensor) -> Tensor:
+    right = (scores.argmax(1) == labels).sum()
+    return torch.stack((right, torch.full_like(right, len(labels))))
+
+
+CLASSIFICATION: Final = Task(
+    "accuracy",
+    lambda scores, labels: cross_entropy(scores, labels, reduction="none"),
+    2,
+    _right,
+    lambda sums: float(sums[0] / sums[1]),
+)
+"""One label for every image: cross-entropy and accuracy."""
+
+
+def segmentation(classes: int) -> Task:
+    """One label for every pixel, some :data:`IGNORED`: cross-entropy and mean IoU.
+
+    The mean of intersection over union is taken over the classes that are seen or predicted.
+    """
+
+    def losses(scores: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(scores, labels, reduction="none", ignore_index=IGNORED)[
+            labels != IGNORED
+        ]
+
+    def counts(scores: Tensor, labels: Tensor) -> Tensor:
+        table: Tensor = multiclass_confusion_matrix(
+            scores.argmax(1), labels, classes, ignore_index=IGNORED
+        )
+        return table.flatten()
+
+    def value(sums: Tensor) -> float:
+        table = sums.view(classes, classes)
+        both = table.diagonal()
+        either = table.sum(0) + table.sum(1) - both
+        return float((both / either)[either > 0].mean())
+
+    return Task("mean IoU", losses, classes * classes, counts, value)

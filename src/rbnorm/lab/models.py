@@ -1,8 +1,6 @@
 """Models by name, with the normaliser swapped in before training."""
 
-import difflib
-import re
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torchvision
@@ -12,9 +10,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.norms import swap
-
-_CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
-_SMALL: Final = "small:"
+from rbnorm_cli.names import CIFAR_RESNET, SMALL
 
 
 class CifarResNet(nn.Module):
@@ -60,48 +56,15 @@ def _stage(blocks: int, width_in: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(first, *(BasicBlock(width_out, width_out) for _ in range(blocks - 1)))
 
 
-def _torchvision_names() -> list[str]:
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return names
-
-
 def _timm() -> Any:
     import timm  # noqa: PLC0415 - takes seconds to import, and most studies never need it
 
     return timm
 
 
-def canonical_name(name: str) -> str:
-    """The one spelling of a model's name.
-
-    Args:
-        name: ``cifar-resnetN`` with N = 6n + 2; or a classification model of torchvision or timm,
-            as ``torchvision:NAME``, ``timm:NAME`` or just ``NAME``, which torchvision wins; or
-            such a model adapted to small images, with ``small:`` before it.
-
-    Raises:
-        UsageError: There is no such model.
-    """
-    if match := _CIFAR_RESNET.fullmatch(name):
-        depth = int(match[1])
-        if depth < 8 or depth % 6 != 2:
-            raise UsageError(f"{name} has no whole number of blocks: the depth is 8, 14, 20, ...")
-        return name
-    small = _SMALL if name.startswith(_SMALL) else ""
-    library, _, bare = name.removeprefix(small).rpartition(":")
-    if library in ("", "torchvision") and bare in _torchvision_names():
-        return f"{small}torchvision:{bare}"
-    if library in ("", "timm") and _timm().is_model(bare):
-        return f"{small}timm:{bare}"
-    known = ["cifar-resnet8", "cifar-resnet20", *_torchvision_names(), *_timm().list_models()]
-    close = difflib.get_close_matches(bare, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "see torchvision's and timm's lists"
-    raise UsageError(f"unknown model {name!r}: {hint}")
-
-
 def needs_rgb(name: str) -> bool:
     """Whether the model of this canonical name only takes images of three channels."""
-    return name.removeprefix(_SMALL).startswith("torchvision:")
+    return name.removeprefix(SMALL).startswith("torchvision:")
 
 
 def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int) -> nn.Module:
@@ -122,8 +85,8 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
             cannot replace; or it has no strided convolution to adapt to small images.
     """
     torch.manual_seed(seed)
-    model = _with_batchnorm(name.removeprefix(_SMALL), classes, channels)
-    if name.startswith(_SMALL):
+    model = _with_batchnorm(name.removeprefix(SMALL), classes, channels)
+    if name.startswith(SMALL):
         _keep_resolution(name, model)
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UsageError(f"model {name} has no BatchNorm, so there is no norm to compare")
@@ -131,7 +94,7 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
 
 
 def _with_batchnorm(name: str, classes: int, channels: int) -> nn.Module:
-    if match := _CIFAR_RESNET.fullmatch(name):
+    if match := CIFAR_RESNET.fullmatch(name):
         return CifarResNet((int(match[1]) - 2) // 6, classes, channels)
     library, _, bare = name.partition(":")
     model: nn.Module

@@ -1,6 +1,5 @@
 """Normalisers by name, each put in the place of a model's BatchNorm."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -14,18 +13,12 @@ from rbnorm.definition import RESTRICTIONS, STATISTICS
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
 from rbnorm.lab.replacing import replace, replace_with_activation
+from rbnorm_cli.names import norm_parts
 
 _MOST_GROUPS: Final = 32
 _LEAST_IN_GROUP: Final = 4
 _CHOICES: Final = {"statistic": tuple(STATISTICS), "restrict": tuple(RESTRICTIONS)}
 _DEFAULTS: Final[dict[str, Any]] = {**Calibration()._asdict(), "preserve": False}
-_CENTER: Final = ("center_weight_init",)
-_SCALE: Final = ("preserve", "restrict", "scale_bias_init", "scale_weight_init")
-_OPTIONS: Final = {
-    "rbn": (*_CENTER, *_SCALE, "statistic"),
-    "rbn-center": (*_CENTER, "statistic"),
-    "rbn-scale": (*_SCALE, "statistic"),
-}
 
 
 def canonical_norm(spec: str) -> str:
@@ -33,7 +26,7 @@ def canonical_norm(spec: str) -> str:
 
     Args:
         spec: ``NAME`` or ``NAME:option=value:option=value...``. The names are
-            :data:`rbnorm.lab.config.NORMS`. ``rbn``, without scaling ``rbn-center`` and without
+            :data:`rbnorm_cli.names.NORMS`. ``rbn``, without scaling ``rbn-center`` and without
             centring ``rbn-scale``, have the options of
             :class:`rbnorm.RepresentativeBatchNorm2d` that matter to them (``statistic``,
             ``restrict``, ``center_weight_init``, ``scale_weight_init``, ``scale_bias_init``) and
@@ -84,22 +77,8 @@ def swap(model: nn.Module, spec: str) -> nn.Module:
 
 
 def _parse(spec: str) -> tuple[str, dict[str, Any]]:
-    name, *given = spec.split(":")
-    if name not in SWAPS:
-        close = difflib.get_close_matches(name, SWAPS, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(SWAPS)}"
-        raise UsageError(f"unknown norm {name!r}: {hint}")
-    options: dict[str, Any] = {}
-    for item in given:
-        option, _, text = item.partition("=")
-        accepted = _OPTIONS.get(name, ())
-        if option not in accepted:
-            hint = f"choose from {', '.join(sorted(accepted))}" if accepted else "it has none"
-            raise UsageError(f"unknown option {option!r} of norm {name}: {hint}")
-        if option in options:
-            raise UsageError(f"norm {spec!r} has {option} twice, and takes it once")
-        options[option] = _value(option, text)
-    return name, options
+    name, options = norm_parts(spec)
+    return name, {option: _value(option, text) for option, text in options.items()}
 
 
 def _value(option: str, text: str) -> bool | float | str:

@@ -91,7 +91,8 @@ class Store(Generic[Entry]):
         Raises:
             UsageError: The system refuses; the file is as it was.
         """
-        values = {"schema": SCHEMA, "key": entry.config.key, **asdict(entry)}
+        config = entry.config
+        values = {"schema": SCHEMA, "key": config.key, **asdict(entry), "config": config.to_dict()}
         line = json.dumps(values, allow_nan=False).encode() + b"\n"
         try:
             with FileLock(f"{self.path}.lock"):

@@ -14,8 +14,8 @@ from rbnorm.lab.bench.candidates import BASELINE, Subject
 from rbnorm.lab.bench.measure import Part
 from rbnorm.lab.bench.models import subject
 from rbnorm.lab.bench.rows import Case
-from rbnorm.lab.config import NORMS
 from rbnorm.lab.models import build_model
+from rbnorm_cli.names import NORMS
 
 
 def _subjects(model: str, classes: int, case: Case, device: torch.device) -> list[Subject]:

@@ -19,7 +19,7 @@ from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.timing import estimate
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder
-from rbnorm.lab.models import canonical_name
+from rbnorm_cli.names import model_name, numbers
 
 _USABLE: Final = 0.9  # of the time there is: estimates err
 
@@ -177,26 +177,14 @@ def settings_of(options: argparse.Namespace) -> DomainSettings:
     return DomainSettings(
         images=options.images.name,
         targets=tuple(options.targets or ()),
-        model=canonical_name(options.model),
+        model=model_name(options.model),
         seeds=options.seeds,
         few_seeds=options.few_seeds,
         tuning_seeds=options.tuning_seeds,
-        rates=numbers(options.rates),
-        calibration_rates=numbers(options.calibration_rates),
+        rates=tuple(numbers("rates", options.rates, float)),
+        calibration_rates=tuple(numbers("rates", options.calibration_rates, float)),
         epochs=options.epochs,
         batch_size=options.batch_size,
         weight_decay=options.weight_decay,
         image_size=options.image_size,
     )
-
-
-def numbers(values: Sequence[str]) -> tuple[float, ...]:
-    """Numbers given with commas, with spaces, or with both.
-
-    Raises:
-        UsageError: One is none.
-    """
-    try:
-        return tuple(float(item) for value in values for item in value.split(",") if item)
-    except ValueError as error:
-        raise UsageError(f"rates are numbers, not {' '.join(values)!r}") from error

@@ -19,7 +19,7 @@ class DomainRun:
 
     Attributes:
         images: Name of the images.
-        model: Name of the model as :func:`rbnorm.lab.models.canonical_name` gives it.
+        model: Name of the model as :func:`rbnorm_cli.names.model_name` gives it.
         norm: What takes the place of the pretrained network's BatchNorm, as
             :func:`rbnorm.lab.norms.canonical_norm` gives it.
         frozen: Whether training normalises by the pretrained running statistics and keeps them.

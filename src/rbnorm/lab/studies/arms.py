@@ -1,11 +1,12 @@
 """What a study is made of, and the settings that all studies share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
+from rbnorm_cli.names import items, model_name, numbers
 
 
 @dataclass(frozen=True)
@@ -94,28 +95,33 @@ class Study:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all studies share; the fields are those of :class:`~rbnorm.lab.config.RunConfig`.
+    """What all studies share.
 
     Attributes:
+        run: What all runs share; each has its own norm, learning rate and seed.
         networks: The further networks of the study of networks.
         seeds: Number of seeds, counted from 0.
         rates: Peak learning rates of which each norm gets the best.
         tuning_seeds: Number of seeds that choose it, counted from :data:`FIRST_TUNING_SEED`.
     """
 
-    data: str
-    model: str
+    run: RunConfig
     networks: tuple[str, ...]
     seeds: int
-    epochs: int
-    batch_size: int
     rates: tuple[float, ...]
     tuning_seeds: int
-    weight_decay: float
-    mixed_precision: str
-    limit: int | None
-    image_size: int | None
-    workers: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Settings":
+        """What the options of the command ask for.
+
+        Raises:
+            UsageError: A value is out of range, or nothing is known by its name.
+        """
+        rates = numbers("learning rates", options["rates"], float)
+        run = RunConfig.of(options, norm="bn", lr=(*rates, 1.0)[0], seed=0, trace=False)
+        networks = tuple(map(model_name, items(options["networks"])))
+        return cls(run, networks, options["seeds"], tuple(rates), options["tuning_seeds"])
 
     def __post_init__(self) -> None:
         for name in ("seeds", "tuning_seeds"):
@@ -128,26 +134,18 @@ class Settings:
         if not self.rates:
             raise UsageError("rates must name at least one learning rate")
 
+    @property
+    def model(self) -> str:
+        """The network of all studies."""
+        return self.run.model
+
     def config(self, norm: str, lr: float, **values: Any) -> RunConfig:
         """The run of the first seed of this norm, with ``values`` in place of the shared ones.
 
         Raises:
             UsageError: A value is out of range.
         """
-        shared: dict[str, Any] = {
-            "data": self.data,
-            "model": self.model,
-            "batch_size": self.batch_size,
-            "seed": 0,
-            "epochs": self.epochs,
-            "weight_decay": self.weight_decay,
-            "mixed_precision": self.mixed_precision,
-            "limit": self.limit,
-            "image_size": self.image_size,
-            "workers": self.workers,
-            "trace": False,
-        }
-        return RunConfig(**{**shared, "norm": norm, "lr": lr, **values})
+        return replace(self.run, norm=norm, lr=lr, **values)
 
 
 FIRST_TUNING_SEED = 1000

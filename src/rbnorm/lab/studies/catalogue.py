@@ -133,7 +133,7 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
     """Few images normalised together, at a constant number of images per optimiser step."""
     norms = {"bn": "bn", "rbn": "rbn"}
     arms = list(arms_of(settings, rate, "whole batch", {**norms, "gn": "gn"}))
-    for size in (size for size in reversed(_BATCHES) if size < settings.batch_size):
+    for size in (size for size in reversed(_BATCHES) if size < settings.run.batch_size):
         group = f"normalisation batch {size}"
         arms += arms_of(settings, rate, group, norms, norm_batch=size)
         arms += at_rate_of_rbn(settings, rate, group, "bn", norm_batch=size)
@@ -207,8 +207,8 @@ def shift(settings: Settings, rate: Rate) -> Study:
 def fine_tune(settings: Settings, rate: Rate) -> Study:
     """A network trained with BatchNorm, converted and trained on."""
     trained = rate(settings.model, "bn")
-    values = {"pretrain_epochs": settings.epochs, "pretrain_lr": trained, "shift": "trained"}
-    epochs = max(1, settings.epochs // 3)
+    values = {"pretrain_epochs": settings.run.epochs, "pretrain_lr": trained, "shift": "trained"}
+    epochs = max(1, settings.run.epochs // 3)
     arms = tuple(
         Arm(
             "fine-tuned",

@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Container, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +10,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from rbnorm.lab.data import canonical_name as data_name
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
-from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.processes import count_processes
 from rbnorm.lab.report import PAGE
 from rbnorm.lab.studies.answer import answer
@@ -28,8 +25,8 @@ from rbnorm.lab.studies.results import collect
 from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
 from rbnorm.lab.train import check_run
+from rbnorm_cli.names import study_names
 
-ALL = "all"
 _WAIT = (
     "The learning rates wait for the tuning runs of other shards: when these have ended, give the "
     "same command again."
@@ -73,9 +70,8 @@ def study(
     Raises:
         UsageError: The studies cannot be run as asked.
     """
-    chosen = _chosen(names)
+    chosen = study_names(names)
     part = Shard.parse(shard)
-    settings = _canonical(settings)
     check_folder(out)
     if count_processes() > 1:
         raise UsageError(
@@ -127,22 +123,6 @@ def reproducing(
         elif word not in flags:
             kept.append(word)
     return shlex.join(kept)
-
-
-def _chosen(names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in (*CATALOGUE, ALL):
-            raise UsageError(f"unknown study {name!r}: choose from {', '.join((*CATALOGUE, ALL))}")
-    return [name for name in CATALOGUE if name in names or ALL in names]
-
-
-def _canonical(settings: Settings) -> Settings:
-    return replace(
-        settings,
-        data=data_name(settings.data),
-        model=model_name(settings.model),
-        networks=tuple(map(model_name, settings.networks)),
-    )
 
 
 def _plans(names: Sequence[str], settings: Settings, runner: Runner) -> list[_Plan]:

@@ -16,7 +16,7 @@ from rbnorm.files import safetensors_of
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.state_files import State, read_state
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MODEL: Final = "model.safetensors"
 EMA: Final = "ema.safetensors"
 STATE: Final = "state.pt"
@@ -31,14 +31,16 @@ class Checkpoint:
     """All that a run needs to go on.
 
     Attributes:
-        identity: :meth:`rbnorm.lab.training.recipe.Recipe.identity`, and what the data was.
+        identity: :meth:`rbnorm.lab.training.loop.Training.identity`.
         step: Optimiser steps taken.
         model: The state dict of the model.
         ema: That of the average of its weights, if there is one.
         optimizer: The state dict of the optimiser.
+        scheduler: That of the learning rate.
         scaler: That of the scaler of float16 gradients, if there is one.
-        totals: Sum of the losses, right answers and images of the current epoch.
+        totals: The sums of the current epoch: losses, their number, and what the task counts.
         history: The metrics of the epochs that ended.
+        seconds: Their durations.
     """
 
     identity: dict[str, Any]
@@ -46,9 +48,11 @@ class Checkpoint:
     model: State
     ema: State | None
     optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
     scaler: dict[str, Any] | None
     totals: list[float]
     history: list[dict[str, float]]
+    seconds: list[float]
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:

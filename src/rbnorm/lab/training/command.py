@@ -1,88 +1,90 @@
 """``rbnorm train``: from what was asked for to a trained model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration, gather_object
 from filelock import FileLock, Timeout
 
-from rbnorm.lab.config import RunConfig
-from rbnorm.lab.data import canonical_name as data_name
+from rbnorm.lab.config import STEPS, RunConfig
 from rbnorm.lab.data import load_data
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
-from rbnorm.lab.models import canonical_name as model_name
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
-from rbnorm.lab.processes import count_processes, make_accelerator
-from rbnorm.lab.train import check_run
+from rbnorm.lab.processes import make_accelerator
+from rbnorm.lab.train import check_run, model_of
 from rbnorm.lab.training import checkpoint
 from rbnorm.lab.training.display import Display, sentence, tracking
 from rbnorm.lab.training.loop import Training
-from rbnorm.lab.training.order import loaded, training_batches
-from rbnorm.lab.training.recipe import LR_BATCH_SIZE, Recipe
+
+LR_BATCH_SIZE: Final = 256
+"""The batch size that the learning rate of ``rbnorm train`` is for; others scale it."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to train, or to evaluate; the fields are the options of the command line.
+    """What to train, or to evaluate.
 
     Attributes:
-        lr: Learning rate at batch size :data:`rbnorm.lab.training.recipe.LR_BATCH_SIZE`.
+        run: The run.
+        data_root: Where the files of data sets are; see :func:`rbnorm.lab.data.load_data`.
         checkpoint_every: Steps between two checkpoints within an epoch.
         tracker: A tracker that accelerate knows, or ``none``.
         evaluate: Only evaluate the newest checkpoint.
     """
 
-    data: str
-    model: str
-    norm: str
-    batch_size: int
-    accumulate: int
-    epochs: int
-    lr: float
-    decay_every: int
-    weight_decay: float
-    mixed_precision: str
-    sync_norm: bool
-    ema: float | None
-    limit: int | None
-    image_size: int | None
-    seed: int
+    run: RunConfig
     data_root: Path | None
-    workers: int
     checkpoint_every: int
     tracker: str
     evaluate: bool
 
-    def recipe(self, processes: int) -> Recipe:
-        """The run.
+    @classmethod
+    def of(cls, options: Mapping[str, Any], processes: int) -> "Request":
+        """What the options of the command ask for.
+
+        The learning rate is for batch size :data:`LR_BATCH_SIZE`, others scale it in proportion.
 
         Raises:
-            UsageError: A field is out of range, or nothing is known by its name.
+            UsageError: A value is out of range, or nothing is known by its name.
         """
+        size = options["batch_size"]
+        run = RunConfig.of(
+            options,
+            norm=canonical_norm(options["norm"]),
+            lr=options["lr"] * size / LR_BATCH_SIZE,
+            processes=processes,
+            norm_batch=parts(size, processes, options["accumulate"]),
+            recipe=STEPS,
+        )
+        names = ("data_root", "checkpoint_every", "tracker", "evaluate")
+        return cls(run, *(options[name] for name in names))
+
+    def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise UsageError(f"checkpoint every must be at least 1, not {self.checkpoint_every}")
-        run = RunConfig(
-            data=data_name(self.data),
-            model=model_name(self.model),
-            norm=canonical_norm(self.norm),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epochs=self.epochs,
-            lr=self.lr * self.batch_size / LR_BATCH_SIZE,
-            weight_decay=self.weight_decay,
-            mixed_precision=self.mixed_precision,
-            limit=self.limit,
-            image_size=self.image_size,
-            workers=self.workers,
-            processes=processes,
+
+
+def parts(batch_size: int, processes: int, accumulate: int) -> int | None:
+    """Images of one of ``accumulate`` forward passes in one process; None for a single pass.
+
+    Raises:
+        UsageError: The passes cannot share a batch equally.
+    """
+    if accumulate < 1:
+        raise UsageError(f"accumulate must be at least 1, not {accumulate}")
+    if batch_size % (processes * accumulate):
+        raise UsageError(
+            f"batch size {batch_size} must be a multiple of processes times passes, "
+            f"{processes} x {accumulate}"
         )
-        return Recipe(run, self.accumulate, self.decay_every, self.ema, self.sync_norm)
+    return None if accumulate == 1 else batch_size // (processes * accumulate)
 
 
 def train(request: Request, out: Path) -> None:
@@ -95,27 +97,25 @@ def train(request: Request, out: Path) -> None:
         UsageError: The run cannot be made, continued or evaluated as asked.
     """
     check_folder(out)
-    recipe = request.recipe(count_processes())
+    config = request.run
     accelerator = _accelerator(request, out)
-    run = recipe.run
     data = load_data(
-        run.data,
+        config.data,
         request.data_root,
-        rgb=needs_rgb(run.model),
-        limit=run.limit,
-        image_size=run.image_size,
+        rgb=needs_rgb(config.model),
+        limit=config.limit,
+        image_size=config.image_size,
         quiet=not accelerator.is_main_process,
     )
     found = checkpoint.newest(out)
     if request.evaluate and not found:
         raise UsageError(f"--evaluate: there is no checkpoint in {out}")
     if not found:
-        trial = replace(run, batch_size=recipe.share * run.processes)
-        check_run(trial, data, accelerator.device)
-    training = Training(recipe, data, accelerator)
+        check_run(config, data, accelerator.device)
+    training = Training(model_of(config, data), config, data, accelerator)
     _restore(training, found, evaluate=request.evaluate)
     if request.evaluate:
-        with Display(training, accelerator, run.epochs) as display:
+        with Display(training, accelerator) as display:
             metrics = display.evaluation(training.evaluate)
         display.say(f"step {training.step}: {sentence(metrics)}")
     else:
@@ -137,8 +137,7 @@ def _accelerator(request: Request, out: Path) -> Accelerator:
             f'pip install "{package}", or give --tracker none'
         )
     return make_accelerator(
-        request.mixed_precision,
-        gradient_accumulation_steps=request.accumulate,
+        request.run.mixed_precision,
         log_with=tracker,
         project_config=ProjectConfiguration(logging_dir=str(out / "logs")),
     )
@@ -147,7 +146,8 @@ def _accelerator(request: Request, out: Path) -> Accelerator:
 def _restore(training: Training, found: Path | None, *, evaluate: bool) -> None:
     identity = training.identity()
     if evaluate:
-        del identity["processes"]
+        for name in ("processes", "norm_batch"):
+            del identity[name]
     stored = checkpoint.read(found, identity) if found else None
     steps = gather_object([stored.step if stored else 0])  # and nobody writes before all have read
     if len(set(steps)) > 1:
@@ -188,21 +188,12 @@ def _track(training: Training, accelerator: Accelerator) -> None:
 
 
 def _train(training: Training, request: Request, out: Path) -> None:
-    accelerator = training.accelerator
-    last = training.recipe.run.epochs * training.epoch_steps
-    steps = range(training.step, last)
-    rank = accelerator.process_index
-    batches = loaded(training_batches(training.recipe, training.data, rank, steps, training.device))
-    with Display(training, accelerator, training.recipe.run.epochs) as display:
-        for _ in steps:
-            training.advance(batches)
-            display.stepped()
-            epoch_ends = training.step % training.epoch_steps == 0
-            if epoch_ends:
-                display.ended()
-            if epoch_ends or training.step % request.checkpoint_every == 0:
-                snapshot = training.snapshot()
-                if accelerator.is_main_process:
-                    checkpoint.save(out, snapshot)
+    with Display(training, training.accelerator) as display:
+        training.fit(
+            display.stepped,
+            display.ended,
+            lambda snapshot: checkpoint.save(out, snapshot),
+            request.checkpoint_every,
+        )
     display.say(f"step {training.step}: {sentence(training.history[-1])}")
     display.say(f"Checkpoint: {checkpoint.newest(out)}")

@@ -29,11 +29,11 @@ class Display:
     Args:
         training: The run.
         accelerator: Its trackers get the numbers too.
-        epochs: The epochs in all.
     """
 
-    def __init__(self, training: Training, accelerator: Accelerator, epochs: int) -> None:
-        self.training, self.accelerator, self.epochs = training, accelerator, epochs
+    def __init__(self, training: Training, accelerator: Accelerator) -> None:
+        self.training, self.accelerator = training, accelerator
+        self.epochs = training.config.epochs
         self.console = Console(quiet=not accelerator.is_main_process)
         columns = (
             TextColumn("{task.description:<16}"),
@@ -70,7 +70,7 @@ class Display:
 
     def _rate(self) -> float:
         """Images in a second, over all processes, in this epoch."""
-        images = (self.training.step - self.first) * self.training.recipe.run.batch_size
+        images = (self.training.step - self.first) * self.training.config.batch_size
         return images / (time.perf_counter() - self.start)
 
     def stepped(self) -> None:
@@ -80,7 +80,7 @@ class Display:
         if self.training.step % _EVERY == 0 and self.accelerator.trackers:
             values = {
                 "train/loss": self.training.loss.item(),
-                "train/lr": self.training.recipe.lr_at(self.training.epoch),
+                "train/lr": self.training.lr,
                 "train/images_per_second": rate,
             }
             self._log(values)
@@ -95,7 +95,12 @@ class Display:
         return metrics
 
     def ended(self) -> None:
-        """After the last step of every epoch: evaluate, and say what was found."""
+        """After the last step of every epoch: evaluate, and say what was found.
+
+        Raises:
+            UsageError: The training loss is not finite.
+        """
+        self.training.check_finite()
         rate = self._rate()
         metrics = self.evaluation(self.training.end_epoch)
         head = f"epoch {self.training.epoch}/{self.epochs}"

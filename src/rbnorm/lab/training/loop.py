@@ -1,5 +1,8 @@
-"""The state of a run in one process, and what a step and an evaluation do."""
+"""The loop of every training: the state of a run in one process, its steps and its evaluation."""
 
+import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -7,94 +10,100 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Subset
 
-from rbnorm.lab.data import ImageData, collate
+from rbnorm.lab.config import RunConfig
+from rbnorm.lab.data import ImageData
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.models import build_model
+from rbnorm.lab.evaluate import on
+from rbnorm.lab.processes import synchronise
 from rbnorm.lab.training.checkpoint import Checkpoint
-from rbnorm.lab.training.order import loaded
-from rbnorm.lab.training.recipe import MOMENTUM, Recipe, derive
-from rbnorm.modules import _RepresentativeBatchNorm
-from rbnorm.sync import convert_sync
-
-_STEP: Final = 2  # beside the streams of rbnorm.lab.training.order
+from rbnorm.lab.training.order import (
+    STEP,
+    derive,
+    held_out,
+    loaded,
+    parts_of,
+    training_batches,
+)
+from rbnorm.lab.training.recipe import Groups, groups_of, optimiser_of
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+_SUMS: Final = 2  # of losses, and of the labels they are of; the task's counts follow
 
 
-def synchronise(model: nn.Module, norm: str, device: torch.device) -> nn.Module:
-    """Let the norms of a model share their batch statistics with the other processes.
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def steps_of_epoch(config: RunConfig, data: ImageData) -> int:
+    """Optimiser steps of one epoch.
 
     Raises:
-        UsageError: The norm has none, or torch cannot synchronise it on this device.
+        UsageError: There is less than one step of images.
     """
-    if any(isinstance(layer, _RepresentativeBatchNorm) for layer in model.modules()):
-        return convert_sync(model)
-    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
-        raise UsageError(f"--sync-norm: norm {norm!r} has no batch statistics to synchronise")
-    if device.type == "cpu":
+    if config.batch_size > data.size:
         raise UsageError(
-            f"--sync-norm: torch synchronises norm {norm!r} on accelerators only, not on the CPU"
+            f"batch size {config.batch_size} is more than the {data.size} training images of "
+            f"{config.data}"
         )
-    import timm  # noqa: PLC0415 - takes seconds to import
-
-    layers: Any = timm.layers
-    synchronised: nn.Module = layers.convert_sync_batchnorm(model)  # timm's norm-act layers too
-    return synchronised
+    return data.size // config.batch_size
 
 
 class Training:
     """One run: its model, the average of its weights, its optimiser, and where it stands.
 
+    Nothing random is kept between steps: the order of an epoch, the augmentation of a batch and the
+    random numbers of a step are functions of the seed and of where they stand.
+
     Args:
-        recipe: What to run.
-        data: What ``recipe`` names.
-        accelerator: Made for ``recipe``'s mixed precision and accumulation.
+        module: What is trained.
+        config: The run; the module stands for its model and norm.
+        data: What ``config`` names.
+        accelerator: Made for ``config``'s mixed precision.
+        groups: The groups of parameters.
+
+    Attributes:
+        step: Optimiser steps taken.
+        loss: Mean loss of this process's newest batch.
+        lr: Learning rate of the newest step, that of the first group.
+        history: The metrics of the epochs that ended.
+        seconds: Their durations.
 
     Raises:
         UsageError: There is less than one step of images, or a norm cannot be synchronised.
     """
 
-    def __init__(self, recipe: Recipe, data: ImageData, accelerator: Accelerator) -> None:
-        run = recipe.run
-        self.recipe, self.data, self.accelerator = recipe, data, accelerator
+    def __init__(
+        self,
+        module: nn.Module,
+        config: RunConfig,
+        data: ImageData,
+        accelerator: Accelerator,
+        groups: Groups = groups_of,
+    ) -> None:
+        self.config, self.data, self.accelerator = config, data, accelerator
         self.device: torch.device = accelerator.device
-        self.epoch_steps = data.size // run.batch_size
-        if not self.epoch_steps:
-            raise UsageError(
-                f"batch size {run.batch_size} is more than the {data.size} training images of "
-                f"{run.data}"
-            )
-        module = build_model(
-            run.model, run.norm, classes=data.classes, channels=data.channels, seed=run.seed
-        )
-        if recipe.sync_norm:
-            module = synchronise(module, run.norm, self.device)
+        self.epoch_steps = steps_of_epoch(config, data)
+        if config.sync_norm:
+            module = synchronise(module, config.norm, self.device)
         self.module = module.to(self.device).to(memory_format=torch.channels_last)
         self.average: AveragedModel | None = None
-        if recipe.ema:
+        if config.ema:
             self.average = AveragedModel(
-                self.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+                self.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
             ).eval()
-        optimizer = torch.optim.SGD(
-            self.module.parameters(),
-            run.lr,
-            momentum=MOMENTUM,
-            weight_decay=run.weight_decay,
-            fused=True,
-        )
+        optimizer, self.scheduler = optimiser_of(self.module, config, self.epoch_steps, groups)
         self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
-        self.step = 0
-        #: Mean loss of this process's newest batch.
+        self.module.train()
+        self.step, self.lr = 0, config.lr
         self.loss = torch.tensor(torch.nan)
-        #: Sum of the losses, right answers and images of the epoch: this process's own newest, and
-        #: what all processes have put together.
-        self.own = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self.totals = torch.zeros_like(self.own)
         self.history: list[dict[str, float]] = []
+        self.seconds: list[float] = []
+        #: The sums of an epoch: this process's own newest, and what all have put together.
+        self.own = self._zeros()
+        self.totals = self._zeros()
+        self.parts = torch.Generator().manual_seed(config.seed)
 
     @property
     def epoch(self) -> int:
@@ -103,60 +112,115 @@ class Training:
 
     def identity(self) -> dict[str, Any]:
         """What the run is."""
-        return {
-            **self.recipe.identity(),
-            "training_images": self.data.size,
-            "classes": self.data.classes,
-        }
+        facts = {"training_images": self.data.size, "classes": self.data.classes}
+        return {**self.config.identity(), **facts}
+
+    def fit(
+        self,
+        on_step: Callable[[], None] = _nothing,
+        on_epoch: Callable[[], object] | None = None,
+        keep: Callable[[Checkpoint], None] | None = None,
+        keep_every: int | None = None,
+    ) -> None:
+        """Train to the end of the last epoch, from wherever the run stands.
+
+        Args:
+            on_step: Called after every step.
+            on_epoch: Called after every epoch's last step, in place of :meth:`end_epoch`, which it
+                is to call.
+            keep: Called with a snapshot after every epoch, in the main process.
+            keep_every: Called so after as many steps, too.
+        """
+        steps = range(self.step, self.config.epochs * self.epoch_steps)
+        rank = self.accelerator.process_index
+        batches = training_batches(self.config, self.data, rank, steps, self.device)
+        start = time.perf_counter()
+        for _ in steps:
+            self.advance(batches)
+            on_step()
+            ends = self.step % self.epoch_steps == 0
+            if ends:
+                (on_epoch or self.end_epoch)()
+                self.seconds.append(time.perf_counter() - start)
+                start = time.perf_counter()
+            if keep and (ends or (keep_every and self.step % keep_every == 0)):
+                snapshot = self.snapshot()
+                if self.accelerator.is_main_process:
+                    keep(snapshot)
 
     def advance(self, batches: Batches) -> None:
-        """Take one optimiser step, on as many batches as it accumulates."""
-        run = self.recipe.run
-        torch.manual_seed(derive(run.seed, _STEP, self.step, self.accelerator.process_index))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(self.epoch)
-        for _ in range(self.recipe.accumulate):
-            images, labels = self._moved(*next(batches))
-            with self.accelerator.accumulate(self.model):
-                scores = self.model(images)
-                loss = cross_entropy(scores, labels)
-                self.accelerator.backward(loss)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            self.loss = loss.detach()
-            self.own += _sums(self.loss * len(labels), scores, labels)
+        """Take one optimiser step on one batch, cut into what is normalised together."""
+        torch.manual_seed(derive(self.config.seed, STEP, self.step, self.accelerator.process_index))
+        images, labels = next(batches)
+        self.optimizer.zero_grad()
+        parts = parts_of(images, labels, self.config, self.parts)
+        for part in parts:
+            last = part is parts[-1]  # processes exchange gradients once a step
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                self._backward(*part, len(part[1]) / len(labels))
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
         if self.average:
             self.average.update_parameters(self.module)
         self.step += 1
 
-    def end_epoch(self, on_batch: Callable[[], None]) -> dict[str, float]:
+    def _backward(self, images: Tensor, labels: Tensor, share: float) -> None:
+        labels = labels.to(self.device, non_blocking=True)
+        scores = self.model(on(self.device, images))
+        losses = self.data.task.losses(scores, labels)
+        self.accelerator.backward(losses.mean() * share)
+        self.loss = losses.detach().mean()
+        self.own += self._sums(losses, scores, labels)
+
+    def _zeros(self) -> Tensor:
+        count = _SUMS + self.data.task.numbers
+        return torch.zeros(count, dtype=torch.float64, device=self.device)
+
+    def _sums(self, losses: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        losses, counts = losses.detach().double(), self.data.task.counts(scores.detach(), labels)
+        count = losses.new_tensor([losses.numel()])
+        return torch.cat((losses.sum().view(1), count, counts.double()))
+
+    def end_epoch(
+        self, on_batch: Callable[[], None] = _nothing, *, test: bool = True
+    ) -> dict[str, float]:
         """Evaluate after an epoch's last step; its metrics become part of the history.
 
-        Raises:
-            UsageError: The training loss is not finite.
+        Args:
+            on_batch: Called after every batch of the evaluation.
+            test: Whether to evaluate on the held-out images.
         """
-        loss, right, images = self._settled().tolist()
+        loss, accuracy = self._metrics(self._settled())
         self.totals.zero_()
         metrics = {
             "epoch": self.epoch,
-            "lr": self.recipe.lr_at(self.epoch - 1),
-            "train_loss": loss / images,
-            "train_accuracy": right / images,
-            **self.evaluate(on_batch),
+            "lr": self.lr,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            **(self.evaluate(on_batch) if test else {}),
         }
         self.history.append(metrics)
         return metrics
+
+    def _metrics(self, sums: Tensor) -> tuple[float, float]:
+        return float(sums[0] / sums[1]), self.data.task.value(sums[_SUMS:])
 
     def _settled(self) -> Tensor:
         """The totals, with what every process has counted since they were last asked for."""
         self.totals += self.accelerator.reduce(self.own)
         self.own.zero_()
-        if not self.totals.isfinite().all():
+        return self.totals
+
+    def check_finite(self) -> None:
+        """Raise UsageError where the training loss is no longer finite; all processes take part."""
+        losses = [metrics["train_loss"] for metrics in self.history[-1:]]
+        if not (self._settled().isfinite().all() and all(map(math.isfinite, losses))):
             raise UsageError(
                 f"the training loss is no longer finite at step {self.step}: choose another --out "
                 "and a smaller --lr"
             )
-        return self.totals
 
     def snapshot(self) -> Checkpoint:
         """Where the run stands; all processes take part.
@@ -164,6 +228,7 @@ class Training:
         Raises:
             UsageError: The training loss is not finite.
         """
+        self.check_finite()
         scaler = self.accelerator.scaler
         return Checkpoint(
             identity=self.identity(),
@@ -171,13 +236,15 @@ class Training:
             model=self.module.state_dict(),
             ema=self.average.module.state_dict() if self.average else None,
             optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
             scaler=scaler.state_dict() if scaler else None,
-            totals=self._settled().tolist(),
+            totals=self.totals.tolist(),
             history=self.history,
+            seconds=self.seconds,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go to where another process with this recipe stood.
+        """Go to where another process with this config stood.
 
         Raises:
             UsageError: The checkpoint does not fit the model.
@@ -188,24 +255,34 @@ class Training:
                 self.average.module.load_state_dict(checkpoint.ema)
                 self.average.n_averaged.fill_(checkpoint.step)
             self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.scheduler.load_state_dict(checkpoint.scheduler)
             if self.accelerator.scaler and checkpoint.scaler:
                 self.accelerator.scaler.load_state_dict(checkpoint.scaler)
         except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(
                 f"the checkpoint of step {checkpoint.step} does not fit this version of "
-                f"{self.recipe.run.model} ({first_line(error)})"
+                f"{self.config.model} ({first_line(error)})"
             ) from error
         self.step, self.history = checkpoint.step, list(checkpoint.history)
+        self.seconds = list(checkpoint.seconds)
         self.own.zero_()
-        self.totals.copy_(torch.tensor(checkpoint.totals, dtype=self.totals.dtype))
+        self.totals.copy_(torch.tensor(checkpoint.totals, dtype=torch.float64))
+        self._skip_parts(checkpoint.step)
 
-    def evaluate(self, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def _skip_parts(self, steps: int) -> None:
+        self.parts.manual_seed(self.config.seed)
+        if self.config.sorted_batches:
+            count = self.config.share // (self.config.norm_batch or self.config.share)
+            for _ in range(steps):
+                torch.randperm(count, generator=self.parts)
+
+    def evaluate(self, on_batch: Callable[[], None] = _nothing) -> dict[str, float]:
         """Mean loss and accuracy on the held-out images, of the model and of its average."""
         found: dict[str, float] = {}
         for name, module in (("test", self.module), ("ema", self.average)):
             if module is not None:
-                scores = self._evaluate(module, on_batch)
-                found |= {f"{name}_loss": scores[0], f"{name}_accuracy": scores[1]}
+                loss, accuracy = self._evaluate(module, on_batch)
+                found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         return found
 
     @property
@@ -213,42 +290,21 @@ class Training:
         """Number of batches of :meth:`evaluate` in this process."""
         return len(self._held_out()) * (2 if self.average else 1)
 
-    def _held_out(self) -> DataLoader[Any]:
-        """This process's share of the held-out images, each image in one process."""
-        rank, run = self.accelerator.process_index, self.recipe.run
-        own = range(rank, len(self.data.test), run.processes)  # type: ignore[arg-type]
-        return DataLoader(
-            Subset(self.data.test, own),
-            self.recipe.share,
-            collate_fn=collate,
-            num_workers=run.workers,
-            pin_memory=self.device.type == "cuda",
-        )
+    def _held_out(self) -> Any:
+        return held_out(self.config, self.data, self.accelerator.process_index, self.device)
 
     @torch.no_grad()
     def _evaluate(self, module: nn.Module, on_batch: Callable[[], None]) -> tuple[float, float]:
-        for tensor in module.state_dict().values():
-            broadcast(tensor)  # every process has statistics of its own: the first one's count
+        if self.accelerator.num_processes > 1:
+            for tensor in module.state_dict().values():
+                broadcast(tensor)  # every process has its own statistics: the first one's count
         module.eval()
-        totals = torch.zeros_like(self.totals)
-        for batch in loaded(self._held_out()):
-            images, labels = self._moved(*batch)
+        totals = self._zeros()
+        for images, truth in loaded(self._held_out()):
+            labels = truth.to(self.device, non_blocking=True)
             with self.accelerator.autocast():
-                scores = module(images).float()
-            loss = cross_entropy(scores, labels, reduction="sum")
-            totals += _sums(loss, scores, labels)
+                scores = module(on(self.device, images)).float()
+            totals += self._sums(self.data.task.losses(scores, labels), scores, labels)
             on_batch()
         self.module.train()
-        loss, right, count = self.accelerator.reduce(totals).tolist()
-        return loss / count, right / count
-
-    def _moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        return images, labels.to(self.device, non_blocking=True)
-
-
-def _sums(loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    """A batch's sum of losses, right answers and images."""
-    right = (scores.detach().argmax(1) == labels).sum()
-    images = torch.full_like(right, len(labels))
-    return torch.stack([loss.double(), right.double(), images.double()])
+        return self._metrics(self.accelerator.reduce(totals))

@@ -3,15 +3,24 @@
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from rbnorm.lab.data import ImageData, collate
+from rbnorm.lab.config import RunConfig
+from rbnorm.lab.data import ImageData, collate, first_images
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.training.recipe import Recipe, derive
 
-_ORDER: Final = 0
-_AUGMENTATION: Final = 1
+AUGMENTATION, STEP = range(2)
+"""Streams of random numbers, beside that of the order."""
+_TEST_IMAGES: Final = 250
+_TEST_PIXELS: Final = _TEST_IMAGES * 96 * 96
+
+
+def derive(seed: int, *place: int) -> int:
+    """A seed for one place in a run: statistically independent of those of all other places."""
+    return int(np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0])
 
 
 class Draw(NamedTuple):
@@ -24,33 +33,34 @@ class Draw(NamedTuple):
 class Order(Sampler[Draw]):
     """The batches of one process from one step on to another.
 
-    Every epoch shuffles all images and leaves out those that fill no whole step. A step's images
-    are dealt to its forward passes, and those of a pass to the processes.
+    Every epoch shuffles all images and leaves out those that fill no whole step; each process has
+    an equal part of a step's images. The order is that of a ``DataLoader`` which shuffles with a
+    generator of the run's seed, draw by draw.
 
     Args:
-        recipe: The run.
+        config: The run.
         images: Number of training images.
         rank: This process.
         steps: The optimiser steps, counted from the run's first.
     """
 
-    def __init__(self, recipe: Recipe, images: int, rank: int, steps: range) -> None:
-        self.recipe, self.images, self.rank, self.steps = recipe, images, rank, steps
+    def __init__(self, config: RunConfig, images: int, rank: int, steps: range) -> None:
+        self.config, self.images, self.rank, self.steps = config, images, rank, steps
 
     def __iter__(self) -> Iterator[Draw]:
-        run, share = self.recipe.run, self.recipe.share
-        per_epoch = self.images // run.batch_size
+        config, share = self.config, self.config.share
+        per_epoch = self.images // config.batch_size
+        generator = torch.Generator().manual_seed(config.seed)
         epoch = -1
         for step in self.steps:
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                generator = torch.Generator().manual_seed(derive(run.seed, _ORDER, epoch))
+            while epoch < step // per_epoch:
+                epoch += 1
+                torch.empty((), dtype=torch.int64).random_(generator=generator)  # for workers
                 order = torch.randperm(self.images, generator=generator)
-            start = step % per_epoch * run.batch_size
-            for i in range(self.recipe.accumulate):
-                place = i * run.processes + self.rank
-                own = order[start + place * share : start + (place + 1) * share]
-                yield Draw(own.tolist(), derive(run.seed, _AUGMENTATION, step, place))
+                torch.randperm(self.images, generator=generator)  # of which it takes nothing
+            start = step % per_epoch * config.batch_size + self.rank * share
+            seed = derive(config.seed, AUGMENTATION, step, self.rank)
+            yield Draw(order[start : start + share].tolist(), seed)
 
 
 class Augmented(Dataset[Any]):
@@ -69,15 +79,32 @@ class Augmented(Dataset[Any]):
 
 
 def training_batches(
-    recipe: Recipe, data: ImageData, rank: int, steps: range, device: torch.device
-) -> DataLoader[Any]:
-    """The images and labels of one process, for one forward pass after another."""
-    return DataLoader(
+    config: RunConfig, data: ImageData, rank: int, steps: range, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images and labels of one process, step by step."""
+    loader: DataLoader[Any] = DataLoader(
         Augmented(data.train),
         batch_size=None,  # a draw is a batch
-        sampler=Order(recipe, data.size, rank, steps),
+        sampler=Order(config, data.size, rank, steps),
         collate_fn=collate,
-        num_workers=recipe.run.workers,
+        num_workers=config.workers,
+        pin_memory=device.type == "cuda",
+    )
+    return loaded(loader)
+
+
+def held_out(
+    config: RunConfig, data: ImageData, rank: int, device: torch.device
+) -> DataLoader[Any]:
+    """One process's share of the test images, each image in one process."""
+    images, _ = first_images(data.test, 1)
+    size = min(_TEST_IMAGES, max(1, _TEST_PIXELS // images[0, 0].numel()))
+    own = range(rank, len(data.test), config.processes)  # type: ignore[arg-type]
+    return DataLoader(
+        Subset(data.test, own),
+        size,
+        collate_fn=collate,
+        num_workers=config.workers,
         pin_memory=device.type == "cuda",
     )
 
@@ -92,3 +119,18 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
     except UsageError as error:  # a worker's comes below the stack of its calls
         raise UsageError(str(error).splitlines()[-1].rpartition("UsageError: ")[2]) from error
+
+
+def parts_of(
+    images: Tensor, labels: Tensor, config: RunConfig, generator: torch.Generator
+) -> list[tuple[Tensor, Tensor]]:
+    """A batch cut into what is normalised together; sorted parts come in a random order.
+
+    Otherwise the last classes would weigh most in the running statistics.
+    """
+    size = config.norm_batch or len(images)
+    if not config.sorted_batches:
+        return list(zip(images.split(size), labels.split(size), strict=True))
+    parts = labels.argsort(stable=True).split(size)
+    order = torch.randperm(len(parts), generator=generator).tolist()
+    return [(images[parts[i]], labels[parts[i]]) for i in order]

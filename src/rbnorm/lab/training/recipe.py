@@ -1,80 +1,54 @@
-"""What one run at full size is: a run's config and the schedule around it."""
+"""What a config says of the optimiser: its groups of parameters and its learning rate."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
-import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from rbnorm.lab.config import RunConfig
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.config import ONE_CYCLE, RunConfig
+from rbnorm.tuning import parameter_groups
 
-LR_BATCH_SIZE: Final = 256
-"""The batch size that the learning rate is for; other batch sizes scale it in proportion."""
 MOMENTUM: Final = 0.9
 
+Groups = Callable[[nn.Module, RunConfig], list[dict[str, Any]]]
+"""Groups of a model's parameters; each may have a peak ``lr`` and a ``weight_decay`` of its own."""
 
-@dataclass(frozen=True)
-class Recipe:
-    """Stochastic gradient descent with momentum and a learning rate divided by 10 every few epochs.
 
-    This is the recipe of ResNet on ImageNet, with which the paper trains RBN: learning rate 0.1 at
-    batch size 256, momentum 0.9, weight decay 1e-4 on all parameters, the calibration included.
+def groups_of(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """All parameters together, or the calibration apart and without decay where the config says."""
+    decay = config.weight_decay
+    if config.decay_calibration:
+        return [{"params": list(module.parameters()), "weight_decay": decay}]
+    return [
+        {**group, "weight_decay": 0.0 if group["name"] == "calibration" else decay}
+        for group in parameter_groups(module, decay)
+    ]
 
-    Attributes:
-        run: The data, the model, the norm and the optimiser's numbers.
-        accumulate: Forward passes whose gradients make one step.
-        decay_every: Epochs after which the learning rate is divided by 10.
-        ema: Decay of the exponential moving average of the weights, or None for no average.
-        sync_norm: Take batch statistics over all processes.
 
-    Raises:
-        UsageError: A value is out of range.
+def optimiser_of(
+    module: nn.Module, config: RunConfig, steps: int, groups: Groups = groups_of
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """Stochastic gradient descent, and the learning rate of every step.
+
+    The recipe ``one-cycle`` is Nesterov momentum with torch's ``OneCycleLR``; the recipe ``steps``
+    that of ResNet on ImageNet, with which the paper trains RBN: momentum 0.9 and a learning rate
+    divided by 10 every few epochs.
+
+    Args:
+        module: What is trained.
+        config: The run.
+        steps: Optimiser steps of an epoch.
+        groups: The parameters.
     """
-
-    run: RunConfig
-    accumulate: int = 1
-    decay_every: int = 30
-    ema: float | None = None
-    sync_norm: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("accumulate", "decay_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}"
-                )
-        if self.run.seed < 0:
-            raise UsageError(f"seed must be at least 0, not {self.run.seed}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"ema must be between 0 and 1, not {self.ema}")
-        if self.run.batch_size % (self.run.processes * self.accumulate):
-            raise UsageError(
-                f"batch size {self.run.batch_size} must be a multiple of processes times passes, "
-                f"{self.run.processes} x {self.accumulate}"
-            )
-
-    @property
-    def share(self) -> int:
-        """Images of one forward pass in one process, over which unsynchronised norms normalise."""
-        return self.run.batch_size // (self.run.processes * self.accumulate)
-
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        return self.run.lr / 10.0 ** (epoch // self.decay_every)
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that the weights at a step depend on, and nothing else.
-
-        How many epochs follow, who loads the images and where a folder of images lies is not part
-        of it.
-        """
-        values = asdict(self)
-        run = values.pop("run")
-        for name in ("epochs", "workers"):
-            del run[name]
-        return {**run, **values, "data": self.run.data.partition(":")[0]}
-
-
-def derive(seed: int, *place: int) -> int:
-    """A seed for one place in a run: statistically independent of those of all other places."""
-    return int(np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0])
+    one_cycle = config.recipe == ONE_CYCLE
+    optimizer = torch.optim.SGD(
+        groups(module, config), config.lr, momentum=MOMENTUM, nesterov=one_cycle, fused=True
+    )
+    if one_cycle:
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return optimizer, OneCycleLR(optimizer, peaks, total_steps=config.epochs * steps)
+    return optimizer, LambdaLR(
+        optimizer, lambda step: 10.0 ** -(step // steps // config.decay_every)
+    )

@@ -1,15 +1,11 @@
-"""The options of ``rbnorm study domains``; nothing here takes long to import."""
+"""The options of ``rbnorm study domains``."""
 
 import argparse
-import time
 from pathlib import Path
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_domains_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser of the command."""
-    parser.set_defaults(
-        run=_domains, kept="the same command again continues after the last finished run"
-    )
     add = parser.add_argument
     add(
         "--images",
@@ -50,19 +46,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--no-run", action="store_true", help="run nothing, only draw the page")
     add("--no-page", action="store_true", help="draw no page, only run")
     add("--out", type=Path, default=Path("rbnorm-study"), help="folder of records and page")
-
-
-def _domains(options: argparse.Namespace, command: str) -> None:
-    start = time.monotonic()
-    from rbnorm.lab.domains.command import Limits, domains, settings_of  # noqa: PLC0415
-
-    settings = settings_of(options)
-    if not options.no_run:
-        limits = Limits(
-            options.device, options.processes, options.minutes, options.cut, options.estimate
-        )
-        domains(options.images, options.weights, settings, options.out, limits, start)
-    if not (options.no_page or options.estimate):
-        from rbnorm.lab.domains.page import draw  # noqa: PLC0415
-
-        draw(options.out, settings, command)

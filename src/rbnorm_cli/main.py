@@ -1,0 +1,156 @@
+"""The command line: arguments in, exit status out."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rbnorm_cli import names
+from rbnorm_cli.errors import UsageError
+from rbnorm_cli.parser import make_parser
+
+# Every distribution that the extra `lab` adds and a command cannot do without, by import name.
+LAB: Final = (
+    "accelerate",
+    "filelock",
+    "jinja2",
+    "matplotlib",
+    "pandas",
+    "plotly",
+    "rich",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "statsmodels",
+    "timm",
+    "torchmetrics",
+    "torchvision",
+)
+BROKEN_PIPE: Final = 128 + 13
+"""The status of a command whose reader has gone, as a shell reports SIGPIPE."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The command line without the program's name; None for the process's own.
+
+    Returns:
+        The exit status: 0, 2 for what the user can mend, 130 when interrupted, 141 when nobody
+        reads what is printed.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _run(given)
+        sys.stdout.flush()
+    except UsageError as error:
+        return _say(str(error))
+    except BrokenPipeError:
+        # nothing more can be printed, also not by the interpreter when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}")
+    return status
+
+
+def _say(sentence: str) -> int:
+    print(f"rbnorm: {sentence}.".replace("?.", "?"), file=sys.stderr)
+    return 2
+
+
+def _run(given: Sequence[str]) -> int:
+    parser = make_parser(_extra())
+    options = parser.parse_args(given)
+    if options.version:
+        print(f"rbnorm {version()}")
+        return 0
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        _check(options)
+        # torch and the libraries of the extra take seconds to import
+        command = getattr(importlib.import_module("rbnorm.lab.cli"), options.command)
+        command(options, shlex.join(["rbnorm", *given]))
+    except KeyboardInterrupt:
+        print(f"rbnorm: interrupted; {options.kept}.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def version() -> str:
+    """The library's version."""
+    return str(runpy.run_path(str(_library() / "_version.py"))["__version__"])
+
+
+def _library() -> Path:
+    spec = importlib.util.find_spec("rbnorm")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def _missing() -> list[str]:
+    return [name for name in LAB if importlib.util.find_spec(name) is None]
+
+
+def _extra() -> str:
+    adds = (
+        "convert needs torch alone; the other commands need the extra lab, which adds timm, "
+        'torchvision, accelerate and what draws figures and pages: pip install "rbnorm[lab]"'
+    )
+    missing = _missing()
+    return adds + (f". Here it lacks {', '.join(missing)}." if missing else ". It is installed.")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be refused before anything is imported that takes time."""
+    if options.command == "convert":
+        _check_file(options.source)
+        return
+    missing = _missing()
+    if missing:
+        raise UsageError(
+            f"rbnorm {options.command} needs {', '.join(missing)}: install it with "
+            'pip install "rbnorm[lab]"'
+        )
+    _check_names(options)
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    given, models = vars(options), list[str]()
+    match options.command:
+        case "study":
+            names.study_names(names.items(options.names))
+            models += names.items(options.networks)
+        case "diagnose":
+            for path in filter(None, (options.checkpoint, options.converted)):
+                _check_file(path)
+            names.check_shifted(options.shifted)
+    if given.get("model") and not (options.command == "diagnose" and _is_file(options.model)):
+        models.append(options.model)
+    norms = [*given.get("norms", ()), *([options.norm] if "norm" in given else ())]
+    for norm in names.items(norms):
+        names.norm_parts(norm)
+    if given.get("data"):
+        names.data_name(options.data)
+    for model in models:
+        names.model_name(model)
+
+
+def _is_file(model: str) -> bool:
+    return names.model_file(model) is not None
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"{path} cannot be read (No such file or directory)")

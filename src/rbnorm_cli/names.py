@@ -1,0 +1,249 @@
+"""The names that a command takes, checked without importing what they name."""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, TypeVar
+
+from rbnorm_cli.errors import UsageError
+
+Number = TypeVar("Number", int, float)
+
+NORMS: Final = (
+    *("bn", "gn", "ln", "in", "iebn", "bn-se", "frn", "evonorm-s0"),
+    *("rbn", "rbn-center", "rbn-scale"),
+)
+MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
+FOLDER: Final = "imagefolder:"
+DATA: Final = ("digits", "fashion-mnist", "cifar10", "cifar100", f"{FOLDER}PATH")
+CORRUPTIONS: Final = (
+    "noise",
+    "impulse",
+    "blur",
+    "pixelate",
+    "contrast",
+    "brightness",
+    "jpeg",
+    "elastic",
+)
+SEVERITIES: Final = (1, 2, 3, 4, 5)
+DEFAULT_SEVERITY: Final = 3
+ALL: Final = "all"
+STUDIES: Final = (
+    "primary",
+    "ablation",
+    "shift",
+    "batch-size",
+    "init",
+    "fine-tune",
+    "networks",
+    "cost",
+)
+"""In the order in which ``rbnorm study all`` runs them."""
+NETWORKS: Final = (
+    "small:torchvision:mobilenet_v3_small",
+    "small:timm:regnetx_002",
+    "small:timm:cs3darknet_s",
+)
+"""The further networks of the study of networks, adapted to small images."""
+SMALL: Final = "small:"
+CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
+
+_CENTER: Final = ("center_weight_init",)
+_SCALE: Final = ("preserve", "restrict", "scale_bias_init", "scale_weight_init")
+NORM_OPTIONS: Final = {
+    "rbn": (*_CENTER, *_SCALE, "statistic"),
+    "rbn-center": (*_CENTER, "statistic"),
+    "rbn-scale": (*_SCALE, "statistic"),
+}
+_REGISTERED: Final = re.compile(
+    r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE
+)
+_RENAMED: Final = re.compile(
+    r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", re.MULTILINE | re.DOTALL
+)
+
+
+def items(values: Iterable[str]) -> list[str]:
+    """A list given with commas, with spaces, or with both."""
+    return [item for value in values for item in value.split(",") if item]
+
+
+def numbers(what: str, values: Iterable[str], kind: Callable[[str], Number]) -> list[Number]:
+    """The numbers in such a list.
+
+    Raises:
+        UsageError: One is none.
+    """
+    try:
+        return [kind(item) for item in items(values)]
+    except ValueError as error:
+        whole = "whole " if kind is int else ""
+        raise UsageError(f"{what} are {whole}numbers ({error})") from error
+
+
+def unknown(what: str, name: str, choices: Sequence[str], close: Iterable[str] = ()) -> UsageError:
+    """The error for a name that is none of the choices: what was meant, or what there is.
+
+    Args:
+        what: What the name is of.
+        name: The name.
+        choices: The choices, to be listed.
+        close: Further names that may have been meant.
+    """
+    meant = difflib.get_close_matches(name, dict.fromkeys((*choices, *close)), n=3)
+    hint = f"did you mean {' or '.join(meant)}?" if meant else f"choose from {', '.join(choices)}"
+    return UsageError(f"unknown {what} {name!r}: {hint}")
+
+
+def data_name(name: str) -> str:
+    """The one spelling of a data set's name: an image folder's path becomes absolute.
+
+    Raises:
+        UsageError: There is no such data set or folder.
+    """
+    if name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER)).expanduser().resolve()
+        if not folder.is_dir():
+            raise UsageError(f"--data {name}: there is no folder {folder}")
+        return f"{FOLDER}{folder}"
+    if name not in DATA:
+        raise unknown("data", name, DATA)
+    return name
+
+
+def norm_parts(spec: str) -> tuple[str, dict[str, str]]:
+    """The name and the options of a norm, ``NAME:option=value:option=value...``.
+
+    Raises:
+        UsageError: There is no such norm or option.
+    """
+    name, *given = spec.split(":")
+    if name not in NORMS:
+        raise unknown("norm", name, NORMS)
+    options: dict[str, str] = {}
+    for item in given:
+        option, _, text = item.partition("=")
+        accepted = NORM_OPTIONS.get(name, ())
+        if option not in accepted:
+            hint = f"choose from {', '.join(sorted(accepted))}" if accepted else "it has none"
+            raise UsageError(f"unknown option {option!r} of norm {name}: {hint}")
+        if option in options:
+            raise UsageError(f"norm {spec!r} has {option} twice, and takes it once")
+        options[option] = text
+    return name, options
+
+
+def model_name(name: str) -> str:
+    """The one spelling of a model's name.
+
+    Args:
+        name: ``cifar-resnetN`` with N = 6n + 2; or a classification model of torchvision or timm,
+            as ``torchvision:NAME``, ``timm:NAME`` or just ``NAME``, which torchvision wins; or
+            such a model adapted to small images, with ``small:`` before it.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    if match := CIFAR_RESNET.fullmatch(name):
+        depth = int(match[1])
+        if depth < 8 or depth % 6 != 2:
+            raise UsageError(f"{name} has no whole number of blocks: the depth is 8, 14, 20, ...")
+        return name
+    small = SMALL if name.startswith(SMALL) else ""
+    library, _, bare = name.removeprefix(small).rpartition(":")
+    for candidate in ("torchvision", "timm"):
+        # timm names weights of a model after a dot
+        plain = bare.partition(".")[0] if candidate == "timm" else bare
+        if library in ("", candidate) and plain in library_models(candidate):
+            return f"{small}{candidate}:{bare}"
+    known = ["cifar-resnet8", "cifar-resnet20"]
+    known += [n for lib in ("torchvision", "timm") for n in sorted(library_models(lib))]
+    close = difflib.get_close_matches(bare, dict.fromkeys(known), n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see torchvision's and timm's lists"
+    raise UsageError(f"unknown model {name!r}: {hint}")
+
+
+@cache
+def library_models(library: str) -> frozenset[str]:
+    """The classification models of torchvision or timm, by the decorators in its source.
+
+    Importing either takes seconds; reading the hundred files a tenth of one.
+    """
+    package = importlib.util.find_spec(library)
+    names: set[str] = set()
+    for folder in package.submodule_search_locations or () if package else ():
+        for file in Path(folder, "models").glob("*.py"):
+            source = file.read_text(encoding="utf-8")
+            names.update(_REGISTERED.findall(source))
+            for renamed in _RENAMED.findall(source):
+                names.update(re.findall(r"['\"](\w+)['\"]\s*:", renamed))
+    return frozenset(names)
+
+
+def study_names(names: Sequence[str]) -> list[str]:
+    """The studies asked for, in their order.
+
+    Raises:
+        UsageError: There is no such study.
+    """
+    for name in names:
+        if name not in (*STUDIES, ALL):
+            raise unknown("study", name, (*STUDIES, ALL))
+    return [name for name in STUDIES if name in names or ALL in names]
+
+
+def model_file(spec: str) -> Path | None:
+    """The file that ``--model`` names, or None where it is a model's name.
+
+    Raises:
+        UsageError: It is a file's name, and there is no such file.
+    """
+    path = Path(spec)
+    if path.is_file():
+        return path
+    if path.suffix in {".py", ".pt", ".pth", ".safetensors"}:
+        raise UsageError(f"--model {spec}: there is no such file")
+    return None
+
+
+def corruption(name: str) -> tuple[str, int] | None:
+    """The kind and severity of ``KIND``, which has severity 3, or of ``KIND:SEVERITY``.
+
+    Returns:
+        Both, or None for a name that does not begin with one of :data:`CORRUPTIONS`.
+
+    Raises:
+        UsageError: There is no such severity.
+    """
+    kind, colon, severity = name.partition(":")
+    if kind not in CORRUPTIONS:
+        return None
+    if not colon:
+        return kind, DEFAULT_SEVERITY
+    check_corruption(kind, int(severity) if severity.isdecimal() else severity)
+    return kind, int(severity)
+
+
+def check_corruption(kind: str, severity: int | str) -> None:
+    """Raise UsageError for what is no corruption."""
+    if kind not in CORRUPTIONS:
+        raise unknown("corruption", kind, CORRUPTIONS)
+    if severity not in SEVERITIES:
+        raise UsageError(
+            f"unknown severity {severity!r} of {kind}: "
+            f"choose from {', '.join(map(str, SEVERITIES))}"
+        )
+
+
+def check_shifted(name: str | None) -> None:
+    """Raise UsageError for what is no second data set."""
+    if name is None or name == "train" or corruption(name):
+        return
+    if not name.startswith(FOLDER) and name not in DATA:
+        raise unknown("--shifted data", name, (*DATA, "train", *CORRUPTIONS))
+    if name.startswith(FOLDER):
+        data_name(name)
