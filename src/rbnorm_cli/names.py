@@ -244,6 +244,6 @@ def check_shifted(name: str | None) -> None:
     if name is None or name == "train" or corruption(name):
         return
     if not name.startswith(FOLDER) and name not in DATA:
-        raise unknown("--shifted data", name, (*DATA, "train", *CORRUPTIONS))
+        raise unknown("data of --shifted", name, (*DATA, "train", *CORRUPTIONS))
     if name.startswith(FOLDER):
         data_name(name)

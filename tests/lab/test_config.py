@@ -28,6 +28,10 @@ OTHER = {
     "held_out": True,
     "shift": "trained",
     "trace": False,
+    "recipe": "steps",
+    "decay_every": 10,
+    "ema": 0.9,
+    "sync_norm": True,
 }
 
 
@@ -40,8 +44,24 @@ def test_key_depends_on_every_field(name):
     assert replace(CONFIG, **{name: OTHER[name]}).key != CONFIG.key
 
 
-def test_survives_a_dictionary():
-    assert RunConfig.from_dict(asdict(CONFIG)) == CONFIG
+@pytest.mark.parametrize("changes", [{}, OTHER])
+def test_survives_a_dictionary(changes):
+    config = replace(CONFIG, **changes)
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert RunConfig.from_dict(asdict(config)) == config
+
+
+def test_a_field_that_the_first_records_lack_is_left_out_at_its_default():
+    assert "ema" not in CONFIG.to_dict()
+    assert replace(CONFIG, ema=0.9).to_dict()["ema"] == 0.9
+
+
+def test_what_comes_after_a_step_is_no_part_of_its_identity():
+    changes = {"workers": 2, "shift": "trained", "trace": False}
+    assert replace(CONFIG, **changes).identity() == CONFIG.identity()
+    assert replace(CONFIG, epochs=3).identity() != CONFIG.identity()  # one cycle is their length
+    steps = replace(CONFIG, recipe="steps")
+    assert replace(steps, epochs=3).identity() == steps.identity()
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ BAD = {
     "--model cifar-resnet8 --checkpoint weights.pt": "weights.pt does not fit the model",
     "--model cifar-resnet8 --checkpoint list.pt": "list.pt holds no state dict",
     "--model cifar-resnet8 --data mnist": "unknown data 'mnist'",
-    "--model cifar-resnet8 --shifted fog": "--shifted: unknown data 'fog': choose from digits, ",
+    "--model cifar-resnet8 --shifted fog": "unknown data of --shifted 'fog': choose from digits, ",
     "--model cifar-resnet8 --shifted blur:6": "unknown severity 6 of blur: choose from 1, 2, 3",
     "--model cifar-resnet8 --shifted cifar10 --data-root .": "CIFAR10 is not in . and cannot be",
     "--model cifar-resnet8 --limit 0": "limit must be at least 1, not 0",

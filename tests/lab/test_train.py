@@ -125,11 +125,11 @@ def test_weight_decay_can_leave_out_the_calibration(digits, monkeypatch):
     )
     for decay in (True, False):
         train_run(replace(SMALL, norm="rbn", decay_calibration=decay), digits)
-    assert all(isinstance(parameter, nn.Parameter) for parameter in groups[0])
+    assert [group["weight_decay"] for group in groups[0]] == [SMALL.weight_decay]
     decays = {group["name"]: group["weight_decay"] for group in groups[1]}
     assert decays.pop("calibration") == 0
     assert set(decays.values()) == {SMALL.weight_decay}
-    assert sum(len(group["params"]) for group in groups[1]) == len(groups[0])
+    assert sum(len(group["params"]) for group in groups[1]) == len(groups[0][0]["params"])
 
 
 def test_a_network_trained_with_batchnorm_is_converted_with_its_function(digits):

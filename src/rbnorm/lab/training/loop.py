@@ -150,8 +150,8 @@ class Training:
 
     def advance(self, batches: Batches) -> None:
         """Take one optimiser step on one batch, cut into what is normalised together."""
+        images, labels = next(batches)  # a loader that begins draws a random number
         torch.manual_seed(derive(self.config.seed, STEP, self.step, self.accelerator.process_index))
-        images, labels = next(batches)
         self.optimizer.zero_grad()
         parts = parts_of(images, labels, self.config, self.parts)
         for part in parts:
