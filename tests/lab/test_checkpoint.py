@@ -102,6 +102,6 @@ def test_another_run_is_refused(tmp_path):
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, make(1))
-    monkeypatch.setattr(checkpoint, "SCHEMA", 2)
+    monkeypatch.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + 1)
     with pytest.raises(UsageError, match="is of another version of rbnorm"):
         checkpoint.read(checkpoint.newest(tmp_path), IDENTITY)
