@@ -32,6 +32,7 @@ LAB: Final = (
     "torchmetrics",
     "torchvision",
 )
+DOMAINS: Final = "study domains"
 BROKEN_PIPE: Final = 128 + 13
 """The status of a command whose reader has gone, as a shell reports SIGPIPE."""
 
@@ -69,7 +70,9 @@ def _say(sentence: str) -> int:
 
 def _run(given: Sequence[str]) -> int:
     parser = make_parser(_extra())
-    options = parser.parse_args(given)
+    # the studies with options of their own
+    joined = [DOMAINS, *given[2:]] if list(given[:2]) == DOMAINS.split() else given
+    options = parser.parse_args(joined)
     if options.version:
         print(f"rbnorm {version()}")
         return 0
@@ -79,7 +82,9 @@ def _run(given: Sequence[str]) -> int:
     try:
         _check(options)
         # torch and the libraries of the extra take seconds to import
-        command = getattr(importlib.import_module("rbnorm.lab.cli"), options.command)
+        command = getattr(
+            importlib.import_module("rbnorm.lab.cli"), options.command.replace(" ", "_")
+        )
         command(options, shlex.join(["rbnorm", *given]))
     except KeyboardInterrupt:
         print(f"rbnorm: interrupted; {options.kept}.", file=sys.stderr)

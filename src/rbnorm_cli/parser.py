@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rbnorm_cli.domains import add_domains_options
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.names import NETWORKS
 from rbnorm_cli.options import add_options
@@ -36,7 +37,7 @@ def make_parser(epilog: str) -> Parser:
 
     def add(declare: Callable[[Parser], None], kept: str, about: str, more: str) -> None:
         command = commands.add_parser(
-            declare.__name__.removeprefix("_"),
+            declare.__name__.removeprefix("_").replace("_", " "),
             help=about,
             description=more,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -58,6 +59,14 @@ def make_parser(epilog: str) -> Parser:
         "Run studies: choose each norm's learning rate on held-out images, train every arm with "
         "every seed, and draw a page for each study. The same command again continues what was "
         "interrupted.",
+    )
+    add(
+        _study_domains,
+        CONTINUES,
+        "fine-tune on some domains and test on another",
+        "Fine-tune a pretrained network on all domains but one and test it on that one, with "
+        "BatchNorm and RBN; choose the learning rates on source images. The same command again "
+        "continues what was interrupted.",
     )
     add(
         _train,
@@ -165,6 +174,10 @@ def _study(parser: Parser) -> None:
     )
     add("--no-run", action="store_true", help="run nothing, only draw the pages")
     add_options(parser, out=(Path("rbnorm-study"), "folder of records and pages"))
+
+
+def _study_domains(parser: Parser) -> None:
+    add_domains_options(parser)
 
 
 def _train(parser: Parser) -> None:

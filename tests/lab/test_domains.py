@@ -12,7 +12,6 @@ from tolerances import assert_close
 from torch import nn
 
 from rbnorm import convert_batchnorm
-from rbnorm_cli.main import main
 from rbnorm.lab.domains.answer import domains_answer
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import augmented, load_domains, steps_of, unchanged
@@ -23,6 +22,7 @@ from rbnorm.lab.domains.testing import accuracies, batch_statistics
 from rbnorm.lab.domains.training import Weights, fine_tune, pretrained
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.models import build_model
+from rbnorm_cli.main import main
 
 MODEL = "timm:test_resnet"
 RUN = DomainRun("shapes", MODEL, "bn", False, "c", 0, 2, 8, 0.01, 1.0, 1e-4, 32, False)

@@ -4,7 +4,6 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
