@@ -1,5 +1,6 @@
 """timm's models with RBN in folders: written, and loaded by name."""
 
+import copy
 import json
 import os
 
@@ -12,7 +13,7 @@ from models import shake
 from torch import nn
 
 import rbnorm
-from rbnorm.hub import from_pretrained, save_pretrained
+from rbnorm.hub import from_pretrained, load, save, save_pretrained
 
 
 def model(name: str = "resnet10t") -> nn.Module:
@@ -51,10 +52,11 @@ def test_every_layer_keeps_its_options(tmp_path) -> None:
     [
         (model, "resnet10t", {"num_classes": 7}, "model must have an RBN layer, got ResNet"),
         (None, "resnet10t", {"num_classes": 8}, "got one that differs in fc.weight"),
-        (None, "resnet18", {"num_classes": 7}, "resnet18 has no BatchNorm at 'conv1.1'"),
+        (None, "resnet18", {"num_classes": 7}, "ResNet has no BatchNorm at 'conv1.1'"),
         (None, "resnet81", {}, "name must be one of timm's models, got 'resnet81'"),
         (None, "resnet10t", {"pretrained": True}, "model_args must not have 'pretrained'"),
         (None, "resnet10t", {"act_layer": nn.ReLU}, "model_args must be of JSON's types"),
+        (None, "resnet10t", {"num_classes": 10**9}, "must not have numbers above 1048576"),
     ],
 )
 def test_model_that_could_not_be_loaded_is_refused(
@@ -89,6 +91,14 @@ def edit(folder, **changes) -> None:
         (lambda f: edit(f, model_args={"num_classes": 8}), "size mismatch for fc.weight"),
         (lambda f: edit(f, rbnorm={"layers": {"bn1": {"wings": 2}}}), "unknown option 'wings'"),
         (lambda f: edit(f, rbnorm={}), "layers"),
+        (lambda f: edit(f, rbnorm={"layers": {"bn1": [1]}}), "'bn1' in the record must have opt"),
+        (lambda f: edit(f, rbnorm={"layers": {"bn1": {"eps": "1"}}}), "eps of layer 'bn1' in the"),
+        (lambda f: edit(f, rbnorm={"layers": {"bn1": {"momentum": True}}}), "cannot be True"),
+        (lambda f: edit(f, rbnorm={"layers": {"bn1": {"statistic": []}}}), "in the record"),
+        (lambda f: edit(f, model_args={"num_classes": 2**40}), "numbers above 1048576"),
+        (lambda f: edit(f, model_args={"layers": [2**20, 1, 1, 1]}), "ask for far more than the"),
+        (lambda f: edit(f, model_args={"num_classes": 2**20}), "size mismatch for fc.weight"),
+        (lambda f: (f / "config.json").write_text("[" * 99999), "must hold config.json and model"),
         (lambda f: (f / "config.json").write_text("[]"), "must hold a model of save_pretrained"),
         (
             lambda f: (f / "model.safetensors").write_bytes(
@@ -109,3 +119,62 @@ def test_spoilt_folder_is_refused(spoil, message, tmp_path) -> None:
 def test_missing_folder(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         from_pretrained(tmp_path / "nowhere")
+
+
+@torch.no_grad()
+def test_what_was_set_after_construction_comes_back(tmp_path) -> None:
+    saved = rbnorm.convert_batchnorm(model())
+    first, second = saved.layer1[0].bn1, saved.layer2[0].bn1
+    first.eps, first.momentum, second.momentum = 0.5, None, 0.25
+    rbnorm.freeze(second)
+    save_pretrained(calibrate(saved), tmp_path, "resnet10t", num_classes=7)
+    loaded = from_pretrained(tmp_path)
+    for name, layer in saved.named_modules():
+        for key in ("eps", "momentum", "frozen_stats"):
+            assert getattr(loaded.get_submodule(name), key, None) == getattr(layer, key, None)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(x), saved(x))
+
+
+@torch.no_grad()
+def test_folder_inside_a_device_context(tmp_path) -> None:
+    """Whatever the default device is, the model is on the CPU with its values."""
+    saved = calibrate(rbnorm.convert_batchnorm(model()))
+    with torch.device("meta"):
+        save_pretrained(saved, tmp_path, "resnet10t", num_classes=7)
+        loaded = from_pretrained(tmp_path)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(x), saved(x))
+
+
+def own() -> nn.Module:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4), nn.SyncBatchNorm(4)]
+    return shake(nn.Sequential(nn.Conv2d(2, 4, 3), *norms))
+
+
+@torch.no_grad()
+def test_any_model_comes_back(tmp_path) -> None:
+    """Built by its own code, also on the meta device; a layer without gamma keeps its constant."""
+    saved = calibrate(rbnorm.convert_batchnorm(own()))
+    save(saved, tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path / "folder")) == ["model.safetensors", "rbnorm.json"]
+    x = torch.randn(2, 2, 6, 6)
+    assert torch.equal(load(own(), tmp_path / "folder").eval()(x), saved(x))
+    assert torch.equal(load(copy.deepcopy(saved), tmp_path / "folder")(x), saved(x))
+    other = rbnorm.convert_batchnorm(own(), scale=False)
+    with pytest.raises(ValueError, match="layer '1' must have the recorded"):
+        load(other, tmp_path / "folder")
+    with pytest.raises(ValueError, match="got Sequential has no BatchNorm at '1'"):
+        load(nn.Sequential(nn.Conv2d(2, 4, 3)), tmp_path / "folder")
+
+
+def test_record_of_a_refused_model_changes_nothing() -> None:
+    record = rbnorm.record_layers(rbnorm.convert_batchnorm(own()))
+    model = own()
+    nn.utils.parametrizations.weight_norm(model[3])
+    with pytest.raises(ValueError, match="layer '3' is a Parametrized"):
+        rbnorm.convert_as_recorded(model, record)
+    assert type(model[1]) is nn.BatchNorm2d
+    with pytest.raises(ValueError, match="a record must be what record_layers returns"):
+        rbnorm.convert_as_recorded(own(), {})

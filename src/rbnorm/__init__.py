@@ -17,6 +17,7 @@ from rbnorm.modules import (
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
+from rbnorm.record import convert_as_recorded, record_layers
 from rbnorm.remedy import FineTuning, Remedies, Remedy, remedies
 from rbnorm.revert import RevertReport, revert_batchnorm
 from rbnorm.sync import (
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "assert_intact",
     "backends",
+    "convert_as_recorded",
     "convert_batchnorm",
     "convert_sync",
     "definition",
@@ -55,6 +57,7 @@ __all__ = [
     "functional",
     "parameter_groups",
     "recalibrate",
+    "record_layers",
     "remedies",
     "revert_batchnorm",
     "revert_sync",

@@ -55,7 +55,7 @@ def _is_plain(layer: _BatchNorm, kind: type[_BatchNorm]) -> bool:
     return not (overrides or taken or tampered)
 
 
-def _counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
+def counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
     """The RBN class for a BatchNorm that can become one."""
     if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
         raise ValueError(
@@ -67,9 +67,9 @@ def _counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]
             f"layer {name!r} was made in inference mode, which fixes its tensors; "
             "make the model outside of it"
         )
-    for kind, counterpart in counterparts().items():
+    for kind, rbn in counterparts().items():
         if isinstance(layer, kind) and _is_plain(layer, kind):
-            return counterpart
+            return rbn
     raise ValueError(
         f"layer {name!r} is a {type(layer).__name__} that cannot become RBN; accepted are plain "
         "BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm and timm's BatchNormAct2d: no own "
@@ -202,7 +202,7 @@ def convert_batchnorm(
         wanted = "" if where is None else f" that where={where!r} selects"
         raise ValueError(f"model must have a BatchNorm layer{wanted}, got {type(model).__name__}")
     plan = [
-        (layer, _counterpart(name, layer), *_anchor(layer, model))
+        (layer, counterpart(name, layer), *_anchor(layer, model))
         for name, layer in selected
         if not isinstance(layer, _RepresentativeBatchNorm)
     ]

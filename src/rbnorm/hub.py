@@ -1,39 +1,84 @@
-"""timm's models with RBN layers in a folder: ``config.json`` and ``model.safetensors``."""
+"""Models with RBN layers in a folder: the record of their layers, and ``model.safetensors``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import safetensors
 import safetensors.torch
-import timm
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
-from rbnorm._version import __version__
-from rbnorm.calibration import Calibration
-from rbnorm.convert import convert_batchnorm
 from rbnorm.files import replace, safetensors_of
-from rbnorm.modules import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.record import convert_as_recorded, record_layers
 
-__all__ = ["from_pretrained", "save_pretrained"]
+__all__ = ["from_pretrained", "load", "save", "save_pretrained"]
+
+Model = TypeVar("Model", bound=nn.Module)
+Folder = str | PathLike[str]
 
 CONFIG: Final = "config.json"
+RECORD: Final = "rbnorm.json"
 WEIGHTS: Final = "model.safetensors"
 # With these timm would fetch weights, or read files that the folder does not have.
 _FORBIDDEN: Final = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+# No argument of a model that somebody trained is larger.
+_LARGEST: Final = 2**20
+_BROKEN = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError)
 
 
-def save_pretrained(
-    model: nn.Module, folder: str | PathLike[str], name: str, **model_args: Any
-) -> None:
+def save(model: nn.Module, folder: Folder) -> None:
+    """Write any model, some or all of whose BatchNorm layers became RBN, to a folder.
+
+    The folder gets ``rbnorm.json`` (the record of the RBN layers, see
+    :func:`rbnorm.record_layers`) and ``model.safetensors`` (the state dict), each written whole or
+    not at all. Needs safetensors, which the extra ``lab`` has.
+
+    Args:
+        model: The model.
+        folder: Made where it does not exist; these two files are replaced, others stay.
+
+    Raises:
+        ValueError: The model has no RBN layer or one with a callable option. Nothing is written.
+    """
+    _write(folder, RECORD, _json(record_layers(model)), model.state_dict())
+
+
+def load(model: Model, folder: Folder) -> Model:
+    """Build, convert as recorded, then load: what :func:`save` wrote, into a model of your code.
+
+    Nothing in the files is run.
+
+    Args:
+        model: The model as it is built, with BatchNorm where RBN was saved, or with the same RBN.
+        folder: Where ``rbnorm.json`` and ``model.safetensors`` are. The weights may also be those
+            that another library's ``save_pretrained`` wrote.
+
+    Returns:
+        ``model`` itself, converted and loaded, in the mode it was in.
+
+    Raises:
+        FileNotFoundError: One of the files is missing.
+        ValueError: A file is broken, or does not fit the model or the other file.
+    """
+    record, state = _read(folder, RECORD)
+    with _named(folder, "a model of rbnorm.hub.save"):
+        convert_as_recorded(model, record)
+        model.load_state_dict(state)
+    return model
+
+
+def save_pretrained(model: nn.Module, folder: Folder, name: str, **model_args: Any) -> None:
     """Write a timm model, some or all of whose BatchNorm layers became RBN, to a folder.
 
-    The folder gets ``config.json`` (the architecture, its arguments, and the options of every RBN
-    layer) and ``model.safetensors`` (the state dict), each written whole or not at all. Any upload
+    The folder gets ``config.json`` (the architecture, its arguments, and the record of the RBN
+    layers) and ``model.safetensors`` (the state dict), each written whole or not at all. Any upload
     to a hub takes it as it is. Needs timm and safetensors, which the extra ``lab`` has.
 
     Args:
@@ -46,34 +91,23 @@ def save_pretrained(
         ValueError: The model is not what the name and arguments make, has no RBN layer or one with
             a callable option, or an argument cannot be kept. Nothing has been written.
     """
-    layers = {name: _options(name, layer) for name, layer in rbn_layers(model)}
-    config = {
-        "architecture": name,
-        "model_args": model_args,
-        "rbnorm": {"version": __version__, "layers": layers},
-    }
-    try:
-        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model_args must be of JSON's types ({error})") from error
-    state = model.state_dict()
-    fresh = _build(config).state_dict()
-    for key in (*state, *fresh):
-        if key not in state or key not in fresh or state[key].shape != fresh[key].shape:
-            raise ValueError(
-                f"model must be timm's {name} with the arguments {model_args}, got one that "
-                f"differs in {key}"
-            )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / WEIGHTS, safetensors_of(state, {"format": "pt"}))
-    replace(folder / CONFIG, text.encode())
+    config = {"architecture": name, "model_args": model_args, "rbnorm": record_layers(model)}
+    text, state = _json(config), model.state_dict()
+    with _at_most(len(state)), torch.device("meta"):
+        difference = _difference(state, _build(config).state_dict())
+    if difference is not None:
+        raise ValueError(
+            f"model must be timm's {name} with the arguments {model_args}, got one that differs "
+            f"in {difference}"
+        )
+    _write(folder, CONFIG, text, state)
 
 
-def from_pretrained(folder: str | PathLike[str]) -> nn.Module:
+def from_pretrained(folder: Folder) -> nn.Module:
     """Build the model that :func:`save_pretrained` wrote, in evaluation mode on the CPU.
 
-    Nothing is downloaded, and nothing in the files is run.
+    Nothing is downloaded, and nothing in the files is run. A model is only given memory once it is
+    known to have the tensors of the file.
 
     Args:
         folder: Where ``config.json`` and ``model.safetensors`` are.
@@ -82,49 +116,98 @@ def from_pretrained(folder: str | PathLike[str]) -> nn.Module:
         FileNotFoundError: One of the files is missing.
         ValueError: A file is broken, names no model of timm, or does not fit the other one.
     """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder} must hold {CONFIG} and {WEIGHTS}, got {error}") from error
-    try:
+    config, state = _read(folder, CONFIG)
+    with _named(folder, "a model of save_pretrained"), torch.device("cpu"):
+        with _at_most(len(state)), torch.device("meta"):
+            _build(config).load_state_dict(state, assign=True)
         model = _build(config)
         model.load_state_dict(state)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{folder} must hold a model of save_pretrained, got {said}") from error
     return model.eval()
 
 
-def _options(name: str, layer: _RepresentativeBatchNorm) -> dict[str, Any]:
-    """What of the layer's calibration differs from the defaults."""
-    options: dict[str, Any] = layer.calibration._asdict()
-    for option in ("statistic", "restrict"):
-        if not isinstance(options[option], str):
-            raise ValueError(  # noqa: TRY004 - the layer's state is wrong, not its type
-                f"{option} of layer {name!r} must be a name to be saved, got a callable"
-            )
-    return {k: v for k, v in options.items() if v != Calibration._field_defaults[k]}
+def _json(content: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"model_args must be of JSON's types ({error})") from error
 
 
-def _build(config: dict[str, Any]) -> nn.Module:
+def _write(folder: Folder, name: str, text: bytes, state: Mapping[str, Tensor]) -> None:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / WEIGHTS, safetensors_of(state, {"format": "pt"}))
+    replace(folder / name, text)
+
+
+def _read(folder: Folder, name: str) -> tuple[Any, dict[str, Tensor]]:
+    folder = Path(folder)
+    try:
+        text = (folder / name).read_text()
+        return json.loads(text), safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder} must hold {name} and {WEIGHTS}, got {error}") from error
+
+
+@contextmanager
+def _named(folder: Folder, wanted: str) -> Iterator[None]:
+    """Put what goes wrong with a folder's content into one sentence."""
+    try:
+        yield
+    except _BROKEN as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{folder} must hold {wanted}, got {said}") from error
+
+
+def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
+    """A key in which two state dicts differ, or None."""
+    for key in (*one, *other):
+        if key not in one or key not in other or one[key].shape != other[key].shape:
+            return key
+    return None
+
+
+def _largest(value: Any) -> float:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return max(map(_largest, value), default=0)
+    return abs(value) if isinstance(value, int | float) else 0
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Stop a model that is being built when it gets much larger than so many tensors make it."""
+    # Modules without tensors are registered too, and parameters are set more than once.
+    limit, count = 100 * tensors + 10_000, 0
+
+    def one_more(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > limit:
+            raise ValueError(f"model_args ask for far more than the {tensors} tensors there are")
+
+    handles = [hooks.register_module_parameter_registration_hook(one_more)]
+    handles.append(hooks.register_module_module_registration_hook(one_more))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _build(config: Any) -> nn.Module:
     """The model of a config, without its weights."""
+    import timm  # noqa: PLC0415 - the other functions do without
+
     name, arguments = config["architecture"], config["model_args"]
     for argument in _FORBIDDEN:
         if argument in arguments:
             raise ValueError(
                 f"model_args must not have {argument!r}: the weights are in the folder"
             )
+    if _largest(arguments) > _LARGEST:
+        raise ValueError(f"model_args must not have numbers above {_LARGEST}, got {arguments}")
     if not timm.is_model(name):
         raise ValueError(f"name must be one of timm's models, got {name!r}")
     model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-    modules = dict(model.named_modules())
-    for layer, options in config["rbnorm"]["layers"].items():
-        norm = modules.get(layer)
-        if not isinstance(norm, _BatchNorm):
-            raise ValueError(  # noqa: TRY004 - the file is wrong
-                f"{name} has no BatchNorm at {layer!r}"
-            )
-        convert_batchnorm(model, preserve=False, where=layer.__eq__, **options)
-    return model
+    return convert_as_recorded(model, config["rbnorm"])

@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter
 
 from rbnorm.batch import Group
 from rbnorm.calibration import NAMES, Calibration
+from rbnorm.deferred import with_initial_value
 from rbnorm.definition import Restriction, Statistic
 from rbnorm.functional import representative_batch_norm
 from rbnorm.integrity import Guarded
@@ -97,7 +98,10 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         self.calibration = calibration
         initial = calibration.initial()
         for name in NAMES:
-            self.register_parameter(name, new() if name in initial else None)
+            wanted = name in initial
+            self.register_parameter(
+                name, with_initial_value(new(), initial[name]) if wanted else None
+            )
 
     def reset_parameters(self) -> None:
         """Reset as BatchNorm does, and the calibration parameters to their initial values."""

@@ -1,0 +1,57 @@
+"""Parameters without values that know which ones they start with.
+
+Who makes a model on the meta device gives it memory later, and fills what no checkpoint has by
+rules of its own, which know nothing of the calibration. It takes ``torch.empty_like`` of the
+parameter; ours answers with its initial value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+
+class _Deferred(Parameter):
+    """A parameter on the meta device."""
+
+    value: float
+
+    def __new__(cls, data: Tensor, requires_grad: bool = True) -> Parameter:  # type: ignore[misc]
+        """Like the others, once somebody copies its type for a tensor with values."""
+        return Parameter(data, requires_grad)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+            if func is not torch.empty_like or not isinstance(args[0], _Deferred):
+                return result
+            if result.is_meta:
+                return Parameter(result, args[0].requires_grad)
+            return result.fill_(args[0].value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        if id(self) not in memo:
+            memo[id(self)] = with_initial_value(
+                Parameter(self.data, self.requires_grad), self.value
+            )
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        plain = Parameter(self.data, self.requires_grad)
+        return with_initial_value, (plain, self.value)
+
+
+def with_initial_value(parameter: Parameter, value: float) -> Parameter:
+    """The parameter itself, or where it has no memory one that will have this value."""
+    if not parameter.is_meta or type(parameter) is not Parameter:
+        return parameter
+    deferred = parameter.data.as_subclass(_Deferred)
+    deferred.requires_grad_(parameter.requires_grad)
+    deferred.value = value
+    return deferred

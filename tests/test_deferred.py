@@ -1,0 +1,64 @@
+"""Layers made without memory: whoever gives them some, the calibration gets its initial values."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import rbnorm
+
+INITIAL = {"center_weight_init": 0.25, "scale_weight_init": -0.5, "scale_bias_init": 2.0}
+
+
+def built() -> nn.Module:
+    with torch.device("meta"):
+        return rbnorm.RepresentativeBatchNorm2d(4, **INITIAL)
+
+
+def converted() -> nn.Module:
+    with torch.device("meta"):
+        return rbnorm.convert_batchnorm(nn.BatchNorm2d(4), False, **INITIAL)
+
+
+def reloaded() -> nn.Module:
+    return pickle.loads(pickle.dumps(built()))
+
+
+def moved(layer: nn.Module) -> None:
+    layer.to_empty(device="cpu")
+
+
+def missing_keys(layer: nn.Module) -> None:
+    """As libraries do that load tensor by tensor."""
+    for name, parameter in list(layer._parameters.items()):
+        value = torch.empty_like(parameter, device="cpu")
+        setattr(layer, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+
+
+def of_its_type(layer: nn.Module) -> None:
+    for name, parameter in list(layer._parameters.items()):
+        value = torch.empty_like(parameter, device="cpu").detach()
+        layer._parameters[name] = type(parameter)(value, requires_grad=True)
+
+
+@pytest.mark.parametrize("fill", [moved, missing_keys, of_its_type])
+@pytest.mark.parametrize("make", [built, converted, reloaded, lambda: copy.deepcopy(built())])
+def test_memory_has_the_initial_values(make, fill) -> None:
+    layer = make()
+    assert layer.scale_bias.is_meta
+    fill(layer)
+    for name in ("center_weight", "scale_weight", "scale_bias"):
+        value = getattr(layer, name)
+        assert type(value) is nn.Parameter
+        assert value.requires_grad
+        assert (value == INITIAL[f"{name}_init"]).all()
+
+
+def test_loading_replaces_them() -> None:
+    layer, other = built(), rbnorm.RepresentativeBatchNorm2d(4)
+    layer.load_state_dict(other.state_dict(), assign=True)
+    assert all(type(p) is nn.Parameter for p in layer.parameters())
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(layer(x), other(x))
