@@ -43,6 +43,7 @@ def add_domains_options(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, help="stop after so many minutes", metavar="M")
     add("--cut", action="store_true", help="take fewer epochs where all would not fit")
     add("--estimate", action="store_true", help="say how long it would take, and stop")
+    add("--keep-models", action="store_true", help="keep BN's networks of seed 0 in --out")
     add("--no-run", action="store_true", help="run nothing, only draw the page")
     add("--no-page", action="store_true", help="draw no page, only run")
     add("--out", type=Path, default=Path("rbnorm-study"), help="folder of records and page")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tolerances import assert_close
 from torch import nn
 
@@ -19,6 +20,7 @@ from rbnorm.lab.domains.plan import ARMS, BN, FROZEN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.results import DomainResults, blocked
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.testing import accuracies, batch_statistics
+from rbnorm.lab.domains.timing import faster_layout
 from rbnorm.lab.domains.training import Weights, fine_tune, pretrained
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.models import build_model
@@ -172,6 +174,16 @@ def test_fine_tuning_repeats_itself_and_learns(images, weights):
     assert max(p.abs().max() for p in w_m) > 1e-3
 
 
+def test_layouts_give_the_same_training(images, weights):
+    read = Weights(MODEL, weights)
+    losses = [
+        fine_tune(RUN, replace(images, layout=layout), read)[1]
+        for layout in (torch.channels_last, torch.contiguous_format)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert faster_layout(RUN, images, read) in (torch.channels_last, torch.contiguous_format)
+
+
 def test_an_incomplete_batch_is_left_out(images):
     assert steps_of(images, "a", 3, 40) == 3
     with pytest.raises(UsageError, match="batch size 45 is more than the 44 training images"):
@@ -180,7 +192,8 @@ def test_an_incomplete_batch_is_left_out(images):
 
 def record(run, source=0.5, **target):
     return DomainRecord(
-        run, 0.1, source, target, {}, {"images": "i", "weights": "w"}, "cpu", "c++",
+        run, 0.1, source, target, {}, {"images": "i", "weights": "w"},
+        "cpu", "c++", "channels last",
         {"training": 1.0, "testing": 0.5}, {"torch": "2", "commit": None},
         "2026-01-01T00:00:00+00:00",
     )  # fmt: skip
@@ -302,12 +315,16 @@ def test_the_study_runs_stops_in_time_and_goes_on(folder, weights, tmp_path, cap
     out = tmp_path / "out"
     assert study(folder, weights, out, "--minutes", "0.001", "--no-page", "--targets", "c") == 0
     assert "The time is up" in capsys.readouterr().err
-    assert study(folder, weights, out, "--processes", "2", "--targets", "c") == 0
+    assert study(folder, weights, out, "--processes", "2", "--targets", "c", "--keep-models") == 0
     said = capsys.readouterr()
     assert "8 of 8" in said.err
     assert "domains: " in said.out
     records = [json.loads(line) for line in (out / "domains.jsonl").read_text().splitlines()]
     assert len(records) == 8
+    (kept,) = out.glob("*.safetensors")
+    assert kept.name == "bn-c-seed0.safetensors"
+    model = pretrained(replace(RUN, seed=0), 2, Weights(MODEL, weights))
+    model.load_state_dict(load_file(kept))
     tested = {len(r["target"]) for r in records if r["config"]["norm"] == "rbn:preserve=yes"}
     assert tested == {0, 9}
     page = (out / "domains" / "report.html").read_text()

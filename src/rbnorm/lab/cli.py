@@ -42,7 +42,12 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
     settings = module.settings_of(options)
     if not options.no_run:
         limits = module.Limits(
-            options.device, options.processes, options.minutes, options.cut, options.estimate
+            options.device,
+            options.processes,
+            options.minutes,
+            options.cut,
+            options.estimate,
+            options.keep_models,
         )
         module.domains(options.images, options.weights, settings, options.out, limits, start)
     if not (options.no_page or options.estimate):

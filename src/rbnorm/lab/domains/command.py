@@ -15,7 +15,8 @@ from rbnorm.lab.domains.images import DomainImages, load_domains
 from rbnorm.lab.domains.plan import ARMS, BN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.pool import Pool, Work
 from rbnorm.lab.domains.store import DomainStore
-from rbnorm.lab.domains.timing import estimate
+from rbnorm.lab.domains.timing import estimate, faster_layout
+from rbnorm.lab.domains.training import Weights
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder
 from rbnorm_cli.names import model_name, numbers
@@ -33,6 +34,7 @@ class Limits:
         minutes: Stop so many minutes after the start; None for when all is done.
         cut: Take fewer epochs where all would not fit into these minutes.
         only_estimate: Say how long it would take, and run nothing.
+        keep_models: Whether BN's networks of seed 0 are kept beside the records.
     """
 
     device: str
@@ -40,6 +42,7 @@ class Limits:
     minutes: float | None
     cut: bool
     only_estimate: bool
+    keep_models: bool
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -84,10 +87,12 @@ def domains(
     threads = max(1, torch.get_num_threads() // limits.processes)
     work = Work(images.share(), settings.model, weights, limits.device, threads)
     with Pool(work, limits.processes) as pool:
+        if limits.device != "cpu":
+            pool.choose(_layout(settings, images, work))
         if limits.cut or limits.only_estimate:
             settings = _fitted(settings, images, pool, limits, deadline)
         if not limits.only_estimate:
-            _run(pool, settings, store, deadline)
+            _run(pool, settings, store, deadline, keep_models=limits.keep_models)
 
 
 def _completed(settings: DomainSettings, images: DomainImages) -> DomainSettings:
@@ -130,7 +135,13 @@ def _fitted(
     return replace(settings, epochs=epochs)
 
 
-def _run(pool: Pool, settings: DomainSettings, store: DomainStore, deadline: float | None) -> None:
+def _run(
+    pool: Pool,
+    settings: DomainSettings,
+    store: DomainStore,
+    deadline: float | None,
+    keep_models: bool,
+) -> None:
     with_remedies = {(arm.norm, arm.frozen) for arm in ARMS if arm.remedies}
     total = len(Plan(settings, {}).total())
     tried = set[str]()
@@ -141,15 +152,33 @@ def _run(pool: Pool, settings: DomainSettings, store: DomainStore, deadline: flo
     def ready() -> list[DomainRun]:
         return [run for run in plan() if run.key not in store.records and run.key not in tried]
 
+    def keep_as(run: DomainRun) -> Path | None:
+        wanted = (run.norm, run.frozen, run.seed, run.tuning) == (BN.norm, BN.frozen, 0, False)
+        own = Plan(settings, store.records, store.failures).rates(BN, run.target)
+        if keep_models and wanted and own == (run.lr, run.calibration_rate):
+            return store.folder / f"bn-{run.target}-seed0.safetensors"
+        return None
+
     def keep(result: DomainRecord | DomainFailure) -> None:
         store.append(result)
         tried.add(result.config.key)
         done = sum(run.key in store.records for run in plan())
         say(f"{done} of {total}: {_line(result)}")
 
-    complete = pool.run(ready, lambda run: (run.norm, run.frozen) in with_remedies, keep, deadline)
+    complete = pool.run(
+        ready, lambda run: (run.norm, run.frozen) in with_remedies, keep_as, keep, deadline
+    )
     if not complete:
         say("The time is up: the same command again goes on.")
+
+
+def _layout(settings: DomainSettings, images: DomainImages, work: Work) -> torch.memory_format:
+    """What is faster here, found while the processes of the pool start."""
+    run = settings.run(BN, settings.targets[0], 0, settings.rates[0], 1.0)
+    weights = Weights(work.model, work.weights)
+    layout = faster_layout(run, images.to(torch.device(work.device)), weights)
+    say(f"layout: {layout}")
+    return layout
 
 
 def _line(result: DomainRecord | DomainFailure) -> str:

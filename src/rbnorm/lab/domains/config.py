@@ -102,7 +102,8 @@ class DomainRecord:
         calibration: For every RBN layer and calibration parameter, the distribution over channels.
         digests: Of the images' files and of the pretrained weights.
         device: Where it ran.
-        backend: What computed the normalisation.
+        backend: What computed RBN.
+        layout: In memory, of activations and convolutions.
         seconds: Duration of training and of testing.
         environment: Versions, platform and commit.
         created: When it ended, in UTC.
@@ -116,6 +117,7 @@ class DomainRecord:
     digests: dict[str, str]
     device: str
     backend: str
+    layout: str
     seconds: dict[str, float]
     environment: dict[str, str | None]
     created: str

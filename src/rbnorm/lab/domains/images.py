@@ -38,6 +38,7 @@ class DomainImages:
         domains: Names of the domains, in alphabetical order.
         classes: Names of the classes, likewise.
         digest: Of the files' names and sizes.
+        layout: How a device has its batches.
     """
 
     name: str
@@ -48,6 +49,7 @@ class DomainImages:
     domains: tuple[str, ...]
     classes: tuple[str, ...]
     digest: str
+    layout: torch.memory_format = torch.channels_last
 
     def to(self, device: torch.device) -> "DomainImages":
         """The same with its tensors on a device."""
@@ -169,18 +171,19 @@ def augmented(images: DomainImages, chosen: Tensor, random: torch.Generator) -> 
     maps = torch.stack(rows, 1).to(images.images.device)
     batch = images.images[chosen].float()
     grid = F.affine_grid(maps, list(batch.shape), align_corners=False)
-    return _standardised(F.grid_sample(batch, grid, padding_mode="border", align_corners=False))
+    cropped = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
+    return _standardised(cropped, images.layout)
 
 
 def unchanged(images: DomainImages, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """These images in this order, with labels, in large batches."""
     for part in chosen.split(_TEST_BATCH):
-        yield _standardised(images.images[part].float()), images.labels[part]
+        yield _standardised(images.images[part].float(), images.layout), images.labels[part]
 
 
-def _standardised(batch: Tensor) -> Tensor:
+def _standardised(batch: Tensor, layout: torch.memory_format) -> Tensor:
     mean, std = _moments(batch.device)
-    return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+    return ((batch - mean) / std).contiguous(memory_format=layout)
 
 
 @cache

@@ -130,7 +130,7 @@ def page(results: DomainResults, figures: dict[str, Figure], command: str) -> st
         answer=domains_answer(results),
         figures={name: bilingual(figure, name) for name, figure in figures.items()},
         facts=environments(records),
-        commands=[reproducing(command, _ELSEWHERE, ("--no-run", "--cut"))],
+        commands=[reproducing(command, _ELSEWHERE, ("--no-run", "--cut", "--keep-models"))],
         bracketed=bracketed,
         accuracy=accuracy,
         p_value=p_value,

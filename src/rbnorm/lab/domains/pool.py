@@ -4,7 +4,7 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import DomainImages
 from rbnorm.lab.domains.timing import Seconds, measure, warm_up
 from rbnorm.lab.domains.training import Weights, run_domain
-from rbnorm.lab.errors import first_line
+from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.records import now
 
 
@@ -68,22 +68,39 @@ class Pool:
         for worker in self._workers.values():
             worker.join()
 
+    def choose(self, layout: torch.memory_format) -> None:
+        """Have the batches of all processes in this layout from now on."""
+        for connection in self._workers:
+            connection.send(("layout", layout))
+
     def seconds(self, runs: list[DomainRun]) -> list[tuple[DomainRun, Seconds]]:
         """How long these runs' steps and tests take while every process makes one of them."""
         given = {c: runs[i % len(runs)] for i, c in enumerate(self._workers)}
+        answers: list[Any] = []
         for what in ("warm up", "measure"):
             for connection, run in given.items():
                 connection.send((what, run))
-            answers = [(run, connection.recv()) for connection, run in given.items()]
-        for _, answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+            answers = [(run, self._answer(connection)) for connection, run in given.items()]
+            for _, answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
         return answers
+
+    @staticmethod
+    def _answer(connection: Connection) -> Any:
+        try:
+            return connection.recv()
+        except EOFError as error:
+            raise UsageError(
+                "a process ended while it was started, perhaps for want of memory: take fewer "
+                "--processes"
+            ) from error
 
     def run(
         self,
         ready: Callable[[], Iterable[DomainRun]],
         remedies: Callable[[DomainRun], bool],
+        keep_as: Callable[[DomainRun], Path | None],
         keep: Callable[[DomainRecord | DomainFailure], None],
         deadline: float | None,
     ) -> bool:
@@ -93,6 +110,7 @@ class Pool:
             ready: The runs that can be made now and are not done, the most urgent first; asked
                 again whenever a run has ended.
             remedies: Whether a run is tested with other statistics, too.
+            keep_as: In which file a run's network is kept, if it is.
             keep: Called with every result.
             deadline: When to stop, by ``time.monotonic``, or None: what is not done then is not
                 kept.
@@ -105,7 +123,7 @@ class Pool:
             waiting = [run for run in ready() if run not in busy.values()]
             for run in waiting[: len(idle)]:
                 connection = idle.pop()
-                connection.send(("run", run, remedies(run)))
+                connection.send(("run", run, remedies(run), keep_as(run)))
                 busy[connection] = run
             if not busy:
                 return not waiting
@@ -127,6 +145,8 @@ def _serve(connection: Connection, work: Work) -> None:
     """Answer the pool's requests until it kills this process."""
     if work.device == "cpu":
         torch.set_num_threads(work.threads)
+    # Python in a thread of its own for the backward pass runs at half the speed on busy cores
+    torch.autograd.set_multithreading_enabled(False)
     images = work.images.to(torch.device(work.device))
     weights = Weights(work.model, work.weights)
     while True:
@@ -136,7 +156,9 @@ def _serve(connection: Connection, work: Work) -> None:
             return
         try:
             if what == "run":
-                connection.send(run_domain(run, images, weights, remedies=rest[0]))
+                connection.send(run_domain(run, images, weights, remedies=rest[0], keep=rest[1]))
+            elif what == "layout":
+                images = replace(images, layout=run)
             else:
                 done = {"warm up": warm_up, "measure": measure}[what](run, images, weights)
                 connection.send(done)

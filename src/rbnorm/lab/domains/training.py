@@ -1,8 +1,10 @@
 """Fine-tuning: a pretrained network becomes a record."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rbnorm
+from rbnorm.files import replace, safetensors_of
 from rbnorm.lab.domains.config import DomainRecord, DomainRun
 from rbnorm.lab.domains.images import DomainImages, augmented, steps_of
 from rbnorm.lab.domains.testing import accuracies, accuracy
@@ -80,7 +83,7 @@ def pretrained(run: DomainRun, classes: int, weights: Weights) -> nn.Module:
     if odd:
         raise UsageError(f"the weights are not those of {run.model}: {odd[0]} does not fit")
     model.load_state_dict(fitting, strict=False)
-    return swap(model, run.norm).to(memory_format=torch.channels_last)
+    return swap(model, run.norm)
 
 
 def fine_tune(
@@ -98,7 +101,8 @@ def fine_tune(
         most_steps: Stop after so many steps, to see how long they take.
     """
     device = images.images.device
-    model = pretrained(run, len(images.classes), weights).to(device).train()
+    model = pretrained(run, len(images.classes), weights)
+    model = model.to(memory_format=images.layout).to(device).train()
     if run.frozen:
         for layer in model.modules():
             if isinstance(layer, _BatchNorm):
@@ -135,7 +139,12 @@ def _batches(run: DomainRun, images: DomainImages, order: torch.Generator) -> It
 
 
 def run_domain(
-    run: DomainRun, images: DomainImages, weights: Weights, *, remedies: bool
+    run: DomainRun,
+    images: DomainImages,
+    weights: Weights,
+    *,
+    remedies: bool,
+    keep: Path | None = None,
 ) -> DomainRecord:
     """Train and test.
 
@@ -144,11 +153,15 @@ def run_domain(
         images: All images, on the device to run on.
         weights: The pretrained weights.
         remedies: Test with all kinds of statistics, not only as trained.
+        keep: File of safetensors to keep the trained network in.
     """
     device = images.images.device
     start = time.perf_counter()
     model, loss = fine_tune(run, images, weights)
     trained = time.perf_counter()
+    if keep:
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        replace(keep, safetensors_of(state, {"run": json.dumps(asdict(run))}))
     target = {}
     if not run.tuning:
         target = accuracies(model, images, images.target_test(run.target), remedies=remedies)
@@ -160,7 +173,8 @@ def run_domain(
         calibration={} if run.tuning else calibration_summary(model),
         digests={"images": images.digest, "weights": weights.digest},
         device=device_name(device),
-        backend=rbnorm.backends()[device.type].name,
+        backend=_backend(device),
+        layout="channels last" if images.layout == torch.channels_last else "channels first",
         seconds={"training": trained - start, "testing": time.perf_counter() - trained},
         environment=environment(),
         created=now(),
@@ -170,3 +184,8 @@ def run_domain(
 def device_name(device: torch.device) -> str:
     """The device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _backend(device: torch.device) -> str:
+    backends = rbnorm.backends()
+    return backends[device.type].name if device.type in backends else "portable"
