@@ -20,7 +20,8 @@ from torchvision.transforms import v2
 
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.evaluate import CLASSIFICATION, Task
-from rbnorm.lab.imagefolder import IMAGENET_MOMENTS, image_folder
+from rbnorm.lab.imagefolder import image_folder
+from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 from rbnorm_cli.names import FOLDER
 
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")

@@ -15,8 +15,8 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 
-IMAGENET_MOMENTS: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CHECKED: Final = 20_000
 _HELD_OUT_SHARE: Final = 0.2
 _SPLIT_SEED: Final = 0

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.imagefolder import IMAGENET_MOMENTS
+from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 
 _HELD_OUT: Final = 10  # one image of so many
 _SPLIT_SEED: Final = 0
