@@ -10,8 +10,9 @@ pytest.importorskip("triton", reason="Triton is installed on Linux only")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from rbnorm.kernels.triton import ahead, sweeps, tables
+from rbnorm.kernels.triton import sweeps, tables
 from rbnorm.kernels.triton.plan import plan
+from tools import kernel_resources as ahead
 
 LAYOUTS = {"contiguous": ahead.CONTIGUOUS, "channels_last": ahead.CHANNELS_LAST}
 DOC = Path(__file__).parent.parent / "docs" / "gpu.md"
@@ -56,6 +57,15 @@ def test_table_kernel_does_not_spill(target, name):
     assert ahead.usage(compiled).spills == 0
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("name", ahead.WHOLE)
+def test_evaluation_moves_128_bits_and_does_not_spill(target, name):
+    found = ahead.usage(ahead.build(ahead.WHOLE[name], "fp32", ahead.TARGETS[target], None))
+    assert found.spills == 0
+    assert found.loads.get(128, 0) > 0
+    assert set(found.stores) == {128}
+
+
 @pytest.mark.parametrize("config", sweeps.CONFIGS[1:], ids=str)
 @pytest.mark.parametrize("name", ["moments", "affine", "grad_moments", "grad_affine"])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -72,7 +82,7 @@ def test_alignment_below_16_values_is_used(side, dtype):
     """14 x 14 is a multiple of 4 values only, which are 128 bits of float32."""
     p = plan(32, 256, side * side, channels_last=False)
     for name in ("moments", "affine"):
-        variant = sweep(name, "contiguous", **p.options)
+        variant = sweep(name, "contiguous", **p.sweep._asdict())
         found = ahead.usage(ahead.build(variant, dtype, ahead.TARGETS["sm_90"], sweeps.CONFIGS[0]))
         assert found.loads.get(128, 0) > 0
 
@@ -158,7 +168,8 @@ def test_merge_compiles(chunks):
     p = plan(8, 1, 4096 * chunks, channels_last=False)
     assert p.chunks == chunks
     for absent in (frozenset(), frozenset({"var", "v"})):
-        variant = ahead.Variant(tables.merge, absent, p.table_options)
+        blocks = dict(zip(("BLOCK_N", "BLOCK_C", "BLOCK_J"), p.table, strict=True))
+        variant = ahead.Variant(tables.merge, absent, {**blocks, "num_warps": p.table_warps})
         ahead.usage(ahead.build(variant, "fp32", ahead.TARGETS["gfx942"], None))
 
 
@@ -170,6 +181,7 @@ def test_documented_kernels_are_the_ones_that_exist():
         [n, layout, dtype] for n in ahead.SWEEPS for layout in LAYOUTS for dtype in ("fp32", "bf16")
     ]
     wanted += [[n, "tables", "fp32"] for n in ahead.TABLES]
+    wanted += [[n, n.rpartition(" ")[2], dtype] for n in ahead.WHOLE for dtype in ("fp32", "bf16")]
     assert [line[:3] for line in lines] == wanted
     for line in lines:
         assert len(line) == 3 + len(ahead.TARGETS)

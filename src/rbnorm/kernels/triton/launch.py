@@ -5,108 +5,155 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 
 from rbnorm.kernels import phases
-from rbnorm.kernels.triton import sweeps
+from rbnorm.kernels.triton import evaluation, sweeps
 from rbnorm.kernels.triton import tables as table_math
-from rbnorm.kernels.triton.plan import Plan, prepare, tables, vectors
+from rbnorm.kernels.triton.calls import Call, Launcher, call_of, on_device
 
-_chosen: dict[Any, dict[str, Any]] = {}
-
-
-def _sweep(kernel: Any, p: Plan, *args: Any, **options: int) -> None:
-    """Launch a sweep; past the tuner once it has chosen, its bookkeeping costs 20 us a call."""
-    key = (kernel, args[0].dtype, p.options["WIDTH"], p.options["CHANNELS_LAST"])
-    found = _chosen.get(key)
-    if found is None and sweeps.untimed():
-        kernel.fn[p.grid](*args, **options, **p.options, **sweeps.CONFIGS[0].all_kwargs())
-    elif found is None:
-        kernel[p.grid](*args, **options, **p.options)
-        _chosen[key] = kernel.best_config.all_kwargs()
-    else:
-        kernel.fn[p.grid](*args, **options, **p.options, **found)
+_NO_PARAMETERS = (None,) * 7
 
 
-def _moments(p: Plan, x: Tensor, with_variance: bool) -> tuple[Tensor, Tensor | None]:
-    """Mean and variance of every chunk of every row."""
-    (mean,) = tables(x, 1, p.chunks)
-    var = tables(x, 1, p.chunks)[0] if with_variance else None
-    _sweep(sweeps.moments, p, x, mean, var, *p.sizes)
-    return mean, var
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
 
 
-def _merge(p: Plan, x: Tensor, mean: Tensor, var: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _handle(launcher: Launcher, t: Tensor | None) -> Any:
+    """A new tensor as the launcher takes it."""
+    return t.data_ptr() if launcher.ready and t is not None else t
+
+
+def _merge(launcher: Launcher, call: Call, mean: Any, var: Any) -> tuple[Tensor, Any]:
     """Mean and variance of every row, from those of its chunks."""
+    p = call.plan
+    assert p is not None
     if p.chunks == 1:
         return mean, var
-    m, v = tables(x, 2)
-    table_math.merge[p.table_grid](mean, var, m, v, *p.sizes, **p.table_options)
-    return m, None if var is None else v
+    m, v = empty_like(call.table), None if var is None else empty_like(call.table)
+    launcher.launch(
+        table_math.merge, p.table_programs, p.table_warps,
+        *(_handle(launcher, t) for t in (mean, var, m, v)), *p.sizes, *p.table,
+    )  # fmt: skip
+    return m, v
 
 
+def _moments(x: Tensor, with_variance: bool) -> tuple[Tensor, Any]:
+    call = call_of(x)
+    p: Any = call.plan
+    x = call.arranged(x)
+    launcher, (x_,) = call.launcher((x,), "moments", with_variance)
+    mean = empty_like(call.chunks)
+    var = empty_like(call.chunks) if with_variance else None
+    launcher.sweep(sweeps.moments, p, x_, _handle(launcher, mean), _handle(launcher, var), *p.sizes)
+    found = _merge(launcher, call, mean, var)
+    launcher.done()
+    return found
+
+
+@on_device
 def mean(x: Tensor) -> Tensor:
     """As :func:`rbnorm.kernels.phases.mean`."""
     if not x.numel():
         return phases.mean(x)
-    p, x, _ = prepare(x)
-    with torch.cuda.device_of(x):
-        return _merge(p, x, *_moments(p, x, with_variance=False))[0]
+    return _moments(x, with_variance=False)[0]
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor | None]:
+@on_device
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`rbnorm.kernels.phases.moments`."""
     if not x.numel():
         return phases.moments(x)
-    p, x, _ = prepare(x)
-    with torch.cuda.device_of(x):
-        return _merge(p, x, *_moments(p, x, with_variance=True))
+    return _moments(x, with_variance=True)
 
 
-def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+@on_device
+def affine(
+    x: Tensor,
+    m: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    activation: int = 0,
+    slope: float = 0.0,
+) -> Tensor:
     """As :func:`rbnorm.kernels.phases.affine`."""
     if not x.numel():
-        return phases.affine(x, center, scale, shift)
-    p, x, _ = prepare(x)
-    center, y = center if center is None else center.contiguous(), torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        _sweep(
-            sweeps.affine, p, x, None, center, scale.contiguous(), shift.contiguous(), y,
-            *p.sizes, 0.0, ACTIVATION=0,
-        )  # fmt: skip
+        return torch.empty_like(x)
+    call = call_of(x)
+    p: Any = call.plan
+    x, residual = call.arranged(x), call.arranged(residual)
+    y = empty_like(x)
+    m, scale, shift = _contiguous(m, scale, shift)
+    given = (x, m, scale, shift, residual, y)
+    launcher, given = call.launcher(given, "affine", activation)
+    launcher.sweep(sweeps.affine, p, *given, *p.sizes, slope, activation)
+    launcher.done()
     return y
 
 
-def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+@on_device
+def grad_moments(
+    dy: Tensor,
+    x: Tensor,
+    m: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: int = 0,
+    slope: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """As :func:`rbnorm.kernels.phases.grad_moments`."""
     if not x.numel():
-        return phases.grad_moments(dy, x, center)
-    p, x, (dy,) = prepare(x, dy)
-    first, second = tables(x, 2, p.chunks)
-    with torch.cuda.device_of(x):
-        _sweep(
-            sweeps.grad_moments, p, dy, x, None, center.contiguous(), first, second, *[None] * 9,
-            *p.sizes, 0.0, 0.0, RESTRICT=0, ACTIVATION=0,
-        )  # fmt: skip
-        return _merge(p, x, first, None)[0], _merge(p, x, second, None)[0]
+        empty = torch.empty_like(m)
+        return empty.fill_(torch.nan), empty.clone()
+    call = call_of(x)
+    p: Any = call.plan
+    x, dy, residual = call.arranged(x), call.arranged(dy), call.arranged(residual)
+    m, scale, shift = _contiguous(m, scale, shift)
+    given = (dy, x, m, scale, shift, residual)
+    launcher, given = call.launcher(given, "grad_moments", activation)
+    first, second = empty_like(call.chunks), empty_like(call.chunks)
+    launcher.sweep(
+        sweeps.grad_moments, p, *given, _handle(launcher, first), _handle(launcher, second),
+        *_NO_PARAMETERS, *p.sizes, 0.0, slope, 0, activation,
+    )  # fmt: skip
+    found = _merge(launcher, call, first, None)[0], _merge(launcher, call, second, None)[0]
+    launcher.done()
+    return found
 
 
+@on_device
 def grad_affine(
-    dy: Tensor, x: Tensor, center: Tensor, dy_scale: Tensor, x_scale: Tensor, shift: Tensor
-) -> Tensor:
+    dy: Tensor,
+    x: Tensor,
+    m: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    x_scale: Tensor | None,
+    u: Tensor,
+    residual: Tensor | None = None,
+    activation: int = 0,
+    slope: float = 0.0,
+    want_dx: bool = True,
+    want_dresidual: bool = False,
+) -> tuple[Tensor, Tensor]:
     """As :func:`rbnorm.kernels.phases.grad_affine`."""
-    if not x.numel():
-        return phases.grad_affine(dy, x, center, dy_scale, x_scale, shift)
-    p, x, (dy,) = prepare(x, dy)
-    dx = torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        _sweep(
-            sweeps.grad_affine, p, dy, x, None, center.contiguous(), dy_scale.contiguous(), None,
-            x_scale.contiguous(), shift.contiguous(), dx, None, *p.sizes, 0.0, ACTIVATION=0,
-        )  # fmt: skip
-    return dx
+    call = call_of(x)
+    p = call.plan
+    x, dy, residual = call.arranged(x), call.arranged(dy), call.arranged(residual)
+    dx = empty_like(x) if want_dx else None
+    dresidual = empty_like(x) if want_dresidual else None
+    if p is not None and (want_dx or want_dresidual):
+        m, scale, shift, x_scale, u = _contiguous(m, scale, shift, x_scale, u)
+        given = (dy, x, m, scale, shift, x_scale, u if want_dx else None, residual, dx, dresidual)
+        launcher, given = call.launcher(given, "grad_affine", activation)
+        launcher.sweep(sweeps.grad_affine, p, *given, *p.sizes, slope, activation)
+        launcher.done()
+    return _or_empty(call, dx, dresidual, ())  # type: ignore[return-value]
 
 
+@on_device
 def forward(
     x: Tensor,
     residual: Tensor | None,
@@ -124,33 +171,68 @@ def forward(
     activation: int,
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``y = act(gain r (x - m) + bias + gain t + residual)`` with m, E and V, in three launches.
+    """``y = act(gain r (x - m) + bias + gain t + residual)`` with m, E and V.
 
     ``x`` and ``residual`` are (N, C, ...), m is (N, C), vectors and running buffers are (C,), the
-    latter two in the table dtype. In training the running buffers, where given, are updated in
-    place; in evaluation E and V are copies of them. ``y`` is rounded once to the dtype of ``x``.
+    latter two in the table dtype. In training, three launches, the running buffers, where given,
+    are updated in place; in evaluation, one launch where the rows are enough, E and V are copies
+    of them. ``y`` is rounded once to the dtype of ``x``.
     """
-    if not x.numel():
-        return _forward_of_nothing(x, None if training else (running_mean, running_var))
-    p, x, (residual,) = prepare(x, residual)
-    M = p.sizes[0] * p.sizes[2]
-    y, (scale, shift), (E, V) = torch.empty_like(x), tables(x, 2), vectors(x, 2)
-    with torch.cuda.device_of(x):
-        mean, var = _moments(p, x, with_variance=training)
-        m = mean if p.chunks == 1 else tables(x, 1)[0]
-        table_math.forward[p.table_grid](
-            mean, var, m, scale, shift, E, V, running_mean, running_var,
-            weight, bias, center_weight, scale_weight, scale_bias,
-            *p.sizes, momentum, M / max(M - 1, 1), eps,
-            TRAINING=training, RESTRICT=restrict, **p.table_options,
-        )  # fmt: skip
-        _sweep(
-            sweeps.affine, p, x, residual, m, scale, shift, y,
-            *p.sizes, slope, ACTIVATION=activation,
-        )  # fmt: skip
+    call = call_of(x)
+    p = call.plan
+    if p is None:
+        return _forward_of_nothing(x, call, None if training else (running_mean, running_var))
+    x, residual = call.arranged(x), call.arranged(residual)
+    vectors = _contiguous(
+        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
+    )
+    y, m = empty_like(x), empty_like(call.table)
+    E, V = empty_like(call.vector), empty_like(call.vector)
+    given = (x, residual, y, m, E, V, *vectors)
+    launcher, given = call.launcher(given, "forward", training, restrict, activation)
+    options = eps, restrict, activation, slope
+    if not training and p.whole is not None:
+        _evaluate(launcher, p, given, options)
+    else:
+        _three(launcher, call, given, training, momentum, options)
+    launcher.done()
     return y, m, E, V
 
 
+def _evaluate(launcher: Launcher, p: Any, given: Any, options: Any) -> None:
+    """The one launch of evaluation."""
+    x, residual, y, m, E, V, weight, bias, w_m, w_v, w_b, running_mean, running_var = given
+    eps, restrict, activation, slope = options
+    launcher.launch(
+        evaluation.evaluate, p.whole_programs, p.whole_warps, x, residual, y, m, E, V,
+        running_mean, running_var, weight, bias, w_m, w_v, w_b, *p.sizes[:3], eps, slope,
+        restrict, activation, *p.whole,
+    )  # fmt: skip
+
+
+def _three(
+    launcher: Launcher, call: Call, given: Any, training: bool, momentum: float, options: Any
+) -> None:
+    """The three launches of training: sweep, tables, sweep."""
+    p: Any = call.plan
+    x, residual, y, m, E, V, weight, bias, w_m, w_v, w_b, running_mean, running_var = given
+    eps, restrict, activation, slope = options
+    new: list[Tensor | None] = [empty_like(call.table), empty_like(call.table)]
+    new.append(empty_like(call.chunks) if training else None)
+    new.append(empty_like(call.chunks) if p.chunks > 1 else None)
+    scale, shift, var, mean = (_handle(launcher, t) for t in new)
+    mean = m if mean is None else mean
+    launcher.sweep(sweeps.moments, p, x, mean, var, *p.sizes)
+    M = p.sizes[0] * p.sizes[2]
+    launcher.launch(
+        table_math.forward, p.table_programs, p.table_warps, mean, var, m, scale, shift, E, V,
+        running_mean, running_var, weight, bias, w_m, w_v, w_b, *p.sizes, momentum,
+        M / max(M - 1, 1), eps, training, restrict, *p.table,
+    )  # fmt: skip
+    launcher.sweep(sweeps.affine, p, x, m, scale, shift, residual, y, *p.sizes, slope, activation)
+
+
+@on_device
 def inference(
     x: Tensor,
     residual: Tensor | None,
@@ -167,12 +249,26 @@ def inference(
     slope: float,
 ) -> Tensor:
     """``y`` of :func:`forward` in evaluation."""
-    return forward(
-        x, residual, weight, bias, center_weight, scale_weight, scale_bias,
-        running_mean, running_var, False, 0.0, eps, restrict, activation, slope,
-    )[0]  # fmt: skip
+    call = call_of(x)
+    p = call.plan
+    if p is None or p.whole is None:
+        return forward(  # type: ignore[no-any-return]
+            x, residual, weight, bias, center_weight, scale_weight, scale_bias,
+            running_mean, running_var, False, 0.0, eps, restrict, activation, slope,
+        )[0]  # fmt: skip
+    x, residual = call.arranged(x), call.arranged(residual)
+    y = empty_like(x)
+    vectors = _contiguous(
+        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
+    )
+    given = (x, residual, y, None, None, None, *vectors)
+    launcher, given = call.launcher(given, "inference", restrict, activation)
+    _evaluate(launcher, p, given, (eps, restrict, activation, slope))
+    launcher.done()
+    return y
 
 
+@on_device
 def backward(
     dy: Tensor,
     x: Tensor,
@@ -198,46 +294,57 @@ def backward(
     m, E and V are what ``forward`` returned. A gradient that is not wanted, or of a vector that is
     absent, has no elements.
     """
-    given = (weight, bias, center_weight, scale_weight, scale_bias)
-    if not x.numel():
-        return _backward_of_nothing(x, residual, given, want_dx, want_dresidual)
-    p, x, (dy, residual) = prepare(x, dy, residual)
-    grads = [None if v is None else vectors(x, 1)[0] for v in given]
-    first, second = tables(x, 2, p.chunks)
-    (scale,) = tables(x, 1)
-    shift = tables(x, 1)[0] if activation else None
-    u = tables(x, 1)[0] if want_dx else None
-    x_scale = vectors(x, 1)[0] if want_dx and training else None
-    dx = torch.empty_like(x) if want_dx else None
-    dresidual = torch.empty_like(x) if want_dresidual else None
-    with torch.cuda.device_of(x):
-        _sweep(
-            sweeps.grad_moments, p, dy, x, residual, m, first, second, scale, shift, E, V, *given,
-            *p.sizes, eps, slope, RESTRICT=restrict, ACTIVATION=activation,
+    call = call_of(x)
+    p = call.plan
+    vectors = _contiguous(weight, bias, center_weight, scale_weight, scale_bias)
+    if p is None:
+        return _backward_of_nothing(x, call, vectors, want_dx, want_dresidual)
+    x, dy, residual = call.arranged(x), call.arranged(dy), call.arranged(residual)
+    grads = [None if v is None else empty_like(call.vector) for v in vectors]
+    dx = empty_like(x) if want_dx else None
+    dresidual = empty_like(x) if want_dresidual else None
+    first, second = empty_like(call.chunks), empty_like(call.chunks)
+    scale = empty_like(call.table)
+    shift = empty_like(call.table) if activation else None
+    u = empty_like(call.table) if want_dx else None
+    x_scale = empty_like(call.vector) if want_dx and training else None
+    given = (dy, x, residual, m, E, V, first, second, scale, shift, u, x_scale, dx, dresidual,
+             *vectors, *grads)  # fmt: skip
+    launcher, given = call.launcher(given, "backward", training, restrict, activation)
+    dy, x, residual, m, E, V, first, second, scale, shift, u, x_scale = given[:12]
+    weight, _, w_m, w_v, w_b = given[14:19]
+    launcher.sweep(
+        sweeps.grad_moments, p, dy, x, m, scale, shift, residual, first, second, E, V,
+        *given[14:19], *p.sizes, eps, slope, restrict, activation,
+    )  # fmt: skip
+    launcher.launch(
+        table_math.backward, p.table_programs, p.table_warps, first, second, m, E, V, weight,
+        w_m, w_v, w_b, None if activation else scale, x_scale, u, *given[19:],
+        *p.sizes, eps, training, restrict, *p.table,
+    )  # fmt: skip
+    if want_dx or want_dresidual:
+        launcher.sweep(
+            sweeps.grad_affine, p, dy, x, m, scale, shift, x_scale, u, residual, *given[12:14],
+            *p.sizes, slope, activation,
         )  # fmt: skip
-        table_math.backward[p.table_grid](
-            first, second, m, E, V, weight, center_weight, scale_weight, scale_bias,
-            None if activation else scale, x_scale, u, *grads,
-            *p.sizes, eps, TRAINING=training, RESTRICT=restrict, **p.table_options,
-        )  # fmt: skip
-        if want_dx or want_dresidual:
-            _sweep(
-                sweeps.grad_affine, p, dy, x, residual, m, scale, shift, x_scale, u, dx, dresidual,
-                *p.sizes, slope, ACTIVATION=activation,
-            )  # fmt: skip
-    return _or_empty(x, dx, dresidual, grads)
+    launcher.done()
+    return _or_empty(call, dx, dresidual, grads)
 
 
-def _or_empty(x: Tensor, dx: Any, dresidual: Any, grads: Any) -> tuple[Tensor, ...]:
+def _or_empty(call: Call, dx: Any, dresidual: Any, grads: Any) -> tuple[Tensor, ...]:
     """The gradients, those that are missing without elements."""
-    data = [x.new_empty(0) if g is None else g for g in (dx, dresidual)]
-    missing = x.new_empty(0, dtype=phases.table_dtype(x.dtype))
-    return *data, *(missing.clone() if g is None else g for g in grads)
+    return (
+        empty_like(call.no_data) if dx is None else dx,
+        empty_like(call.no_data) if dresidual is None else dresidual,
+        *[empty_like(call.no_vector) if g is None else g for g in grads],
+    )
 
 
-def _forward_of_nothing(x: Tensor, running: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_of_nothing(
+    x: Tensor, call: Call, running: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Without a single value every mean is 0 / 0; the running buffers keep theirs."""
-    m, E, V = (t.fill_(torch.nan) for t in (*tables(x, 1), *vectors(x, 2)))
+    m, E, V = (empty_like(t).fill_(torch.nan) for t in (call.table, call.vector, call.vector))
     if running is not None:
         E, V = running[0].clone(), running[1].clone()
     return torch.empty_like(x), m, E, V
@@ -245,12 +352,13 @@ def _forward_of_nothing(x: Tensor, running: Any) -> tuple[Tensor, Tensor, Tensor
 
 def _backward_of_nothing(
     x: Tensor,
-    residual: Tensor | None,
-    given: tuple[Tensor | None, ...],
+    call: Call,
+    vectors: list[Tensor | None],
     want_dx: bool,
     want_dresidual: bool,
 ) -> tuple[Tensor, ...]:
     """The sums over no values."""
     dx = torch.empty_like(x) if want_dx else None
     dresidual = torch.empty_like(x) if want_dresidual else None
-    return _or_empty(x, dx, dresidual, [None if v is None else torch.zeros_like(v) for v in given])
+    zeros = [None if v is None else torch.zeros_like(call.vector) for v in vectors]
+    return _or_empty(call, dx, dresidual, zeros)

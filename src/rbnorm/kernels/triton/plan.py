@@ -1,51 +1,73 @@
-"""How a shape is cut into programs, and the memory the launches need."""
+"""How a shape is cut into programs."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 import triton
-from torch import Tensor
 
-from rbnorm.kernels import phases
 from rbnorm.kernels.triton import sweeps
 from rbnorm.kernels.triton.tiles import rows_per_tile
 
 PROGRAMS = 2048  # fills the GPUs of today: 132 multiprocessors of an H100 hold about 1000
 MAX_WIDTH = 4096
 MAX_CHUNKS = 128  # what a table kernel merges in one tile
-TABLE_TILE = 1024
 TABLE_CHANNELS = 8  # 32 bytes of float32, the sector of a load
+TABLE_TILE = 2048  # 8 channels of 256 instances without a second, dependent load
+LANES = 32  # values of a tile for a thread of a warp
+LARGEST_HELD = 16384  # values that a program holds in registers, 32 of a thread
+LARGEST_LOOP = 2**16  # values that a lone program may read
+
+
+class Sweep(NamedTuple):
+    """The compile-time options that every sweep takes first, in the order of its arguments."""
+
+    WIDTH: int
+    ALIGN: int
+    CHANNELS_LAST: bool
 
 
 class Plan(NamedTuple):
     """The launches over (N, C, L); see :mod:`rbnorm.kernels.triton.tiles`.
 
-    ``sizes`` are N, C, L, the chunk's length and their number, which every kernel takes;
-    ``options`` the compile-time choices of every sweep, ``table_options`` of a table kernel.
+    Attributes:
+        sizes: N, C, L, the chunk's length and their number, which sweeps and table kernels take.
+        sweep: Of every sweep.
+        table: BLOCK_N, BLOCK_C and BLOCK_J of a table kernel, and its warps.
+        whole: WIDTH, ALIGN, CHANNELS_LAST, TILE and HELD where one launch does all of evaluation,
+            and its warps; None where its programs would be too few.
     """
 
     sizes: tuple[int, int, int, int, int]
-    options: dict[str, int | bool]
-    table_options: dict[str, int]
+    sweep: Sweep
+    table: tuple[int, int, int]
+    table_warps: int
+    whole: tuple[int, int, bool, int, bool] | None
+    whole_warps: int
 
     @property
     def chunks(self) -> int:
         """The number of chunks of the positions."""
         return self.sizes[4]
 
-    def grid(self, meta: dict[str, Any]) -> tuple[int]:
-        """A sweep's grid: one axis, which takes 2^31 - 1 programs where the others take 65535."""
+    def programs(self, tile: int) -> int:
+        """Of a sweep; on one axis, which takes 2^31 - 1 programs where the others take 65535."""
         N, C, _, _, chunks = self.sizes
-        width, last = self.options["WIDTH"], self.options["CHANNELS_LAST"]
-        return (triton.cdiv(N * C, rows_per_tile(width, meta["TILE"], last)) * chunks,)
+        rows = rows_per_tile(self.sweep.WIDTH, tile, self.sweep.CHANNELS_LAST)
+        return int(triton.cdiv(N * C, rows)) * chunks
 
     @property
-    def table_grid(self) -> tuple[int]:
-        """A table kernel's grid."""
-        return (triton.cdiv(self.sizes[1], TABLE_CHANNELS),)
+    def table_programs(self) -> int:
+        """Of a table kernel."""
+        return int(triton.cdiv(self.sizes[1], TABLE_CHANNELS))
+
+    @property
+    def whole_programs(self) -> int:
+        """Of the kernel that does all of evaluation."""
+        assert self.whole is not None
+        width, _, last, tile, _ = self.whole
+        return int(triton.cdiv(self.sizes[0] * self.sizes[1], rows_per_tile(width, tile, last)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,43 +85,36 @@ def plan(N: int, C: int, L: int, channels_last: bool) -> Plan:
     chunk = triton.cdiv(triton.cdiv(L, wanted), unit) * unit
     chunks = triton.cdiv(L, chunk)
     along = C if channels_last else L
+    align = min(along & -along, 16)
     parts = triton.next_power_of_2(chunks)
-    most = max(1, TABLE_TILE // TABLE_CHANNELS // parts)
-    instances = min(triton.next_power_of_2(N), most)
+    instances = min(triton.next_power_of_2(N), max(1, TABLE_TILE // TABLE_CHANNELS // parts))
+    table_tile = instances * parts * TABLE_CHANNELS
+    whole = _whole(N, C, L, channels_last)
     return Plan(
         (N, C, L, chunk, chunks),
-        {"WIDTH": width, "ALIGN": min(along & -along, 16), "CHANNELS_LAST": channels_last},
-        {"BLOCK_N": instances, "BLOCK_C": TABLE_CHANNELS, "BLOCK_J": parts},
+        Sweep(width, align, channels_last),
+        (instances, TABLE_CHANNELS, parts),
+        max(4, table_tile // (8 * LANES)),
+        None if whole is None else (whole[0], align, channels_last, *whole[1:]),
+        0 if whole is None else min(16, max(4, whole[1] // (16 * LANES))),
     )
 
 
-def prepare(x: Tensor, *others: Tensor | None) -> tuple[Plan, Tensor, list[Any]]:
-    """The plan for ``x``, and ``x`` and ``others`` in the layout of the output.
-
-    That is channels_last where ``x`` is so, contiguous elsewhere; what lies otherwise is copied.
-    """
-    layout = torch.contiguous_format
-    if not x.is_contiguous():
-        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-        if last is not None and x.is_contiguous(memory_format=last):
-            layout = last
-    N, C = x.shape[:2]
-    chosen = plan(N, C, phases.positions(x), layout != torch.contiguous_format)
-    return (
-        chosen,
-        x.contiguous(memory_format=layout),
-        [t if t is None else t.contiguous(memory_format=layout) for t in others],
-    )
-
-
-def tables(x: Tensor, count: int, chunks: int = 1) -> list[Tensor]:
-    """Uninitialised (N, C) tables, or (chunks, N, C) where there are several chunks."""
-    dtype = phases.table_dtype(x.dtype)
-    shape = (chunks, *x.shape[:2]) if chunks > 1 else x.shape[:2]
-    return [x.new_empty(shape, dtype=dtype) for _ in range(count)]
-
-
-def vectors(x: Tensor, count: int) -> list[Tensor]:
-    """Uninitialised (C,) vectors."""
-    dtype = phases.table_dtype(x.dtype)
-    return [x.new_empty(x.shape[1], dtype=dtype) for _ in range(count)]
+def _whole(N: int, C: int, L: int, channels_last: bool) -> tuple[int, int, bool] | None:
+    """WIDTH, TILE and HELD of the kernel that does all of evaluation, where it is worth it."""
+    length, broad = triton.next_power_of_2(L), triton.next_power_of_2(C)
+    if channels_last:
+        width = min(broad, max(16, min(64, 8192 // length)))  # channels
+        held = length * width <= LARGEST_HELD
+        width = width if held else min(broad, 32)
+        tile = max(1024, length * width) if held else 4096
+        rows = rows_per_tile(width, tile, True)
+    else:
+        held = length <= LARGEST_HELD
+        width = length if held else MAX_WIDTH
+        tile = max(2048, width)
+        rows = rows_per_tile(width, tile, False)
+    programs = triton.cdiv(N * C, rows)
+    if not held and programs < 256 and L * rows > LARGEST_LOOP:
+        return None
+    return width, tile, held

@@ -10,14 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
+from rbnorm.kernels.triton.elementwise import NONE, activate, activation_slope, restrict
 from rbnorm.kernels.triton.tiles import (
-    NONE,
-    activate,
-    activation_slope,
     addresses,
     inverse_deviation,
     locate,
-    restrict,
     rows_per_tile,
     vector,
 )
@@ -26,7 +23,9 @@ from rbnorm.kernels.triton.tiles import (
 CONFIGS = [
     triton.Config({"TILE": 2048}, num_warps=4),
     triton.Config({"TILE": 1024}, num_warps=4),
+    triton.Config({"TILE": 4096}, num_warps=4),
     triton.Config({"TILE": 4096}, num_warps=8),
+    triton.Config({"TILE": 8192}, num_warps=8),
 ]
 
 
@@ -57,9 +56,10 @@ def moments(
 ):  # fmt: skip
     """Mean and, unless ``var`` is None, biased variance of each row's chunk.
 
-    Every lane of the tile runs Welford's update over the tiles of the chunk; the lanes are merged
-    in two passes over registers, the second of which corrects the rounding of the first. All of it
-    is done on the differences to the chunk's first value, in which a large common mean cancels.
+    Every lane of the tile sums the deviations from its own first value, in which a large common
+    mean cancels, and their squares; a first value far from all others spoils its own lane alone.
+    The lanes' means are merged as differences to the chunk's first value, in two passes over
+    registers, the second of which corrects the rounding of the first.
     """
     ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
     BLOCK: tl.constexpr = TILE // ROWS
@@ -67,24 +67,28 @@ def moments(
     row, _, inside, base, stride, begin, end, part = locate(
         N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
     )
-    pivot = tl.load(x + base + begin * stride, inside, other=0.0).to(acc)
+    origin = tl.load(x + base + begin * stride, inside, other=0.0).to(acc)
+    offset, mask = addresses(base, stride, inside, begin, end, 0, BLOCK)
+    pivot = tl.load(x + offset, mask, other=0.0)
     lane = tl.zeros([BLOCK, ROWS], acc)
     square = tl.zeros([BLOCK, ROWS], acc)
-    for tile in range(tl.cdiv(end - begin, BLOCK)):
+    for tile in range(1, tl.cdiv(end - begin, BLOCK)):
         offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
-        value = tl.load(x + offset, mask, other=0.0).to(acc) - pivot[None, :]
-        step = tl.where(mask, value - lane, 0.0)
-        lane += step / (tile + 1)
+        value = tl.load(x + offset, mask, other=pivot).to(acc) - pivot.to(acc)
+        lane += value
         if var is not None:
-            square += step * tl.where(mask, value - lane, 0.0)
+            square += value * value
     count = (end - begin).to(acc)
     held = tl.cdiv(tl.maximum(end - begin - tl.arange(0, BLOCK), 0), BLOCK).to(acc)[:, None]
     weight = held / count
+    each = lane / tl.maximum(held, 1.0)
+    square -= each * lane
+    lane = tl.where(held > 0, (pivot.to(acc) - origin[None, :]) + each, 0.0)
     rough = tl.sum(lane * weight, 0)
     lane -= rough[None, :]
     rest = tl.sum(lane * weight, 0)
     out = part * N * C + row
-    tl.store(mean + out, pivot + (rough + rest), inside)
+    tl.store(mean + out, origin + (rough + rest), inside)
     if var is not None:
         v = tl.sum(square + held * lane * lane, 0) / count - rest * rest
         tl.store(var + out, tl.where(v < 0, 0.0, v), inside)
@@ -93,13 +97,13 @@ def moments(
 @_tuned
 @_jit
 def affine(
-    x, residual, center, scale, shift, y,
+    x, m, scale, shift, residual, y,
     N, C, L, chunk, chunks,
     slope: tl.float64,
     ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """``y = act(scale (x - center) + shift + residual)``, rounded once."""
+    """``y = act(scale (x - m) + shift + residual)``, rounded once."""
     ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
     BLOCK: tl.constexpr = TILE // ROWS
     acc = scale.dtype.element_ty
@@ -108,13 +112,13 @@ def affine(
     )
     a = tl.load(scale + row, inside, other=0.0)[None, :]
     b = tl.load(shift + row, inside, other=0.0)[None, :]
-    if center is not None:
-        m = tl.load(center + row, inside, other=0.0)[None, :]
+    if m is not None:
+        center = tl.load(m + row, inside, other=0.0)[None, :]
     for tile in range(tl.cdiv(end - begin, BLOCK)):
         offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
         z = tl.load(x + offset, mask, other=0.0).to(acc)
-        if center is not None:
-            z -= m
+        if m is not None:
+            z -= center
         z = a * z + b
         if residual is not None:
             z += tl.load(residual + offset, mask, other=0.0).to(acc)
@@ -125,30 +129,34 @@ def affine(
 @_tuned
 @_jit
 def grad_moments(
-    dy, x, residual, center, mean_dz, mean_dzx, scale, shift, E, V, weight, bias, center_weight,
+    dy, x, m, scale, shift, residual, mean_dz, mean_dzx, E, V, weight, bias, center_weight,
     scale_weight, scale_bias,
     N, C, L, chunk, chunks,
     eps: tl.float64, slope: tl.float64,
     RESTRICT: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Means of ``dz`` and ``dz (x - center)`` over each row's chunk; ``dz = dy act'(z)``.
+    """Means of ``dz`` and ``dz (x - m)`` over each row's chunk.
 
-    With an activation each row's ``scale`` and ``shift`` of z are computed here, and written for
-    the sweep that follows. They take d = (1 + w_m) m - E directly where the forward pass sums
-    deviations: as accurate as BatchNorm's x - E, and it saves a launch before this one.
+    ``dz = dy act'(scale (x - m) + shift + residual)``. With an activation, and where E is given,
+    each row's ``scale`` and ``shift`` are computed here, and written for the sweep that follows.
+    They take d = (1 + w_m) m - E directly where the forward pass sums deviations: as accurate as
+    BatchNorm's x - E, and it saves a launch before this one.
     """
     ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
     BLOCK: tl.constexpr = TILE // ROWS
-    acc = center.dtype.element_ty
+    acc = m.dtype.element_ty
     row, c, inside, base, stride, begin, end, part = locate(
         N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
     )
-    m = tl.load(center + row, inside, other=0.0)
-    if ACTIVATION != NONE:
+    center = tl.load(m + row, inside, other=0.0)
+    if ACTIVATION != NONE and E is None:
+        a = tl.load(scale + row, inside, other=0.0)
+        b = tl.load(shift + row, inside, other=0.0)
+    elif ACTIVATION != NONE:
         w_m = vector(center_weight, c, inside, 0.0, acc, ROWS)
         r = inverse_deviation(tl.load(V + c, inside, other=1.0), eps)
-        t = ((m - tl.load(E + c, inside, other=0.0)) + w_m * m) * r
+        t = ((center - tl.load(E + c, inside, other=0.0)) + w_m * center) * r
         gain = vector(weight, c, inside, 1.0, acc, ROWS)
         if scale_weight is not None:
             w_v = tl.load(scale_weight + c, inside, other=0.0)
@@ -163,7 +171,7 @@ def grad_moments(
     for tile in range(tl.cdiv(end - begin, BLOCK)):
         offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
         dz = tl.load(dy + offset, mask, other=0.0).to(acc)
-        centered = tl.load(x + offset, mask, other=0.0).to(acc) - m[None, :]
+        centered = tl.load(x + offset, mask, other=0.0).to(acc) - center[None, :]
         if ACTIVATION != NONE:
             z = a[None, :] * centered + b[None, :]
             if residual is not None:
@@ -180,15 +188,15 @@ def grad_moments(
 @_tuned
 @_jit
 def grad_affine(
-    dy, x, residual, center, scale, shift, x_scale, u, dx, dresidual,
+    dy, x, m, scale, shift, x_scale, u, residual, dx, dresidual,
     N, C, L, chunk, chunks,
     slope: tl.float64,
     ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """``dx = scale dz + x_scale (x - center) + u`` and ``dresidual = dz``, each where it is given.
+    """``dx = scale dz + x_scale (x - m) + u`` and ``dresidual = dz``, each where it is given.
 
-    ``dz = dy act'(scale (x - center) + shift + residual)``; ``x_scale`` is (C,), None means 0.
+    ``dz = dy act'(scale (x - m) + shift + residual)``; ``x_scale`` is (C,), None means 0.
     """
     ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
     BLOCK: tl.constexpr = TILE // ROWS
@@ -197,7 +205,7 @@ def grad_affine(
         N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
     )
     a = tl.load(scale + row, inside, other=0.0)[None, :]
-    m = tl.load(center + row, inside, other=0.0)[None, :]
+    center = tl.load(m + row, inside, other=0.0)[None, :]
     if ACTIVATION != NONE:
         b = tl.load(shift + row, inside, other=0.0)[None, :]
     if dx is not None:
@@ -208,7 +216,7 @@ def grad_affine(
         offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
         dz = tl.load(dy + offset, mask, other=0.0).to(acc)
         if ACTIVATION != NONE or x_scale is not None:
-            centered = tl.load(x + offset, mask, other=0.0).to(acc) - m
+            centered = tl.load(x + offset, mask, other=0.0).to(acc) - center
         if ACTIVATION != NONE:
             z = a * centered + b
             if residual is not None:

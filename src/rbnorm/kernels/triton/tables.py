@@ -7,12 +7,8 @@ per chunk of the positions and are merged here, tile by tile, always in the same
 import triton
 import triton.language as tl
 
-from rbnorm.kernels.triton.tiles import (
-    inverse_deviation,
-    restrict,
-    restrict_slope,
-    vector,
-)
+from rbnorm.kernels.triton.elementwise import restrict, restrict_slope
+from rbnorm.kernels.triton.tiles import inverse_deviation, vector
 
 _jit = triton.jit(do_not_specialize=["N", "L", "chunk", "chunks"])
 

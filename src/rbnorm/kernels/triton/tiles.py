@@ -1,4 +1,4 @@
-"""What the kernels share: where a program's tile lies, activations, restrictions, per-row tables.
+"""What the kernels share: where a program's tile lies, per-channel vectors.
 
 A *row* is one channel of one instance, numbered n * C + c; its values are the L positions. A
 sweep's tile is (BLOCK positions, ROWS rows). The axis that is contiguous in memory, positions or,
@@ -9,16 +9,6 @@ in channels_last, channels, is WIDTH long up to the tile's size; the other one t
 
 import triton
 import triton.language as tl
-
-SIGMOID: tl.constexpr = tl.constexpr(0)
-TANH: tl.constexpr = tl.constexpr(1)
-HARDSIGMOID: tl.constexpr = tl.constexpr(2)
-SOFTSIGN: tl.constexpr = tl.constexpr(3)
-
-NONE: tl.constexpr = tl.constexpr(0)
-RELU: tl.constexpr = tl.constexpr(1)
-LEAKY_RELU: tl.constexpr = tl.constexpr(2)
-SILU: tl.constexpr = tl.constexpr(3)
 
 
 @triton.constexpr_function
@@ -72,72 +62,6 @@ def addresses(base, stride, inside, begin, end, tile, BLOCK: tl.constexpr):
     """Offsets and mask of the ``tile``-th tile of a chunk, each (BLOCK, ROWS)."""
     position = begin + tile * BLOCK + tl.arange(0, BLOCK)
     return base[None, :] + position[:, None] * stride, (position < end)[:, None] & inside[None, :]
-
-
-@triton.jit
-def activate(z, slope, ACTIVATION: tl.constexpr):
-    """The activation; NaN passes through every one."""
-    if ACTIVATION == NONE:
-        y = z
-    elif ACTIVATION == RELU:
-        y = tl.where(z < 0, 0.0, z)
-    elif ACTIVATION == LEAKY_RELU:
-        y = tl.where(z < 0, z * tl.full([1, 1], slope, z.dtype), z)
-    elif ACTIVATION == SILU:
-        y = z * tl.sigmoid(z)
-    else:
-        y = z * restrict(z, HARDSIGMOID)
-    return y
-
-
-@triton.jit
-def activation_slope(z, slope, ACTIVATION: tl.constexpr):
-    """The activation's derivative, with torch's choice at the kinks."""
-    if ACTIVATION == RELU:
-        d = tl.where(z <= 0, 0.0, 1.0).to(z.dtype)
-    elif ACTIVATION == LEAKY_RELU:
-        d = tl.where(z > 0, tl.full([1, 1], 1.0, z.dtype), tl.full([1, 1], slope, z.dtype))
-    elif ACTIVATION == SILU:
-        p = tl.sigmoid(z)
-        d = p * (1 + z * (1 - p))
-    else:
-        d = tl.where(z <= -3, 0.0, tl.where(z < 3, z / 3 + 0.5, 1.0))
-    return d
-
-
-@triton.jit
-def restrict(s, RESTRICT: tl.constexpr):
-    """The restriction R(s)."""
-    if RESTRICT == SIGMOID:
-        g = tl.sigmoid(s)
-    elif RESTRICT == TANH:
-        e = tl.exp(-2 * tl.abs(s))
-        g = tl.where(s < 0, e - 1, 1 - e) / (1 + e)
-    elif RESTRICT == HARDSIGMOID:
-        g = s / 6 + 0.5
-        g = tl.where(g < 0, 0.0, tl.where(g > 1, 1.0, g))
-    elif RESTRICT == SOFTSIGN:
-        g = s / (1 + tl.abs(s))
-    else:
-        g = s
-    return g
-
-
-@triton.jit
-def restrict_slope(s, g, RESTRICT: tl.constexpr):
-    """R'(s), given s and g = R(s)."""
-    if RESTRICT == SIGMOID:
-        d = g * (1 - g)
-    elif RESTRICT == TANH:
-        d = 1 - g * g
-    elif RESTRICT == HARDSIGMOID:
-        d = tl.where(tl.abs(s) <= 3, 1.0, 0.0).to(s.dtype) / 6
-    elif RESTRICT == SOFTSIGN:
-        a = 1 + tl.abs(s)
-        d = 1 / (a * a)
-    else:
-        d = s * 0 + 1
-    return d
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """What the compilers make of the kernels, read without a GPU: accesses, registers, memory, spills.
 
-``python -m rbnorm.kernels.triton.ahead docs/gpu.md`` rewrites the table in that file.
+``python -m tools.kernel_resources docs/gpu.md`` rewrites the table in that file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rbnorm.kernels.triton import sweeps, tables
-from rbnorm.kernels.triton.plan import plan
+from rbnorm.kernels.triton import evaluation, sweeps, tables
+from rbnorm.kernels.triton.plan import Plan, plan
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -55,18 +55,29 @@ class Variant(NamedTuple):
 
 _RELU = {"ACTIVATION": 1}
 _PLAIN = {"ACTIVATION": 0}
-_PRE = frozenset({"residual", "scale", "shift", "E", "V"})
+_COMPUTED = frozenset({"E", "V"})
 _PARAMETERS = frozenset({"weight", "bias", "center_weight", "scale_weight", "scale_bias"})
-_TABLE = {"TRAINING": True, "RESTRICT": 0}
-_WHOLE = {**_TABLE, **plan(256, 64, 3136, False).table_options}
-_SPLIT = {**_TABLE, **plan(8, 1, 2**24, False).table_options}
+_BARE = frozenset({"residual", "scale", "shift"}) | _COMPUTED | _PARAMETERS
+
+
+def _table(p: Plan) -> dict[str, Any]:
+    blocks = zip(("BLOCK_N", "BLOCK_C", "BLOCK_J"), p.table, strict=True)
+    return {"TRAINING": True, "RESTRICT": 0, **dict(blocks), "num_warps": p.table_warps}
+
+
+def _whole(p: Plan, **options: int) -> dict[str, Any]:
+    assert p.whole is not None
+    names = ("WIDTH", "ALIGN", "CHANNELS_LAST", "TILE", "HELD")
+    chosen = dict(zip(names, p.whole, strict=True))
+    return {"RESTRICT": 0, **options, **chosen, "num_warps": p.whole_warps}
+
 
 SWEEPS = {
     "moments": Variant(sweeps.moments, frozenset(), {}),
-    "mean (evaluation)": Variant(sweeps.moments, frozenset({"var"}), {}),
+    "mean": Variant(sweeps.moments, frozenset({"var"}), {}),
     "affine": Variant(sweeps.affine, frozenset({"residual"}), _PLAIN),
     "affine, residual, relu": Variant(sweeps.affine, frozenset(), _RELU),
-    "grad_moments": Variant(sweeps.grad_moments, _PRE | _PARAMETERS, {"RESTRICT": 0, **_PLAIN}),
+    "grad_moments": Variant(sweeps.grad_moments, _BARE, {"RESTRICT": 0, **_PLAIN}),
     "grad_moments, residual, relu": Variant(
         sweeps.grad_moments, frozenset(), {"RESTRICT": 0, **_RELU}
     ),
@@ -76,10 +87,24 @@ SWEEPS = {
     "grad_affine, residual, relu": Variant(sweeps.grad_affine, frozenset(), _RELU),
 }
 TABLES = {
-    "table, forward": Variant(tables.forward, frozenset({"m"}), _WHOLE),
-    "table, forward, 128 chunks": Variant(tables.forward, frozenset(), _SPLIT),
-    "table, backward": Variant(tables.backward, frozenset(), _WHOLE),
-    "table, backward, 128 chunks": Variant(tables.backward, frozenset(), _SPLIT),
+    "table, forward": Variant(tables.forward, frozenset(), _table(plan(256, 64, 3136, False))),
+    "table, forward, 128 chunks": Variant(
+        tables.forward, frozenset(), _table(plan(8, 1, 2**24, False))
+    ),
+    "table, backward": Variant(tables.backward, frozenset(), _table(plan(256, 64, 3136, False))),
+    "table, backward, 128 chunks": Variant(
+        tables.backward, frozenset(), _table(plan(8, 1, 2**24, False))
+    ),
+}
+_FRESH = frozenset({"m", "E", "V", "residual"})
+WHOLE = {
+    f"evaluation, {side} x {side}, {layout}": Variant(
+        evaluation.evaluate,
+        _FRESH,
+        _whole(plan(32, C, side * side, layout != "contiguous"), **_PLAIN),
+    )
+    for C, side in ((256, 56), (512, 28), (1024, 14))
+    for layout in ("contiguous", "channels_last")
 }
 
 
@@ -96,7 +121,8 @@ def build(
     divides C and L; where it is less, it has to see the alignment itself. ``size`` is the type of
     the sizes, "i64" from 2^31 on.
     """
-    options, launch = dict(variant.options), {"num_warps": 4}
+    options = dict(variant.options)
+    launch = {"num_warps": options.pop("num_warps", 4)}
     if config is not None:
         options.update(config.kwargs)
         launch["num_warps"] = config.num_warps
@@ -197,6 +223,9 @@ def rows() -> list[str]:
                 line(name, layout, dtype, chosen, sweeps.CONFIGS[0])
     for name, variant in TABLES.items():
         line(name, "tables", "fp32", variant, None)
+    for name, variant in WHOLE.items():
+        for dtype in ("fp32", "bf16"):
+            line(name, name.rpartition(" ")[2], dtype, variant, None)
     return lines
 
 

@@ -1,0 +1,160 @@
+"""What calls with the same shapes share: checked, planned and compiled once, launched by address.
+
+Triton's own launcher binds and inspects every argument of every launch, which took 22 us on the
+host of an H200, where BatchNorm's whole forward pass takes 29. A call that comes again finds its
+plan and its compiled kernels here, and hands over addresses.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.kernels.triton import sweeps
+from rbnorm.kernels.triton.plan import Plan, plan
+
+_tuned: dict[Any, dict[str, Any]] = {}
+
+
+def _is_untimed() -> bool:
+    """Whether nothing may be timed, or timing would choose the order of sums."""
+    return (
+        triton.knobs.runtime.interpret
+        or torch.are_deterministic_algorithms_enabled()
+        or torch.cuda.is_current_stream_capturing()
+    )
+
+
+class Launcher:
+    """The kernels of an op for one set of options and absent arguments.
+
+    Attributes:
+        ready: Whether every kernel is compiled, and takes addresses in the place of tensors.
+    """
+
+    def __init__(self, device: int, sweep: tuple[Any, ...]) -> None:
+        self.ready = False
+        self._device, self._class = device, sweep
+        self._compiled: dict[str, tuple[Any, ...]] = {}
+
+    def launch(self, kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
+        """Run a kernel."""
+        if self.ready:
+            programs, run, stream, function, metadata = self._compiled[kernel.__name__]
+            run(
+                programs, 1, 1, stream(self._device), function, metadata, None, None, None,
+                *arguments,
+            )  # fmt: skip
+            return
+        compiled = kernel[(programs,)](*arguments, num_warps=warps)
+        if compiled is not None:  # as it is in the interpreter
+            stream = triton.runtime.driver.active.get_current_stream
+            handles = compiled.run, stream, compiled.function, compiled.packed_metadata
+            self._compiled[kernel.__name__] = programs, *handles
+
+    def sweep(self, kernel: Any, p: Plan, *arguments: Any) -> None:
+        """Run a sweep, at the configuration that was the fastest for its class of sizes."""
+        if self.ready:
+            self.launch(kernel.fn, 0, 0, *arguments, *p.sweep, 0)
+            return
+        key = (kernel.base_fn.__name__, *self._class)
+        if key in _tuned:
+            found = _tuned[key]
+        elif _is_untimed():
+            found = sweeps.CONFIGS[0].all_kwargs()
+        else:
+            kernel[lambda meta: (p.programs(meta["TILE"]),)](*arguments, *p.sweep)
+            found = _tuned[key] = kernel.best_config.all_kwargs()
+        tile, warps = found["TILE"], found["num_warps"]
+        self.launch(kernel.fn, p.programs(tile), warps, *arguments, *p.sweep, tile)
+
+    def done(self) -> None:
+        """Every kernel has been launched once: from now on, addresses."""
+        self.ready = bool(self._compiled)
+
+
+class Call:
+    """What the calls for one kind of x share.
+
+    Attributes:
+        plan: How the shape is cut; None where there is not a single value.
+        layout: Of all data: channels_last where x is so, contiguous elsewhere.
+        table, vector, chunks: What ``torch.empty_like`` makes an (N, C) table, a (C,) vector, and
+            a (chunks, N, C) table of; they hold a single number.
+        no_data, no_vector: The same for what is not wanted or absent: no elements.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.layout = torch.contiguous_format
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+        if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last):
+            self.layout = last
+        N, C = x.shape[:2]
+        is_last = self.layout != torch.contiguous_format
+        self.plan = plan(N, C, positions(x), is_last) if x.numel() else None
+        self.is_copied = not x.is_contiguous(memory_format=self.layout)
+        self._launchers: dict[Any, Launcher] = {}
+        self._device, self._dtype = x.get_device(), x.dtype
+        one = torch.empty((), dtype=table_dtype(x.dtype), device=x.device)
+        self.table, self.vector = one.expand(N, C), one.expand(C)
+        self.chunks = self.table
+        if self.plan is not None and self.plan.chunks > 1:
+            self.chunks = one.expand(self.plan.chunks, N, C)
+        self.no_data, self.no_vector = x.new_empty(0), one.new_empty(0)
+
+    def arranged(self, t: Tensor | None) -> Any:
+        """x, or data beside it, in the layout of all."""
+        if t is None or t.is_contiguous(memory_format=self.layout):
+            return t
+        return t.contiguous(memory_format=self.layout)
+
+    def launcher(self, tensors: Sequence[Tensor | None], *options: Any) -> tuple[Launcher, Any]:
+        """The launcher for these arguments, and the arguments as it takes them."""
+        addresses = [None if t is None else t.data_ptr() for t in tensors]
+        absent, low = [], 0
+        for address in addresses:
+            if address is None:
+                absent.append(True)
+            else:
+                absent.append(False)
+                low |= address
+        key = (*options, low & 15, *absent)
+        found = self._launchers.get(key)
+        if found is None:
+            assert self.plan is not None
+            found = Launcher(self._device, (self._dtype, *self.plan.sweep[::2]))
+            self._launchers[key] = found
+        return found, addresses if found.ready else tensors
+
+
+_calls: dict[Any, Call] = {}
+
+
+def call_of(x: Tensor) -> Call:
+    """The call for tensors like x."""
+    key = (x.shape, x.stride(), x.dtype, x.get_device())
+    found = _calls.get(key)
+    if found is None:
+        if len(_calls) > 4096:  # a stream of ever new sizes
+            _calls.clear()
+        found = _calls[key] = Call(x)
+    return found
+
+
+def on_device(op: Any) -> Any:
+    """An op whose launches go to the device of its first tensor, be it the current one or not."""
+
+    @functools.wraps(op)
+    def guarded(x: Tensor, *others: Any) -> Any:
+        if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+            return op(x, *others)
+        with torch.cuda.device(x.device):
+            return op(x, *others)
+
+    return guarded
