@@ -19,6 +19,7 @@ from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.kernels.triton import sweeps
 from rbnorm.kernels.triton.plan import Plan, plan
 
+MOST = 4096
 _tuned: dict[Any, dict[str, Any]] = {}
 
 
@@ -98,15 +99,37 @@ class Call:
         N, C = x.shape[:2]
         is_last = self.layout != torch.contiguous_format
         self.plan = plan(N, C, positions(x), is_last) if x.numel() else None
-        self.is_copied = not x.is_contiguous(memory_format=self.layout)
         self._launchers: dict[Any, Launcher] = {}
-        self._device, self._dtype = x.get_device(), x.dtype
-        one = torch.empty((), dtype=table_dtype(x.dtype), device=x.device)
+        self._shape, self._dtype, self._device = x.shape, x.dtype, x.get_device()
+        self._wide = table_dtype(x.dtype)
+        self._one = one = torch.empty((), dtype=self._wide, device=x.device)
         self.table, self.vector = one.expand(N, C), one.expand(C)
-        self.chunks = self.table
-        if self.plan is not None and self.plan.chunks > 1:
-            self.chunks = one.expand(self.plan.chunks, N, C)
+        chunks = self.plan.chunks if self.plan else 1
+        self.chunks = self.table if chunks == 1 else one.expand(chunks, N, C)
         self.no_data, self.no_vector = x.new_empty(0), one.new_empty(0)
+        self._slot = -(-chunks * N * C // 32) * 32  # a table of chunks, to a multiple of 128 bytes
+        self._slots: dict[int, Tensor] = {}
+
+    def check(self, residual: Tensor | None, vectors: Sequence[Tensor | None]) -> None:
+        """Raise for what would make a kernel read or write beyond its tensors.
+
+        Raises:
+            RuntimeError: Whoever called has a sentence that names the argument.
+        """
+        for v in vectors:
+            if v is not None and (
+                v.dtype is not self._wide
+                or v.get_device() != self._device
+                or v.shape != self.vector.shape
+                or not v.is_contiguous()
+            ):
+                raise RuntimeError("a vector must be (C,), contiguous, and of the table dtype")
+        if residual is not None and (
+            residual.dtype is not self._dtype
+            or residual.get_device() != self._device
+            or residual.shape != self._shape
+        ):
+            raise RuntimeError("residual must have the shape, dtype and device of x")
 
     def arranged(self, t: Tensor | None) -> Any:
         """x, or data beside it, in the layout of all."""
@@ -114,17 +137,24 @@ class Call:
             return t
         return t.contiguous(memory_format=self.layout)
 
+    def scratch(self, launcher: Launcher, count: int) -> tuple[Tensor, Sequence[Any]]:
+        """One allocation, to be held until the launches are made, for so many tables."""
+        like = self._slots.get(count)
+        if like is None:
+            like = self._slots[count] = self._one.expand(count, self._slot)
+        memory = torch.empty_like(like)
+        if not launcher.ready:
+            return memory, memory.unbind()
+        first, step = memory.data_ptr(), self._slot * memory.itemsize
+        return memory, range(first, first + count * step, step)
+
     def launcher(self, tensors: Sequence[Tensor | None], *options: Any) -> tuple[Launcher, Any]:
-        """The launcher for these arguments, and the arguments as it takes them."""
+        """The launcher for these arguments, and the arguments as it takes them.
+
+        Which are absent, and what 16 bytes do not align, is compiled into a kernel.
+        """
         addresses = [None if t is None else t.data_ptr() for t in tensors]
-        absent, low = [], 0
-        for address in addresses:
-            if address is None:
-                absent.append(True)
-            else:
-                absent.append(False)
-                low |= address
-        key = (*options, low & 15, *absent)
+        key = (*options, *[a and a & 15 for a in addresses])
         found = self._launchers.get(key)
         if found is None:
             assert self.plan is not None
@@ -141,7 +171,7 @@ def call_of(x: Tensor) -> Call:
     key = (x.shape, x.stride(), x.dtype, x.get_device())
     found = _calls.get(key)
     if found is None:
-        if len(_calls) > 4096:  # a stream of ever new sizes
+        if len(_calls) >= MOST:  # a stream of ever new sizes
             _calls.clear()
         found = _calls[key] = Call(x)
     return found

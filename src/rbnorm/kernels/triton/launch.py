@@ -182,10 +182,9 @@ def forward(
     p = call.plan
     if p is None:
         return _forward_of_nothing(x, call, None if training else (running_mean, running_var))
+    vectors = (weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var)
+    call.check(residual, vectors)
     x, residual = call.arranged(x), call.arranged(residual)
-    vectors = _contiguous(
-        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
-    )
     y, m = empty_like(x), empty_like(call.table)
     E, V = empty_like(call.vector), empty_like(call.vector)
     given = (x, residual, y, m, E, V, *vectors)
@@ -217,11 +216,8 @@ def _three(
     p: Any = call.plan
     x, residual, y, m, E, V, weight, bias, w_m, w_v, w_b, running_mean, running_var = given
     eps, restrict, activation, slope = options
-    new: list[Tensor | None] = [empty_like(call.table), empty_like(call.table)]
-    new.append(empty_like(call.chunks) if training else None)
-    new.append(empty_like(call.chunks) if p.chunks > 1 else None)
-    scale, shift, var, mean = (_handle(launcher, t) for t in new)
-    mean = m if mean is None else mean
+    _held, (scale, shift, var, mean) = call.scratch(launcher, 4)
+    mean, var = m if p.chunks == 1 else mean, var if training else None
     launcher.sweep(sweeps.moments, p, x, mean, var, *p.sizes)
     M = p.sizes[0] * p.sizes[2]
     launcher.launch(
@@ -256,11 +252,10 @@ def inference(
             x, residual, weight, bias, center_weight, scale_weight, scale_bias,
             running_mean, running_var, False, 0.0, eps, restrict, activation, slope,
         )[0]  # fmt: skip
+    vectors = (weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var)
+    call.check(residual, vectors)
     x, residual = call.arranged(x), call.arranged(residual)
     y = empty_like(x)
-    vectors = _contiguous(
-        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
-    )
     given = (x, residual, y, None, None, None, *vectors)
     launcher, given = call.launcher(given, "inference", restrict, activation)
     _evaluate(launcher, p, given, (eps, restrict, activation, slope))
@@ -296,36 +291,33 @@ def backward(
     """
     call = call_of(x)
     p = call.plan
-    vectors = _contiguous(weight, bias, center_weight, scale_weight, scale_bias)
+    vectors = (weight, bias, center_weight, scale_weight, scale_bias)
     if p is None:
         return _backward_of_nothing(x, call, vectors, want_dx, want_dresidual)
     x, dy, residual = call.arranged(x), call.arranged(dy), call.arranged(residual)
     grads = [None if v is None else empty_like(call.vector) for v in vectors]
     dx = empty_like(x) if want_dx else None
     dresidual = empty_like(x) if want_dresidual else None
-    first, second = empty_like(call.chunks), empty_like(call.chunks)
-    scale = empty_like(call.table)
-    shift = empty_like(call.table) if activation else None
-    u = empty_like(call.table) if want_dx else None
-    x_scale = empty_like(call.vector) if want_dx and training else None
-    given = (dy, x, residual, m, E, V, first, second, scale, shift, u, x_scale, dx, dresidual,
-             *vectors, *grads)  # fmt: skip
+    given = (dy, x, residual, m, E, V, dx, dresidual, *vectors, *grads)
     launcher, given = call.launcher(given, "backward", training, restrict, activation)
-    dy, x, residual, m, E, V, first, second, scale, shift, u, x_scale = given[:12]
-    weight, _, w_m, w_v, w_b = given[14:19]
+    dy, x, residual, m, E, V, new_dx, new_dresidual, *others = given
+    weight, _, w_m, w_v, w_b = vectors = others[:5]
+    _held, (first, second, scale, shift, u, x_scale) = call.scratch(launcher, 6)
+    shift, u = shift if activation else None, u if want_dx else None
+    x_scale = x_scale if want_dx and training else None
     launcher.sweep(
-        sweeps.grad_moments, p, dy, x, m, scale, shift, residual, first, second, E, V,
-        *given[14:19], *p.sizes, eps, slope, restrict, activation,
+        sweeps.grad_moments, p, dy, x, m, scale, shift, residual, first, second, E, V, *vectors,
+        *p.sizes, eps, slope, restrict, activation,
     )  # fmt: skip
     launcher.launch(
         table_math.backward, p.table_programs, p.table_warps, first, second, m, E, V, weight,
-        w_m, w_v, w_b, None if activation else scale, x_scale, u, *given[19:],
+        w_m, w_v, w_b, None if activation else scale, x_scale, u, *others[5:],
         *p.sizes, eps, training, restrict, *p.table,
     )  # fmt: skip
     if want_dx or want_dresidual:
         launcher.sweep(
-            sweeps.grad_affine, p, dy, x, m, scale, shift, x_scale, u, residual, *given[12:14],
-            *p.sizes, slope, activation,
+            sweeps.grad_affine, p, dy, x, m, scale, shift, x_scale, u, residual, new_dx,
+            new_dresidual, *p.sizes, slope, activation,
         )  # fmt: skip
     launcher.done()
     return _or_empty(call, dx, dresidual, grads)
@@ -353,7 +345,7 @@ def _forward_of_nothing(
 def _backward_of_nothing(
     x: Tensor,
     call: Call,
-    vectors: list[Tensor | None],
+    vectors: tuple[Tensor | None, ...],
     want_dx: bool,
     want_dresidual: bool,
 ) -> tuple[Tensor, ...]:
