@@ -23,6 +23,7 @@ from rbnorm.definition import RESTRICTIONS, resolve
 from rbnorm.integrity import forget
 from rbnorm.kernels.phases import table_dtype
 from rbnorm.modules import RepresentativeBatchNormAct2d, _RepresentativeBatchNorm, rbn_layers
+from rbnorm.originals import refuse_replaced
 
 __all__ = ["RevertReport", "revert_batchnorm"]
 
@@ -103,6 +104,7 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
         )
     if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
         raise ValueError(f"layer {name!r} is on the meta device; give it values first")
+    refuse_replaced(name, layer)
     return next(bn for bn, rbn in counterparts().items() if isinstance(layer, rbn))
 
 
@@ -214,8 +216,8 @@ def revert_batchnorm(
 
     Raises:
         ValueError: The model has no RBN layer, or one without values yet (lazy, meta device), or
-            one that needs timm while timm is not installed. The model is then unchanged, as it
-            is when running it raises.
+            one that needs timm while timm is not installed, or one that is pruned or parametrised.
+            The model is then unchanged, as it is when running it raises.
 
     Warns:
         UserWarning: A trained calibration is dropped and ``inputs`` was not given.

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.parameter import Parameter
 
 from rbnorm.calibration import NAMES
 from rbnorm.modules import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.originals import AFFINE, originals
 
 __all__ = ["freeze", "parameter_groups", "unfreeze"]
 
 Model = TypeVar("Model", bound=nn.Module)
-
-_AFFINE = ("weight", "bias")
 
 
 def freeze(
@@ -27,8 +25,8 @@ def freeze(
     changes them, whatever ``model.train()`` or ``reset_running_stats()`` say; gradients flow as
     in evaluation. This is a plain attribute, ``layer.frozen_stats``: it is copied and pickled with
     the layer, is no part of ``state_dict()``, and the layer's ``training`` flag stays what it is.
-    Frozen parameters have ``requires_grad=False``; wrap a model in
-    :class:`torch.nn.parallel.DistributedDataParallel` afterwards.
+    Frozen parameters have ``requires_grad=False``, those that a pruned or parametrised vector is
+    made of too; wrap a model in :class:`torch.nn.parallel.DistributedDataParallel` afterwards.
 
     Args:
         model: Any module, or a single layer.
@@ -74,13 +72,12 @@ def unfreeze(
 
 
 def _set(model: Model, frozen: bool, stats: bool, affine: bool, calibration: bool) -> Model:
-    names = (_AFFINE if affine else ()) + (NAMES if calibration else ())
+    names = (AFFINE if affine else ()) + (NAMES if calibration else ())
     for _, layer in rbn_layers(model):
         if stats:
             layer.frozen_stats = frozen
         for name in names:
-            parameter = getattr(layer, name)
-            if isinstance(parameter, Parameter):
+            for parameter in originals(layer, name):
                 parameter.requires_grad_(not frozen)
     return model
 
@@ -112,12 +109,12 @@ def parameter_groups(
         The groups in this order, without empty ones. Each parameter that requires a gradient is in
         exactly one.
     """
-    own = {"affine": _AFFINE, "calibration": NAMES}
+    own = {"affine": AFFINE, "calibration": NAMES}
     of: dict[int, str] = {}
     for module in model.modules():
         if isinstance(module, _RepresentativeBatchNorm):
             for group, names in own.items():
-                of |= {id(module._parameters.get(name)): group for name in names}
+                of |= {id(p): group for name in names for p in originals(module, name)}
     groups: dict[str, dict[str, Any]] = {
         "decay": {"params": [], "weight_decay": weight_decay},
         "no_decay": {"params": [], "weight_decay": 0.0},
