@@ -19,7 +19,7 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 
-.PHONY: demo test test-gpu gpu-report sanitize check bench env browser clean
+.PHONY: demo test test-gpu gpu-report sanitize check docs bench env browser clean
 
 demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
@@ -54,7 +54,13 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) docs
+
+# The site in both languages, and with it the page of `rbnorm explain`; no network is needed.
+docs: env
+	$(BIN)/rbnorm explain --out docs/_build/explain
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -D language=zh_CN docs/zh docs/_build/html/zh
 
 bench: env
 	$(BIN)/rbnorm bench --out rbnorm-bench

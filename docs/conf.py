@@ -1,6 +1,19 @@
-"""Sphinx configuration."""
+"""Sphinx configuration of both sites: docs/ is the English one, docs/zh/ the Chinese."""
 
-from rbnorm import __version__
+import re
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst.states import Inliner
+from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+from places import find  # noqa: E402 - from the folder above
+
+from rbnorm import __version__  # noqa: E402
 
 project = "rbnorm"
 copyright = "the rbnorm authors"
@@ -11,11 +24,65 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
 ]
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_ext", "_static", "_templates", "zh"]
 html_theme = "furo"
+html_theme_options = {"top_of_page_buttons": []}
 html_title = f"rbnorm {release}"
+html_static_path = ["_static"]
+html_show_sourcelink = False
+html_css_files = ["site.css"]
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "language.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
+# The page of `rbnorm explain`, where it has been made.
+html_extra_path = [path for path in ["_build/explain"] if (HERE / path).is_dir()]
+
+
+def place(
+    name: str, rawtext: str, text: str, lineno: int, inliner: Inliner, options=None, content=None
+):
+    """The role ``{place}``: file and line of a name, which must exist."""
+    try:
+        return [nodes.literal(rawtext, str(find(text)))], []
+    except LookupError as error:
+        message = inliner.reporter.error(str(error), line=lineno)
+        return [inliner.problematic(rawtext, rawtext, message)], [message]
+
+
+def english_links(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Links of Chinese pages to English ones lead to the other site."""
+    if app.config.language == "zh_CN":
+        link = r"\[([^\]]+)\]\(\.\./(\w[\w-]*)\.md(#[\w-]+)?\)"
+        source[0] = re.sub(link, r'<a href="../\2.html\3">\1</a>', source[0])
+
+
+def other_language(app: Sphinx, pagename: str, template: str, context: dict, doctree) -> None:
+    """The same page in the other language, or its first page."""
+    chinese = app.config.language == "zh_CN"
+    source = HERE if chinese else HERE / "zh"
+    page = pagename if (source / f"{pagename}.md").is_file() else "index"
+    root = context["pathto"]("index", 0).removesuffix("index.html").removesuffix("#")
+    context["other_language"] = f"{root}{'../' if chinese else 'zh/'}{page}.html"
+    context["other_language_name"] = "English" if chinese else "简体中文"
+
+
+def setup(app: Sphinx) -> None:
+    """Everything that is this site's own."""
+    app.add_role("place", place)
+    app.connect("source-read", english_links)
+    app.connect("html-page-context", other_language)

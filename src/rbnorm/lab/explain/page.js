@@ -317,7 +317,7 @@ strip.onload = () => {
   listen();
   choose("mean-below");
   calibrate();
-  show(navigator.language.startsWith("zh") ? "zh-Hans" : "en");
+  show((location.hash.slice(1) || navigator.language).startsWith("zh") ? "zh-Hans" : "en");
   document.body.dataset.ready = "true";
 };
 strip.src = data.images;

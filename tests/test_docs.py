@@ -1,0 +1,83 @@
+"""The docs: code runs, places and links are there, and both languages have the same code."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS / "_ext"))
+
+from places import ROOT as PLACES_ROOT  # noqa: E402
+from places import find  # noqa: E402
+
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("zh/*.md")]
+TAUGHT = ("index", "quickstart", "finetune", "small-batches", "deploy")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def named(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path, language):
+    return [code for kind, code in BLOCK.findall(path.read_text()) if kind == language]
+
+
+@pytest.mark.parametrize("page", [DOCS / f"{name}.md" for name in TAUGHT], ids=named)
+def test_a_pages_code_runs(page, tmp_path):
+    # no GPU and no large image is needed to see that it runs
+    code = "\n".join(blocks(page, "python")).replace("224, 224", "64, 64")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("zh/*.md")), ids=named)
+def test_the_chinese_page_has_the_code_of_the_english_one(page):
+    other = DOCS / page.name
+    assert other.is_file()
+    code = [ast.dump(ast.parse(block)) for block in blocks(other, "python")]
+    for block in blocks(page, "python"):
+        assert ast.dump(ast.parse(block)) in code, block
+
+
+PLACES = sorted(
+    {place for page in PAGES for place in re.findall(r"\{place\}`([^`]+)`", page.read_text())}
+)
+
+
+@pytest.mark.parametrize("target", PLACES)
+def test_places_are_there(target):
+    place = find(target)
+    line = (PLACES_ROOT / place.path).read_text().splitlines()[place.line - 1]
+    _, _, piece = target.partition(" @ ")
+    assert (piece or target.replace("#", ".").split(".")[-1]) in line or "#" not in target
+
+
+def test_a_place_that_is_not_there_is_an_error():
+    for target in ("rbnorm.nothing", "rbnorm.definition.nothing", "no/file.py"):
+        with pytest.raises(LookupError, match="no "):
+            find(target)
+    with pytest.raises(LookupError, match="no line with 'nowhere'"):
+        find("rbnorm.definition.literal_rbn @ nowhere")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_between_files_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target = link.partition("#")[0]
+        if target and "://" not in target:
+            assert (page.parent / target).exists(), link
