@@ -52,7 +52,7 @@ def test_difference_that_centring_makes() -> None:
 
 
 def test_scaling_calibration_shrinks_the_variance() -> None:
-    """Var(X_cs) < Var(X_s), and below tau^2 of it, as R stays below some tau < 1."""
+    """Var(X_cs) < Var(X_s) in training, where E(X_s) = 0 and R stays below some tau < 1."""
     x, (w_v, w_b) = data(4, 3, 5, 6), vectors(2, 3)
     plain = representative_batch_norm(x, None, None, training=True)
     scaled = representative_batch_norm(
@@ -64,6 +64,23 @@ def test_scaling_calibration_shrinks_the_variance() -> None:
     second_moment = [t.square().mean((0, 2, 3)) for t in (plain, scaled)]
     assert (second_moment[1] <= tau**2 * second_moment[0]).all()
     assert (scaled.var((0, 2, 3)) < plain.var((0, 2, 3))).all()
+
+
+def test_scaling_calibration_can_raise_the_variance_in_evaluation() -> None:
+    """Var(X_cs) > Var(X_s) where running statistics leave E(X_s) far from 0."""
+    x = torch.tensor([10, 11], dtype=D).view(2, 1, 1, 1).expand(2, 1, 1, 2).contiguous()
+    mean, var = torch.zeros(1, dtype=D), torch.ones(1, dtype=D)
+    logit = torch.tensor([0.1, 0.9], dtype=D).logit()
+    w_v = (logit[1] - logit[0]).view(1)  # gates of 0.1 and 0.9 at K(X_s) = 10 and 11
+    w_b = (logit[0] - 10 * w_v[0]).view(1)
+    plain = representative_batch_norm(x, mean, var, eps=0.0)
+    scaled = representative_batch_norm(x, mean, var, eps=0.0, scale_weight=w_v, scale_bias=w_b)
+    assert torch.allclose(scaled.flatten(), torch.tensor([1, 1, 9.9, 9.9], dtype=D), atol=1e-12)
+    assert plain.var(correction=0).item() == pytest.approx(0.25)
+    assert scaled.var(correction=0).item() == pytest.approx(19.8025)
+    tau = torch.tensor(0.9, dtype=D)
+    assert scaled.square().mean() <= tau**2 * plain.square().mean()
+    assert plain.mean() ** 2 > (tau**-2 - 1) * plain.var(correction=0)  # the condition fails
 
 
 def test_centre_weight_of_minus_one_removes_the_instance_mean() -> None:

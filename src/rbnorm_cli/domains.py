@@ -24,7 +24,7 @@ def add_domains_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--rates",
         nargs="+",
-        default=["0.001", "0.003", "0.01"],
+        default=["0.003", "0.01", "0.02"],
         help="peak learning rates of which each arm gets the best",
         metavar="LR",
     )

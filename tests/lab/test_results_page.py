@@ -7,6 +7,7 @@ import pytest
 
 from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm_cli.main import main
+from tools.results_table import BEGIN, END, READMES, table, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +35,20 @@ def test_every_answer_stands_on_the_page(answers, capsys):
         answer = said.partition(f"{name}: ")[2].partition(" Report: ")[0]
         assert answer
         assert answer in page, name
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_table_of_the_readme_is_drawn_from_the_records(language):
+    drawn = table(ROOT / "results" / "studies")[language]
+    assert f"{BEGIN}\n\n{drawn}\n\n{END}" in READMES[language].read_text()
+
+
+def test_a_readme_without_marks_is_left_as_it_is(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("no marks")
+    with pytest.raises(ValueError, match="must have the marks <!-- results -->"):
+        write(ROOT / "results" / "studies", {"en": path, "zh": path})
+    assert path.read_text() == "no marks"
 
 
 def test_no_record_is_of_uncommitted_code():

@@ -149,7 +149,7 @@ class DomainResults:
         ]
 
     def _blocked(self, blocks: Blocks) -> Blocked | None:
-        return blocked(blocks) if len(blocks) == len(self.settings.targets) else None
+        return blocked(blocks) if 0 < len(blocks) == len(self.settings.targets) else None
 
 
 def settings_of_records(
