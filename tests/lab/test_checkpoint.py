@@ -1,7 +1,9 @@
 """Checkpoints on disk: whole or not there, and broken or foreign ones refused."""
 
 import resource
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,9 +60,62 @@ def test_the_last_two_are_kept(tmp_path):
     assert checkpoint.newest(tmp_path).name == "step-0000000011"
 
 
+OWN = ("step-0000000009-best", "step-best", "step-9", "step-00000000009")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_copy_of_the_user_is_no_checkpoint_and_stays(tmp_path, name):
+    checkpoint.save(tmp_path, make(9))
+    shutil.copytree(checkpoint.newest(tmp_path), tmp_path / name)
+    for step in (10, 11, 12):
+        checkpoint.save(tmp_path, make(step))
+    assert checkpoint.newest(tmp_path).name == "step-0000000012"
+    assert names(tmp_path) == sorted([name, "step-0000000011", "step-0000000012"])
+
+
+def test_a_checkpoint_in_which_the_user_keeps_something_is_not_removed(tmp_path):
+    checkpoint.save(tmp_path, make(9))
+    (checkpoint.newest(tmp_path) / "notes.txt").write_text("the best")
+    for step in (10, 11, 12):
+        checkpoint.save(tmp_path, make(step))
+    assert names(tmp_path) == [f"step-{step:010d}" for step in (9, 11, 12)]
+
+
+def test_a_hidden_folder_of_the_user_stays(tmp_path):
+    (tmp_path / ".rbnorm-step-notes").mkdir()
+    (tmp_path / ".rbnorm-step-notes" / "notes.txt").touch()
+    checkpoint.clear(tmp_path)
+    assert names(tmp_path) == [".rbnorm-step-notes"]
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_none_of_it_visible(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    remove = shutil.rmtree
+
+    def killed(folder, **options):
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        if not files:
+            return remove(folder, **options)
+        files[0].unlink()
+        raise Killed
+
+    for step in (1, 2):
+        checkpoint.save(tmp_path, make(step))
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Killed):
+        checkpoint.save(tmp_path, make(3))
+    monkeypatch.undo()
+    visible = [name for name in names(tmp_path) if not name.startswith(".")]
+    assert visible == ["step-0000000002", "step-0000000003"]
+    checkpoint.clear(tmp_path)
+    assert names(tmp_path) == visible
+
+
 def test_what_a_kill_left_of_a_checkpoint_is_no_checkpoint(tmp_path):
     checkpoint.save(tmp_path, make(1))
-    torn = tmp_path / ".step-abc" / "whole"
+    torn = tmp_path / ".rbnorm-step-abc" / "whole"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"torn")
     assert checkpoint.newest(tmp_path).name == "step-0000000001"

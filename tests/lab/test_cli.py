@@ -6,17 +6,23 @@ import subprocess
 import sys
 
 import pytest
-from support import make_record, run
+import timm
+import torchvision
+from support import command, environment, execute, make_record, run
 
 import rbnorm
 from rbnorm.lab.store import RecordStore
 from rbnorm_cli import main as command_line
+from rbnorm_cli import names
+from rbnorm_cli.errors import UsageError
 from rbnorm_cli.main import main
 
 BAD = {
     "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, in, iebn",
     "--data mnist": "unknown data 'mnist': choose from digits, fashion-mnist, cifar10",
+    "--data cifar-10": "unknown data 'cifar-10': did you mean cifar10",
     "--model resnet81": "unknown model 'resnet81': did you mean",
+    "--norms rnb": "unknown norm 'rnb': did you mean rbn",
     "--model torchvision:squeezenet1_0": "has no BatchNorm",
     "--model resnet18 --norms in": "with norm 'in' and batch size 64 cannot take the images",
     "--data imagefolder:missing": "there is no folder",
@@ -150,3 +156,126 @@ def test_the_library_does_not_import_the_extra():
     code = f"import sys, rbnorm; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+SLIPS = (
+    ["compare", "--model", "resnt18"],
+    ["compare", "--norms", "bn,rnb"],
+    ["compare", "--data", "cifar11"],
+    ["study", "primry"],
+    ["study", "networks", "--networks", "small:resnt18"],
+    ["train", "--data", "digits", "--norm", "rnb"],
+    ["diagnose", "--model", "missing.pt"],
+    ["diagnose", "--model", "resnet18", "--checkpoint", "missing.safetensors"],
+    ["diagnose", "--model", "resnet18", "--shifted", "nois"],
+    ["convert", "missing.pt", "out.pt"],
+)
+HEAVY = ("torch", "timm", "torchvision", "plotly", "matplotlib", "rbnorm.lab")
+ANSWER = f"""
+import sys
+from rbnorm_cli.main import main
+
+for slip in {SLIPS!r}:
+    assert main(slip) == 2
+assert main(["--version"]) == 0
+print(set({HEAVY!r}) & set(sys.modules))
+"""
+
+
+def test_a_slip_is_answered_before_anything_heavy_is_imported(tmp_path):
+    done = execute([sys.executable, "-c", ANSWER], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert done.stderr.count("\n") == len(SLIPS)
+
+
+def test_what_was_meant_is_named_once():
+    with pytest.raises(UsageError) as caught:
+        names.model_name("resnet81")
+    _, _, meant = str(caught.value).partition("did you mean ")
+    choices = meant.rstrip("?").split(" or ")
+    assert len(choices) == len(set(choices)) == 3
+
+
+def test_the_models_in_the_sources_are_those_of_the_libraries():
+    registered = torchvision.models.list_models(module=torchvision.models)
+    assert names.library_models("torchvision") == set(registered)
+    known = names.library_models("timm")
+    assert known >= set(timm.list_models())
+    assert all(map(timm.is_model, known))
+
+
+def test_without_a_command_the_help_says_what_the_extra_adds(capsys):
+    assert main([]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "convert needs torch alone; the other commands need the extra lab" in said
+    assert 'pip install "rbnorm[lab]"' in said
+
+
+def test_a_reader_that_has_gone_costs_no_page(tmp_path):
+    arguments = ["compare", "--norms=bn", "--batch-sizes=64", "--seeds=1", "--epochs=1"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command(*arguments, "--limit=64", "--out=out"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, "Traceback" in done.stderr) == (141, False)
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_full_standard_output_is_a_sentence(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("--version"),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, "rbnorm: No space left on device.\n")
+
+
+SMALL = ["compare", "--norms=bn", "--batch-sizes=64", "--seeds=1", "--epochs=1", "--limit=64"]
+
+
+def test_a_disk_that_is_full_when_the_page_is_written_is_a_sentence(tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("rbnorm.lab.report.replace", full)
+    assert main([*SMALL, f"--out={tmp_path}"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"rbnorm: {tmp_path}/report.html: No space left on device."
+
+
+def test_a_finished_comparison_says_so_and_brackets_are_printed(tmp_path, capsys):
+    out = tmp_path / "[red]x[/] :smile:"
+    assert main([*SMALL, f"--out={out}"]) == 0
+    assert f"Report: {out}/report.html" in capsys.readouterr().out
+    assert main([*SMALL, f"--out={out}"]) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(f"Nothing left to run: all 1 runs are in {out}.")
+    assert "0/0" not in again
+
+
+def test_records_removed_while_a_comparison_runs_are_missed(tmp_path, monkeypatch, capsys):
+    append = RecordStore.append
+
+    def removed(store, record):
+        append(store, record)
+        if record.config.seed == 1:
+            store.path.write_text("".join(store.path.read_text().splitlines(True)[1:]))
+
+    monkeypatch.setattr(RecordStore, "append", removed)
+    assert main([*SMALL, "--seeds=2", f"--out={tmp_path}"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "was changed while this ran, and lacks 1 of the runs that ended" in said

@@ -1,15 +1,18 @@
 import gzip
+import os
 import pickle
 import shutil
 import struct
+import zlib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 
-from rbnorm.lab import data
+from rbnorm.lab import data, imagefolder
 from rbnorm.lab.data import collate, load_data
 from rbnorm.lab.errors import UsageError
 
@@ -175,6 +178,68 @@ def test_a_corrupt_image_is_named(image_folder, damage):
     Image.effect_noise((64, 64), 50).save(broken)
     broken.write_bytes(broken.read_bytes()[:600] if damage == "cut" else b"no image")
     with pytest.raises(UsageError, match=r"light/3\.jpg is no readable image"):
+        load_data(f"imagefolder:{image_folder}", quiet=True)
+
+
+def test_a_grey_image_of_16_bits_is_scaled(image_folder):
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(image_folder / "dark" / "0.png")
+    image = imagefolder._load(str(image_folder / "dark" / "0.png"))
+    assert image.mode == "RGB"
+    expected = np.round(values / 257)[..., None].repeat(3, axis=2)
+    np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def thirty_two_bits(path):
+    Image.fromarray(np.ones((16, 16), dtype=np.int32)).save(path, format="TIFF")
+
+
+def other_format(path):  # by its content
+    Image.new("RGB", (16, 16)).save(path, format="DDS")
+
+
+def bomb(path):
+    """A few bytes that say they are 10 thousand million pixels."""
+    Image.new("1", (1, 1)).save(path, format="PNG")
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 100_000, 100_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("make", [pipe, thirty_two_bits, other_format, bomb])
+def test_what_is_no_image_of_eight_or_sixteen_bits_is_named(image_folder, make):
+    path = image_folder / "light" / "3.png"
+    path.unlink()
+    make(path)
+    with pytest.raises(UsageError, match=r"light/3\.png is no readable image"):
+        load_data(f"imagefolder:{image_folder}", quiet=True)
+
+
+def test_a_decoder_that_raises_anything_ends_in_a_sentence(image_folder, monkeypatch):
+    def broken(*_, **__):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(UsageError, match=r"is no readable image \(unpack requires a buffer"):
+        load_data(f"imagefolder:{image_folder}", quiet=True)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_alone_is_not_taken_for_a_class(image_folder, tmp_path, part):
+    root = tmp_path / "parts"
+    shutil.copytree(image_folder, root / part)
+    with pytest.raises(UsageError, match=rf"{part} holds folders, as a part of a data set, and la"):
+        load_data(f"imagefolder:{root}", quiet=True)
+
+
+def test_a_single_class_is_refused(image_folder):
+    shutil.rmtree(image_folder / "light")
+    with pytest.raises(UsageError, match="has one class, dark, and needs at least two"):
         load_data(f"imagefolder:{image_folder}", quiet=True)
 
 

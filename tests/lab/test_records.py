@@ -1,11 +1,13 @@
 import json
 import multiprocessing
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from support import CONFIG, execute, make_record
 
+from rbnorm.lab.config import CONDITIONS
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.records import Failure, number
 from rbnorm.lab.store import FailureStore, RecordStore, select
@@ -92,9 +94,31 @@ def test_a_config_edited_by_hand_is_refused(store):
         store.load()
 
 
+EPOCH = asdict(make_record().epochs[-1])
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": []}, {"more": 1}, {"shifted": None}, {"shifted": {"trained": {"clean": 0.9}}}],
+    [
+        {"epochs": []},
+        {"more": 1},
+        {"shifted": None},
+        {"shifted": {"trained": {"clean": 0.9}}},
+        {"shifted": {"trained": dict.fromkeys(CONDITIONS, 7.5)}},
+        {"shifted": []},
+        {"diverged": "no"},
+        {"seconds": "2.5"},
+        {"seconds": float("nan")},
+        {"device": 3},
+        {"environment": {"torch": 2}},
+        {"calibration": {"bn1": {"center_weight": 0.0}}},
+        {"channel_mean_std": {"bn1": "0.1"}},
+        {"epochs": [EPOCH | {"test_accuracy": 7.5}]},
+        {"epochs": [EPOCH | {"test_accuracy": float("nan")}]},
+        {"epochs": [EPOCH | {"test_accuracy": True}]},
+        {"epochs": [EPOCH | {"train_accuracy": None}]},
+        {"epochs": [3]},
+    ],
 )
 def test_a_record_of_other_fields_is_refused(store, change):
     store.append(make_record())
@@ -102,6 +126,18 @@ def test_a_record_of_other_fields_is_refused(store, change):
     store.path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}) + "\n")
     with pytest.raises(UsageError, match="line 1 is no record"):
         store.load()
+
+
+def test_a_line_nested_too_deeply_is_named(store):
+    store.path.write_bytes(b'{"schema": ' + b"[" * 100_000 + b"\n")
+    with pytest.raises(UsageError, match="line 1 is no record"):
+        store.load()
+
+
+def test_the_committed_records_are_read():
+    results = Path(__file__).parents[2] / "results"
+    for store in map(RecordStore, (results / "compare-digits", results / "studies")):
+        assert len(store.load()) == store.path.read_bytes().count(b"\n")
 
 
 FULL = """

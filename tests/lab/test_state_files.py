@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,12 @@ def changed(**entries: Tensor | None) -> Callable[[Path], object]:
     return lambda path: save({f"bn.{name}": tensor for name, tensor in state.items()}, path)
 
 
+def changed_more(**entries: Tensor) -> Callable[[Path], object]:
+    """A file of a BatchNorm and of these."""
+    state = {f"bn.{name}": value for name, value in nn.BatchNorm2d(4).state_dict().items()}
+    return lambda path: save({**state, **entries}, path)
+
+
 PLAIN = {"center_weight": None, "scale_weight": None, "scale_bias": None}
 CODE = "holds objects that could run code when they are loaded, or is no checkpoint"
 BROKEN = "is truncated or no checkpoint"
@@ -178,6 +185,17 @@ REFUSED = {
     "scalar.pt": (changed(running_var=torch.tensor(1.0), **PLAIN), MISFIT),
     "calibration.pt": (changed(scale_weight=torch.ones(2, 4)), MISFIT),
     "half.pt": (changed(scale_bias=None), 'Missing key(s) in state_dict: "scale_bias"'),
+    "sparse.pt": (changed(running_var=torch.eye(4).to_sparse()), "entry 'bn.running_var' is of"),
+    "meta.pt": (
+        changed(weight=torch.empty(4, device="meta")),
+        "entry 'bn.weight' is on the",
+    ),
+    "expanded.pt": (changed(weight=torch.ones(1).expand(2**40)), "4 bytes repeated to 439804651"),
+    "half-complex.pt": (
+        changed(weight=torch.zeros(8).half().view(torch.complex32)),
+        "entry 'bn.weight' is of type torch.complex32",
+    ),
+    "reserved.pt": (changed_more(__metadata__=torch.ones(1)), "'__metadata__' has the name that"),
     "integer.pt": (changed(weight=torch.ones(4, dtype=int), **PLAIN), "do not fit together"),
 }
 
@@ -229,3 +247,21 @@ def test_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, capsys) -
     assert "out.pt cannot be written (No space left on device)" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["in.pt", "out.pt"]
     assert target.read_bytes() == b"old"
+
+
+def test_a_missing_source_is_said_where_the_target_exists(tmp_path, capsys) -> None:
+    target = save(batchnorm().state_dict(), tmp_path / "out.pt")
+    assert main(["convert", str(tmp_path / "missing.pt"), str(target)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"rbnorm: {tmp_path}/missing.pt cannot be read (No such file or directory).\n"
+
+
+def test_without_the_extra_pickled_files_are_converted(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    source = save(batchnorm().state_dict(), tmp_path / "in.pt")
+    assert main(["convert", str(source), str(tmp_path / "out.pt")]) == 0
+    assert main(["convert", str(source), str(tmp_path / "out.safetensors")]) == 2
+    said = 'a .safetensors file needs safetensors: install it with pip install "rbnorm[lab]"'
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "out.pt"]

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -12,18 +14,20 @@ from support import CONFIG
 from tolerances import assert_close
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 
 import rbnorm
 from rbnorm.lab.data import ImageData, Tensors, load_data
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.evaluate import IGNORED, segmentation
 from rbnorm.lab.models import build_model
 from rbnorm.lab.processes import synchronise
+from rbnorm.lab.train import train_run
 from rbnorm.lab.training import checkpoint
 from rbnorm.lab.training.command import parts
 from rbnorm.lab.training.loop import Training
-from rbnorm.lab.training.order import Augmented, Draw, Order, training_batches
+from rbnorm.lab.training.order import Augmented, Draw, Order, loaded, training_batches
 from rbnorm.lab.training.recipe import groups_of
 
 RUN = replace(
@@ -338,3 +342,70 @@ def test_digits_are_learnt():
     data = load_data("digits", limit=640)
     training = go_on(start(replace(RUN, batch_size=32, weight_decay=1e-4), data), 40)
     assert training.history[-1]["test_accuracy"] > 0.8
+
+
+class Killed(Dataset):
+    """Images whose loader is killed, as by a system without memory."""
+
+    def __len__(self):
+        return 21
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_that_is_killed_is_said():
+    with pytest.raises(UsageError, match="a process that loads images has ended"):
+        next(loaded(DataLoader(Killed(), num_workers=1)))
+
+
+def test_a_network_is_trained_for_segmentation():
+    """The left half of an image is brighter; two pixels of every image do not count."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros(40, 8, 8, dtype=torch.long)
+    labels[:, :, :4] = 1
+    images = labels[:, None] * 2.0 + 0.1 * torch.randn(40, 1, 8, 8, generator=generator)
+    labels[:, 0, :2] = IGNORED
+    parts = [TensorDataset(images[a:b], labels[a:b]) for a, b in ((0, 32), (0, 32), (32, 40))]
+    data = ImageData(*parts, 2, 1, (0.0,), (1.0,), segmentation(2))
+    config = replace(RUN, norm="rbn", epochs=8, weight_decay=0.0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), rbnorm.RepresentativeBatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    record = train_run(config, data, build=lambda config, data: network)
+    scores = network.eval()(images[32:])
+    chosen, counted = scores.argmax(1), labels[32:] != IGNORED
+    ratios = []
+    for label in range(2):
+        both = ((chosen == label) & (labels[32:] == label) & counted).sum()
+        either = (((chosen == label) | (labels[32:] == label)) & counted).sum()
+        ratios.append((both / either).item())
+    assert record.accuracy == pytest.approx(sum(ratios) / 2, rel=1e-6)
+    loss = cross_entropy(scores, labels[32:], ignore_index=IGNORED).item()
+    assert record.epochs[-1].test_loss == pytest.approx(loss, rel=1e-5)
+    assert record.accuracy > 0.95
+
+
+def test_a_run_with_a_folder_continues_after_its_last_epoch(data, tmp_path):
+    config = replace(RUN, epochs=4, recipe="one-cycle", trace=False)
+    whole = train_run(config, data)
+
+    class Stop(BaseException):
+        pass
+
+    steps = []
+
+    def stop():
+        steps.append(1)
+        if len(steps) == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_run(config, data, stop, folder=tmp_path)
+    steps.clear()
+    rest = train_run(config, data, lambda: steps.append(1), folder=tmp_path)
+    assert len(steps) == 4  # of eight
+    plain = [replace(epoch, seconds=0.0) for epoch in whole.epochs]
+    assert [replace(epoch, seconds=0.0) for epoch in rest.epochs] == plain
+    assert rest.calibration == whole.calibration

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rbnorm.calibration import NAMES
 from rbnorm.convert import convert_batchnorm
-from rbnorm.files import replace, safetensors_of
+from rbnorm.files import parse_json, replace, safetensors_of
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData
 from rbnorm.lab.errors import UsageError, first_line
@@ -49,7 +49,7 @@ def read_saved(path: Path) -> Saved | None:
         return None
     try:
         with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("rbnorm", "null"))
+            facts = parse_json((file.metadata() or {}).get("rbnorm", "null"))
         if facts is None:
             return None
         return Saved(RunConfig.from_dict(facts["config"]), facts["classes"], facts["channels"])

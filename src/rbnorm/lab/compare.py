@@ -1,13 +1,11 @@
 """The study behind ``rbnorm compare``: every norm, batch size and seed, then table and page."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -20,7 +18,7 @@ from rbnorm.lab.folders import check_folder
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
 from rbnorm.lab.processes import choose_threads, count_processes, make_accelerator
-from rbnorm.lab.progress import progress_of_runs
+from rbnorm.lab.progress import progress_of_runs, terminal
 from rbnorm.lab.records import Record
 from rbnorm.lab.report import PAGE, write_report
 from rbnorm.lab.store import RecordStore, select
@@ -128,8 +126,9 @@ def compare(comparison: Comparison, out: Path, command: str, *, save_models: boo
     _run(missing, data, store, models, main=accelerator.is_main_process)
     if accelerator.is_main_process:
         records = select(store.load(), configs)
-        _print(records, out)
         write_report(records, out, command)
+        _print(records, out, ran=len(missing))
+        store.check_kept(configs)
     accelerator.end_training()
 
 
@@ -141,7 +140,7 @@ def _run(
     *,
     main: bool,
 ) -> None:
-    with progress_of_runs(24, disable=not main) as progress:
+    with progress_of_runs(24, disable=not (main and configs)) as progress:
         study = progress.add_task("runs", total=len(configs))
         current = progress.add_task("", total=None)
         for config in configs:
@@ -159,7 +158,7 @@ def _run(
         progress.remove_task(current)
 
 
-def _print(records: Sequence[Record], out: Path) -> None:
+def _print(records: Sequence[Record], out: Path, *, ran: int) -> None:
     rows = analysis.summarise(records)
     table = Table(
         title=f"{records[0].config.model} on {records[0].config.data}: test accuracy",
@@ -180,7 +179,9 @@ def _print(records: Sequence[Record], out: Path) -> None:
             analysis.p_value(row.gain.p) if row.gain else "",
             end_section=following is not None and following.batch_size != row.batch_size,
         )
-    console = Console(file=sys.stdout)
+    console = terminal()
+    if not ran:
+        console.print(f"Nothing left to run: all {len(records)} runs are in {out}.", soft_wrap=True)
     console.print(table)
     console.print(analysis.answer(rows))
     console.print(f"Report: {out / PAGE}", soft_wrap=True)

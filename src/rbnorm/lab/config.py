@@ -8,10 +8,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, get_type_hints
 
 from rbnorm_cli.errors import UsageError
-from rbnorm_cli.names import MIXED_PRECISIONS, NORMS, data_name, model_name
+from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
 
 SHIFTS: Final = ("none", "trained", "controls")
 """Corruptions are not applied; with the running statistics of training; and with others too."""
+STUDIED_SEVERITIES: Final = (1, 3, 5)
+CLEAN: Final = "clean"
+CONDITIONS: Final = (
+    CLEAN,
+    *(f"{kind}/{severity}" for kind in CORRUPTIONS for severity in STUDIED_SEVERITIES),
+)
+"""What accuracies under corruptions are measured on."""
 LR_BATCH_SIZE: Final = 64
 """The batch size that the learning rate of ``rbnorm compare`` is for; others scale it."""
 ONE_CYCLE, STEPS = RECIPES = ("one-cycle", "steps")
@@ -197,6 +204,8 @@ class RunConfig:
                 f"{', '.join(sorted(odd))}"
             )
         for name, value in values.items():
-            if not isinstance(value, kinds[name]):
+            if not isinstance(value, kinds[name]) or (
+                isinstance(value, bool) and kinds[name] is not bool
+            ):
                 raise UsageError(f"the run config's {name} is {value!r}, which is no {kinds[name]}")
         return cls(**values)

@@ -19,7 +19,6 @@ from rbnorm.lab.errors import UsageError
 from rbnorm_cli.names import CORRUPTIONS, check_corruption
 
 KINDS: Final = CORRUPTIONS
-STUDIED_SEVERITIES: Final = (1, 3, 5)
 _LEAST_SIDE: Final = 8
 _ELASTIC_SMOOTHNESS: Final = 0.07  # sides
 

@@ -1,22 +1,26 @@
 """A folder of images for every class: torchvision's ImageFolder, checked before it is used."""
 
 import math
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.progress import track
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 
+_FORMATS: Final = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What the suffixes that torchvision looks for stand for."""
 _CHECKED: Final = 20_000
 _HELD_OUT_SHARE: Final = 0.2
 _SPLIT_SEED: Final = 0
@@ -52,6 +56,7 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
     for_training = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *finish])
     for_test = v2.Compose([v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side), *finish])
     held_out = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
+    _check_layout(path, held_out)
     train: Any
     plain: Any
     test: Any
@@ -75,6 +80,8 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
     else:
         whole = _folder(path, for_training)
         files, classes = [file for file, _ in whole.samples], len(whole.classes)
+        if classes < 2:
+            raise UsageError(f"{path} has one class, {whole.classes[0]}, and needs at least two")
         try:
             chosen = train_test_split(
                 range(len(files)),
@@ -89,6 +96,17 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
         test = Subset(unchanged, chosen[1])
     _check_images(files, quiet=quiet)
     return Parts(train, plain, test, classes)
+
+
+def _check_layout(path: Path, held_out: Path | None) -> None:
+    """Refuse parts that would be taken for classes: what is in a class is images, not folders."""
+    parts = [path / name for name in ("train", "val", "test") if (path / name).is_dir()]
+    if (path / "train").is_dir() and held_out:
+        return
+    for part in parts:
+        if any(child.is_dir() for child in part.iterdir()):
+            lacks = "val or test beside it" if part.name == "train" else "train beside it"
+            raise UsageError(f"{part} holds folders, as a part of a data set, and lacks {lacks}")
 
 
 def _folder(path: Path, transform: v2.Compose) -> Any:
@@ -135,7 +153,20 @@ def _load(file: str) -> Any:
     Raises:
         UsageError: It cannot be decoded.
     """
+    if not os.path.isfile(file):  # reading a pipe would wait for ever
+        raise UsageError(f"{file} is no readable image (it is no regular file)")
     try:
-        return default_loader(file)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+        with Image.open(file, formats=_FORMATS) as image:
+            return _in_eight_bits(image).convert("RGB")
+    except Exception as error:  # decoders raise what they like for broken files
         raise UsageError(f"{file} is no readable image ({first_line(error)})") from error
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits scaled, which Pillow would clip; others as they are."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its values have 32 bits, mode {image.mode}, and no known range")
+    return image

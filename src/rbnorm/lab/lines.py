@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from rbnorm.files import parse_json
 from rbnorm.lab.errors import UsageError
 
 
@@ -27,7 +29,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError:
             values = None
         if not isinstance(values, dict):
@@ -39,26 +41,39 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def append_line(path: Path, values: dict[str, Any]) -> None:
+def append_line(
+    path: Path, values: dict[str, Any], unless: Callable[[], bool] = lambda: False
+) -> None:
     """Add an object durably; what a killed writer left half written is cut off.
+
+    Args:
+        path: The file.
+        values: The object.
+        unless: Asked while no other process writes; if it says so, nothing is added.
 
     Raises:
         UsageError: The system refuses; the file is as it was.
     """
     line = json.dumps(values, allow_nan=False).encode() + b"\n"
     try:
-        with FileLock(f"{path}.lock"), path.open("a+b", buffering=0) as file:
-            file.seek(0)
-            end = file.truncate(file.read().rfind(b"\n") + 1)
-            try:
-                while line:
-                    line = line[file.write(line) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
-                raise
+        with FileLock(f"{path}.lock"):
+            if not unless():
+                _append(path, line)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written ({error.strerror}): make room and give the same command "
             "again, all runs before this one are kept"
         ) from error
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("a+b", buffering=0) as file:
+        file.seek(0)
+        end = file.truncate(file.read().rfind(b"\n") + 1)
+        try:
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise

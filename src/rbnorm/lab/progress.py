@@ -1,5 +1,9 @@
-"""The bar of a command that makes many runs."""
+"""What a command shows in the terminal: text as it is, and bars."""
 
+import sys
+from typing import Any
+
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -10,6 +14,23 @@ from rich.progress import (
 )
 
 
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: for the command to say, not for rich."""
+        raise BrokenPipeError
+
+
+def terminal(**options: Any) -> Console:
+    """A console on standard output that prints brackets and colons in names as what they are."""
+    options.setdefault("file", None if options.get("stderr") else sys.stdout)
+    return _Terminal(markup=False, emoji=False, highlight=False, **options)
+
+
+def text(template: str) -> TextColumn:
+    """A column of a bar that shows names as they are."""
+    return TextColumn(template, markup=False)
+
+
 def progress_of_runs(width: int, *, disable: bool = False) -> Progress:
     """A bar for each task: its description, what is done of how much, and the time it takes.
 
@@ -18,10 +39,11 @@ def progress_of_runs(width: int, *, disable: bool = False) -> Progress:
         disable: Show nothing.
     """
     return Progress(
-        TextColumn(f"{{task.description:<{width}}}"),
+        text(f"{{task.description:<{width}}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=Console(markup=False, emoji=False),
         disable=disable,
     )

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 import rbnorm
-from rbnorm.lab.config import RunConfig
+from rbnorm.lab.config import CONDITIONS, RunConfig
 
 _PIPES: Final[dict[str, Any]] = {"capture_output": True, "text": True}
 
@@ -39,6 +39,15 @@ class Epoch:
     test_loss: Number
     test_accuracy: float | None
     seconds: float
+
+    def __post_init__(self) -> None:
+        for accuracy in (self.train_accuracy, self.test_accuracy):
+            _check_share(accuracy)
+
+
+def _check_share(value: Number) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"an accuracy lies between 0 and 1, and one is {value}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,15 @@ class Record:
     seconds: float
     environment: dict[str, str | None]
     created: str
+
+    def __post_init__(self) -> None:
+        if not self.epochs or self.epochs[-1].test_accuracy is None:
+            raise ValueError("its last epoch was not tested")
+        for accuracies in self.shifted.values():
+            if set(accuracies) != set(CONDITIONS):
+                raise ValueError("its conditions are not those of this version")
+            for accuracy in accuracies.values():
+                _check_share(accuracy)
 
     @property
     def accuracy(self) -> float:

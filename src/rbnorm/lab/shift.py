@@ -12,15 +12,11 @@ from torch.utils.data import DataLoader
 
 from rbnorm.diagnosis import recalibrate
 from rbnorm.lab.batches import loader_of
-from rbnorm.lab.corruptions import KINDS, STUDIED_SEVERITIES, Corrupted
+from rbnorm.lab.config import CLEAN, CONDITIONS
+from rbnorm.lab.corruptions import Corrupted
 from rbnorm.lab.data import ImageData, first_images
 from rbnorm.lab.evaluate import on
 
-CLEAN: Final = "clean"
-CONDITIONS: Final = (
-    CLEAN,
-    *(f"{kind}/{severity}" for kind in KINDS for severity in STUDIED_SEVERITIES),
-)
 TRAINED, RE_ESTIMATED, TEST_BATCH = STATISTICS = ("trained", "re-estimated", "test-batch")
 """The statistics a model is tested with: the running ones of training, those of clean training
 images after training, and those of each batch of test images."""

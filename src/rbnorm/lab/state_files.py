@@ -8,14 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from rbnorm.calibration import NAMES
 from rbnorm.convert import convert_batchnorm
-from rbnorm.files import own_tensors, replace, safetensors_of
+from rbnorm.files import check_tensors, own_tensors, replace, safetensors_of
 from rbnorm.lab.errors import UsageError
 from rbnorm.modules import RepresentativeBatchNorm2d, bias_option
 
@@ -51,15 +49,16 @@ def convert_file(source: Path, target: Path) -> str:
         raise UsageError(f"{target} must end in {', '.join(_SUFFIXES)}, which chooses its format")
     if target.is_dir() or not target.parent.is_dir():
         raise UsageError(f"{target} must be a file in a folder that exists")
+    state = read_state(source)
     if target.exists() and target.samefile(source):
         raise UsageError(f"{target} must be another file than the one to convert")
-    state = read_state(source)
     try:
         converted, done = convert_state(state)
+        content = _packed(converted, target.suffix)
     except ValueError as error:
         raise UsageError(f"{source} {error}") from error
     try:
-        replace(target, _packed(converted, target.suffix))
+        replace(target, content)
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror})") from error
     return f"{target}: {done}"
@@ -82,6 +81,8 @@ def read_state(path: Path) -> State:
             f"{path} holds objects that could run code when they are loaded, or is no checkpoint: "
             "accepted are state dicts, in a file of safetensors or of torch.save"
         ) from error
+    except UsageError:
+        raise
     except Exception as error:  # an unpickler meets broken bytes with any exception
         raise UsageError(
             f"{path} is truncated or no checkpoint: accepted are state dicts, in a file of "
@@ -92,6 +93,10 @@ def read_state(path: Path) -> State:
             found = found[key]
     if not _is_state(found):
         raise UsageError(f"{path} holds no state dict, which has a tensor for every name")
+    try:
+        check_tensors(found)
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be used: {error}") from error
     return dict(found)
 
 
@@ -103,14 +108,26 @@ def _is_state(found: object) -> bool:
 
 def _parse(content: bytes, suffix: str) -> object:
     if suffix == ".safetensors":
-        return safetensors.torch.load(content)
+        return _safetensors().torch.load(content)
     with warnings.catch_warnings():  # about formats that are refused anyway
         warnings.simplefilter("ignore")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
+def _safetensors() -> Any:
+    """The library, which comes with the extra ``lab``."""
+    try:
+        import safetensors.torch  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(
+            'a .safetensors file needs safetensors: install it with pip install "rbnorm[lab]"'
+        ) from error
+    return safetensors
+
+
 def _packed(state: State, suffix: str) -> bytes:
     if suffix == ".safetensors":
+        _safetensors()
         return safetensors_of(state, {"format": "pt"})
     file = io.BytesIO()
     torch.save(own_tensors(state), file)

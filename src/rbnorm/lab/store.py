@@ -1,23 +1,31 @@
 """Results on disk: one line of JSON for every run, and this the only module that writes them."""
 
-import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from filelock import FileLock
-
-from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import make_folder
-from rbnorm.lab.records import Epoch, Failure, Record
-from rbnorm.lab.shift import CONDITIONS
+from rbnorm.lab.lines import append_line, read_lines
+from rbnorm.lab.records import Failure, Record
+from rbnorm.lab.typed import build
 
 SCHEMA: Final = 2
 
-Entry = TypeVar("Entry", Record, Failure)
+
+class Config(Protocol):
+    """What describes a run completely."""
+
+    @property
+    def key(self) -> str:
+        """Names the run."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, as records keep them."""
+
+
+Entry = TypeVar("Entry")
 
 
 class Store(Generic[Entry]):
@@ -25,11 +33,16 @@ class Store(Generic[Entry]):
 
     An entry exists once its line ends in a newline. What stands after the last newline was left by
     a killed writer: loading ignores it, the next append cuts it off.
+
+    Args:
+        folder: The folder.
+        name: The file's name.
+        kind: The dataclass of the entries, which has a ``config``.
+        schema: What its fields mean.
     """
 
-    def __init__(self, folder: Path, name: str, build: Callable[[dict[str, Any]], Entry]) -> None:
-        self.path = folder / name
-        self._build: Callable[[dict[str, Any]], Entry] = build
+    def __init__(self, folder: Path, name: str, kind: type[Entry], schema: int = SCHEMA) -> None:
+        self.path, self.kind, self.schema = folder / name, kind, schema
 
     def create(self) -> None:
         """Make the folder.
@@ -45,40 +58,27 @@ class Store(Generic[Entry]):
         Raises:
             UsageError: The file cannot be read, or a complete line is no entry of this schema.
         """
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise UsageError(f"{self.path} cannot be read ({error.strerror})") from error
         entries: dict[str, Entry] = {}
-        for line_number, line in enumerate(content.split(b"\n")[:-1], start=1):
-            entry = self._parse(line, line_number)
-            entries.setdefault(entry.config.key, entry)
+        for number, values in enumerate(read_lines(self.path), start=1):
+            entry = self._parse(values, f"{self.path} line {number}")
+            entries.setdefault(_config(entry).key, entry)
         return entries
 
-    def _parse(self, line: bytes, line_number: int) -> Entry:
-        place = f"{self.path} line {line_number}"
+    def _parse(self, values: dict[str, Any], place: str) -> Entry:
         try:
-            values = json.loads(line)
-            schema = values.pop("schema")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UsageError(
-                f"{place} is no record: mend or remove that line, or choose another --out"
-            ) from error
-        if schema != SCHEMA:
-            raise UsageError(
-                f"{place} has records of schema {schema!r} and this version reads schema {SCHEMA}: "
-                "choose another --out"
-            )
-        try:
-            key, config = values.pop("key"), RunConfig.from_dict(values.pop("config"))
-            entry: Entry = self._build({**values, "config": config})
-        except (UsageError, KeyError, AttributeError, TypeError, ValueError) as error:
+            schema, key = values.pop("schema"), values.pop("key", None)
+            if schema == self.schema:
+                entry = build(self.kind, values)
+        except (KeyError, ValueError) as error:
             raise UsageError(
                 f"{place} is no record ({error}): mend or remove that line, or choose another --out"
             ) from error
-        if key != config.key:
+        if schema != self.schema:
+            raise UsageError(
+                f"{place} has records of schema {schema!r} and this version reads schema "
+                f"{self.schema}: choose another --out"
+            )
+        if key != _config(entry).key:
             raise UsageError(
                 f"{place} was changed after it was written: remove that line, or choose another "
                 "--out"
@@ -91,58 +91,41 @@ class Store(Generic[Entry]):
         Raises:
             UsageError: The system refuses; the file is as it was.
         """
-        config = entry.config
-        values = {"schema": SCHEMA, "key": config.key, **asdict(entry), "config": config.to_dict()}
-        line = json.dumps(values, allow_nan=False).encode() + b"\n"
-        try:
-            with FileLock(f"{self.path}.lock"):
-                if entry.config.key not in self.load():
-                    _append(self.path, line)
-        except OSError as error:
-            raise UsageError(
-                f"{self.path} cannot be written ({error.strerror}): make room and give the same "
-                "command again, all runs before this one are kept"
-            ) from error
+        config = _config(entry)
+        fields = {**asdict(cast(Any, entry)), "config": config.to_dict()}
+        values = {"schema": self.schema, "key": config.key, **fields}
+        append_line(self.path, values, unless=lambda: config.key in self.load())
 
 
-def _append(path: Path, line: bytes) -> None:
-    with path.open("a+b", buffering=0) as file:
-        file.seek(0)
-        end = file.truncate(file.read().rfind(b"\n") + 1)
-        try:
-            while line:
-                line = line[file.write(line) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)
-            raise
+def _config(entry: Any) -> Config:
+    config: Config = entry.config
+    return config
 
 
 class RecordStore(Store[Record]):
     """The finished runs of a folder."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "records.jsonl", _record)
+        super().__init__(folder, "records.jsonl", Record)
+
+    def check_kept(self, configs: Iterable[Config]) -> None:
+        """Raise UsageError where a run that has ended has no record: somebody changed the file."""
+        records = self.load()
+        lost = sum(config.key not in records for config in configs)
+        if lost:
+            raise UsageError(
+                f"{self.path} was changed while this ran, and lacks {lost} of the runs that ended: "
+                "give the same command again"
+            )
 
 
 class FailureStore(Store[Failure]):
     """The runs of a folder that raised an error, the first error of each."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "failures.jsonl", lambda values: Failure(**values))
+        super().__init__(folder, "failures.jsonl", Failure)
 
 
-def _record(values: dict[str, Any]) -> Record:
-    epochs = tuple(Epoch(**epoch) for epoch in values.pop("epochs"))
-    record = Record(epochs=epochs, **values)
-    if not epochs or not isinstance(epochs[-1].test_accuracy, float):
-        raise ValueError("its last epoch was not tested")
-    for accuracies in record.shifted.values():
-        if set(accuracies) != set(CONDITIONS):
-            raise ValueError("its conditions are not those of this version")
-    return record
-
-
-def select(records: dict[str, Record], configs: Iterable[RunConfig]) -> list[Record]:
+def select(records: Mapping[str, Record], configs: Iterable[Config]) -> list[Record]:
     """The records of these configs, in their order, as far as there are any."""
     return [records[config.key] for config in configs if config.key in records]

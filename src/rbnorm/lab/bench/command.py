@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from rbnorm.files import replace
 from rbnorm.lab.bench import figure, show
@@ -23,6 +22,7 @@ from rbnorm.lab.bench.rows import Row, here, load, save
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.plots import picture
+from rbnorm.lab.progress import terminal, text
 
 PARTS: Final = {
     "layers": LAYERS,
@@ -90,7 +90,7 @@ def _check(parts: Sequence[str], repeats: int, device: str) -> None:
 
 def _run(name: str, part: Part, device: torch.device, effort: Effort) -> list[Row]:
     columns = (
-        TextColumn("{task.description:<56}"),
+        text("{task.description:<56}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -108,13 +108,13 @@ def _run(name: str, part: Part, device: torch.device, effort: Effort) -> list[Ro
 
 
 def _show(rows: Sequence[Row], out: Path) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 130)
-    for table in show.tables(rows):
-        console.print(table)
-    console.print(show.goals_table(outcomes(rows)))
     layers = [row for row in rows if row.part in ("layers", "compiled")]
     if layers:
         drawing = figure.draw(layers)
         for suffix in ("svg", "png"):
             replace(out / f"{FIGURE}.{suffix}", picture(drawing, suffix))
+    console = terminal(width=None if sys.stdout.isatty() else 130)
+    for table in show.tables(rows):
+        console.print(table)
+    console.print(show.goals_table(outcomes(rows)))
     console.print(f"Rows, machine and figure: {out}", soft_wrap=True)

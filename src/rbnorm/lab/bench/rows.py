@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 import rbnorm
-from rbnorm.files import replace
+from rbnorm.files import parse_json, replace
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.records import environment, now
 
@@ -117,8 +117,8 @@ def load(out: Path) -> tuple[list[Row], Machine]:
     """
     try:
         lines = (out / ROWS).read_text().splitlines()
-        machine = json.loads((out / MACHINE).read_text())
-        rows = [_parse(json.loads(line)) for line in lines]
+        machine = parse_json((out / MACHINE).read_text())
+        rows = [_parse(parse_json(line)) for line in lines]
     except FileNotFoundError:
         return [], {}
     except (OSError, ValueError, TypeError, KeyError) as error:

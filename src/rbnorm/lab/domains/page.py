@@ -1,13 +1,10 @@
 """The page of the study, redrawn from its records alone."""
 
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.markup import escape
 
 from rbnorm.files import replace
 from rbnorm.lab import plots
@@ -28,6 +25,7 @@ from rbnorm.lab.domains.testing import (
     TEST_BATCH,
 )
 from rbnorm.lab.folders import make_folder
+from rbnorm.lab.progress import terminal
 from rbnorm.lab.report import PAGE, environments
 from rbnorm.lab.studies.arms import Study, Text
 from rbnorm.lab.studies.command import reproducing
@@ -95,8 +93,8 @@ def draw(out: Path, defaults: DomainSettings, command: str) -> None:
     for name, figure in figures.items():
         for suffix in ("svg", "png"):
             replace(folder / f"{name}.{suffix}", plots.picture(figure, suffix))
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(f"[bold]{NAME}[/bold]: {escape(domains_answer(results).en)}")
+    console = terminal()
+    console.print(f"{NAME}: {domains_answer(results).en}")
     if results.failures:
         console.print(f"{len(results.failures)} runs failed; the page says why.")
     console.print(f"Report: {folder / PAGE}", soft_wrap=True)

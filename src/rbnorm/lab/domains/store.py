@@ -1,16 +1,12 @@
 """The records of the study on disk."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.folders import make_folder
-from rbnorm.lab.lines import append_line, read_lines
+from rbnorm.lab.domains.config import DomainFailure, DomainRecord
+from rbnorm.lab.store import Store
 
 SCHEMA: Final = 1
-_NAMES: Final = {DomainRecord: "domains.jsonl", DomainFailure: "domains-failures.jsonl"}
 
 
 class DomainStore:
@@ -18,8 +14,9 @@ class DomainStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.records: dict[str, DomainRecord] = self._load(DomainRecord)
-        self.failures: dict[str, DomainFailure] = self._load(DomainFailure)
+        self._records = Store(folder, "domains.jsonl", DomainRecord, SCHEMA)
+        self._failures = Store(folder, "domains-failures.jsonl", DomainFailure, SCHEMA)
+        self.records, self.failures = self._records.load(), self._failures.load()
 
     def append(self, entry: DomainRecord | DomainFailure) -> None:
         """Keep a run.
@@ -27,30 +24,8 @@ class DomainStore:
         Raises:
             UsageError: The system refuses.
         """
-        make_folder(self.folder)
-        key, kind = entry.config.key, type(entry)
-        append_line(self.folder / _NAMES[kind], {"schema": SCHEMA, "key": key, **asdict(entry)})
-        if isinstance(entry, DomainRecord):
-            self.records.setdefault(key, entry)
-        else:
-            self.failures.setdefault(key, entry)
-
-    def _load(self, kind: Any) -> dict[str, Any]:
-        path = self.folder / _NAMES[kind]
-        entries: dict[str, Any] = {}
-        for number, values in enumerate(read_lines(path), start=1):
-            try:
-                schema, key = values.pop("schema"), values.pop("key")
-                entry = kind(**{**values, "config": DomainRun.from_dict(values["config"])})
-            except (UsageError, KeyError, AttributeError, TypeError) as error:
-                raise UsageError(
-                    f"{path} line {number} is no record ({error}): mend or remove that line, or "
-                    "choose another --out"
-                ) from error
-            if schema != SCHEMA or key != entry.config.key:
-                raise UsageError(
-                    f"{path} line {number} is of another schema or was changed after it was "
-                    "written: remove that line, or choose another --out"
-                )
-            entries.setdefault(key, entry)
-        return entries
+        self._records.create()
+        record = isinstance(entry, DomainRecord)
+        store: Any = self._records if record else self._failures
+        store.append(entry)
+        (self.records if record else self.failures).setdefault(entry.config.key, entry)  # type: ignore[arg-type]

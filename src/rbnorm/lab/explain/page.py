@@ -2,18 +2,17 @@
 
 import json
 import re
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup, escape
-from rich.console import Console
 
 from rbnorm.files import replace
 from rbnorm.lab.explain.network import layer_facts, trained
 from rbnorm.lab.explain.photographs import PHOTOGRAPHS, photograph_parts
 from rbnorm.lab.folders import check_folder, make_folder
+from rbnorm.lab.progress import terminal
 from rbnorm.lab.records import environment
 from rbnorm.lab.templates import render
 
@@ -36,7 +35,7 @@ def explain(out: Path, command: str) -> None:
     page = write_page(layer_facts(network.model, data), network.accuracy, command)
     make_folder(out)
     replace(out / PAGE, page.encode())
-    Console(file=sys.stdout).print(f"Page: {out / PAGE}", soft_wrap=True)
+    terminal().print(f"Page: {out / PAGE}", soft_wrap=True)
 
 
 _LETTER: Final = re.compile(r"\b([XKw])_(\w+)")

@@ -1,18 +1,16 @@
 """``rbnorm study``: tune, run, and draw the pages."""
 
 import shlex
-import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.processes import count_processes
+from rbnorm.lab.progress import terminal
 from rbnorm.lab.report import PAGE
 from rbnorm.lab.studies.answer import answer
 from rbnorm.lab.studies.arms import Settings, Study
@@ -89,6 +87,8 @@ def study(
             measure_costs(out)
         if any(plan.study.arms for plan in plans):
             plans = _run(plans, chosen, settings, runner)
+            if not runner.ran:
+                terminal().print(f"Nothing left to run: {out} has every run.", soft_wrap=True)
     _draw(plans, runner, out, reproducing(command))
 
 
@@ -103,7 +103,7 @@ def _run(
     if all(plan.rates.complete for plan in plans):
         runner.run([config for plan in plans for config in plan.study.runs()], "runs")
     else:
-        Console(stderr=True).print(_WAIT, soft_wrap=True)
+        terminal(stderr=True).print(_WAIT, soft_wrap=True)
     return plans
 
 
@@ -144,7 +144,7 @@ def _check(plans: Sequence[_Plan], data_root: Path | None) -> None:
 def _draw(plans: Sequence[_Plan], runner: Runner, out: Path, command: str) -> None:
     """The page of every study, and its answer on standard output."""
     records, failures = runner.records.load(), runner.failures.load()
-    console = Console(file=sys.stdout, highlight=False)
+    lines: list[str] = []  # nobody may be reading: they are printed when all is written
     for study, rates in plans:
         folder = out / study.name
         make_folder(folder)
@@ -157,7 +157,9 @@ def _draw(plans: Sequence[_Plan], runner: Runner, out: Path, command: str) -> No
             results = collect(study, records, failures)
             write_page(results, rates.table(), folder, command)
             said, failed = answer(study, results), results.failed
-        console.print(f"[bold]{study.name}[/bold]: {escape(said.en)}")
+        lines.append(f"{study.name}: {said.en}")
         if failed:
-            console.print(f"{failed} runs failed; the page says why.")
-        console.print(f"Report: {folder / PAGE}", soft_wrap=True)
+            lines.append(f"{failed} runs failed; the page says why.")
+        lines.append(f"Report: {folder / PAGE}")
+    for line in lines:
+        terminal().print(line, soft_wrap=True)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rbnorm.lab.corruptions import KINDS, STUDIED_SEVERITIES
-from rbnorm.lab.shift import CLEAN, TRAINED, mean_corruption_accuracy
+from rbnorm.lab.config import CLEAN, STUDIED_SEVERITIES
+from rbnorm.lab.corruptions import KINDS
+from rbnorm.lab.shift import TRAINED, mean_corruption_accuracy
 from rbnorm.lab.statistics import Estimate, estimate
 from rbnorm.lab.studies.results import ArmResult, Difference, paired
 

@@ -49,12 +49,14 @@ class Runner:
 
     Attributes:
         executor: Where they happen; in this process unless it is set.
+        ran: How many it has made.
     """
 
     def __init__(self, out: Path, root: Path | None, shard: Shard) -> None:
         self.records, self.failures = RecordStore(out), FailureStore(out)
         self.root, self.shard = root, shard
         self.executor: Executor = in_turn
+        self.ran = 0
 
     def run(self, configs: Iterable[RunConfig], what: str, *, retry: bool = True) -> None:
         """Run those that have no record yet.
@@ -70,7 +72,8 @@ class Runner:
         share = self.shard.share(list(dict.fromkeys(configs)))
         done = {*self.records.load(), *(() if retry else self.failures.load())}
         missing = [config for config in share if config.key not in done]
-        with progress_of_runs(32) as progress:
+        self.ran += len(missing)
+        with progress_of_runs(32, disable=not missing) as progress:
             task = progress.add_task(what, total=len(share), completed=len(share) - len(missing))
             for result in self.executor(missing, self.root, progress):
                 if isinstance(result, Record):
@@ -78,3 +81,5 @@ class Runner:
                 else:
                     self.failures.append(result)
                 progress.advance(task)
+        ended = {config.key for config in missing} - self.failures.load().keys()
+        self.records.check_kept(config for config in missing if config.key in ended)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from rbnorm.files import safetensors_of
+from rbnorm.files import parse_json, safetensors_of
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.state_files import State, read_state
 
@@ -23,7 +24,10 @@ STATE: Final = "state.pt"
 HISTORY: Final = "history.json"
 
 _KEPT: Final = 2  # the one before the newest is there for the day that the newest is broken
-_SCRATCH: Final = ".step-"
+_NAME: Final = re.compile(r"step-\d{10}")
+_FILES: Final = frozenset({MODEL, EMA, STATE, HISTORY})
+_SCRATCH: Final = ".rbnorm-step-"
+_WHOLE: Final = "whole"
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         del state[name]
     try:
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
-            whole = Path(scratch, "whole")
+            whole = Path(scratch, _WHOLE)
             whole.mkdir()
             _write(whole / MODEL, safetensors_of(checkpoint.model, {"format": "pt"}))
             if checkpoint.ema:
@@ -81,7 +85,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
             "were, and the same command continues once it can be"
         ) from error
     for old in _steps(folder)[:-_KEPT]:
-        shutil.rmtree(old)
+        if _files(old) <= _FILES:
+            # under another name first: a kill must not leave half of it under this one
+            old.rename(Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder), _WHOLE))
+    clear(folder)
 
 
 def newest(folder: Path) -> Path | None:
@@ -90,9 +97,10 @@ def newest(folder: Path) -> Path | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what was being written when a process was killed."""
+    """Remove what was being written or removed when a process was killed."""
     for scratch in folder.glob(f"{_SCRATCH}*"):
-        shutil.rmtree(scratch)
+        if _files(scratch) <= {_WHOLE} and _files(scratch / _WHOLE) <= _FILES:
+            shutil.rmtree(scratch)
 
 
 def read(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
@@ -124,7 +132,13 @@ def read(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    """The checkpoints, from the oldest to the newest, among whatever else is there."""
+    named = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(path for path in named if _files(path) & _FILES)
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -151,7 +165,7 @@ def _unpacked(path: Path) -> dict[str, Any]:
 
 def _history(path: Path) -> list[dict[str, float]]:
     try:
-        history: list[dict[str, float]] = json.loads(path.read_bytes())
+        history: list[dict[str, float]] = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _broken(path) from error
     return history

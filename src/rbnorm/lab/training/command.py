@@ -1,7 +1,7 @@
 """``rbnorm train``: from what was asked for to a trained model."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ from accelerate.utils import LoggerType, ProjectConfiguration, gather_object
 from filelock import FileLock, Timeout
 
 from rbnorm.lab.config import STEPS, RunConfig
-from rbnorm.lab.data import load_data
+from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import needs_rgb
@@ -107,22 +107,37 @@ def train(request: Request, out: Path) -> None:
         image_size=config.image_size,
         quiet=not accelerator.is_main_process,
     )
-    found = checkpoint.newest(out)
+    with ExitStack() as stack:
+        if out.is_dir() and not request.evaluate:  # nobody else may write while this reads
+            stack.enter_context(_only_writer(out, accelerator))
+        training = _training(request, data, accelerator, checkpoint.newest(out), out)
+        if request.evaluate:
+            _evaluate(training, accelerator)
+        else:
+            if not out.is_dir():
+                stack.enter_context(_only_writer(out, accelerator))
+            _track(training, accelerator)
+            _train(training, request, out)
+    accelerator.end_training()
+
+
+def _training(
+    request: Request, data: ImageData, accelerator: Accelerator, found: Path | None, out: Path
+) -> Training:
+    config = request.run
     if request.evaluate and not found:
         raise UsageError(f"--evaluate: there is no checkpoint in {out}")
     if not found:
         check_run(config, data, accelerator.device)
     training = Training(model_of(config, data), config, data, accelerator)
     _restore(training, found, evaluate=request.evaluate)
-    if request.evaluate:
-        with Display(training, accelerator) as display:
-            metrics = display.evaluation(training.evaluate)
-        display.say(f"step {training.step}: {sentence(metrics)}")
-    else:
-        with _only_writer(out, accelerator):
-            _track(training, accelerator)
-            _train(training, request, out)
-    accelerator.end_training()
+    return training
+
+
+def _evaluate(training: Training, accelerator: Accelerator) -> None:
+    with Display(training, accelerator) as display:
+        metrics = display.evaluation(training.evaluate)
+    display.say(f"step {training.step}: {sentence(metrics)}")
 
 
 def _accelerator(request: Request, out: Path) -> Accelerator:
@@ -189,6 +204,8 @@ def _track(training: Training, accelerator: Accelerator) -> None:
 
 def _train(training: Training, request: Request, out: Path) -> None:
     with Display(training, training.accelerator) as display:
+        if training.epoch >= training.config.epochs:
+            display.say(f"Nothing left to train: {training.epoch} epochs are done.")
         training.fit(
             display.stepped,
             display.ended,

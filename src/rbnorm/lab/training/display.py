@@ -6,17 +6,16 @@ from contextlib import contextmanager
 from typing import Final
 
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.progress import terminal, text
 from rbnorm.lab.training.loop import Training
 
 _EVERY: Final = 50  # steps between two points of a tracker's curves
@@ -34,12 +33,12 @@ class Display:
     def __init__(self, training: Training, accelerator: Accelerator) -> None:
         self.training, self.accelerator = training, accelerator
         self.epochs = training.config.epochs
-        self.console = Console(quiet=not accelerator.is_main_process)
+        self.console = terminal(quiet=not accelerator.is_main_process)
         columns = (
-            TextColumn("{task.description:<16}"),
+            text("{task.description:<16}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            text("{task.fields[note]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -114,7 +113,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self.console.print(line, soft_wrap=True, highlight=False)
+        self.console.print(line, soft_wrap=True)
 
 
 @contextmanager

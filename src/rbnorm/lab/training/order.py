@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData, collate, first_images
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.errors import UsageError, first_line
 
 AUGMENTATION, STEP = range(2)
 """Streams of random numbers, beside that of the order."""
@@ -119,6 +119,13 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
     except UsageError as error:  # a worker's comes below the stack of its calls
         raise UsageError(str(error).splitlines()[-1].rpartition("UsageError: ")[2]) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UsageError(
+            f"a process that loads images has ended ({first_line(error)}): the same command again "
+            "continues, and fewer --workers need less memory"
+        ) from error
 
 
 def parts_of(
