@@ -424,7 +424,7 @@ def test_exported_candidates_compute_the_model(runtime, monkeypatch):
     part = command.PARTS[f"{runtime}-resnet18"]
     case = replace(part.cases[0], shape=(2, 3, 6, 6))
     subjects = {subject.name: subject for subject in part.subjects(case, CPU)}
-    assert list(subjects) == ["batchnorm", "rbnorm", "rbnorm not folded"]
+    assert list(subjects) == ["batchnorm", "rbnorm", "rbnorm inert", "rbnorm not folded"]
     assert {subject.backend for subject in subjects.values()} == {runtime}
     batchnorm, folded, plain = (subject.call()[0] for subject in subjects.values())
     assert abs(folded - plain).max() < 1e-6

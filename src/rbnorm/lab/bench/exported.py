@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rbnorm.diagnosis import recalibrate
 from rbnorm.export import fold, to_onnx
 from rbnorm.lab.bench.candidates import BASELINE, Subject
 from rbnorm.lab.bench.measure import Part
@@ -22,6 +23,8 @@ from rbnorm.lab.models import build_model
 from rbnorm.modules import _RepresentativeBatchNorm
 
 _MODELS: Final = ("resnet18", "mobilenet_v3_large")
+_INERT: Final = 10  # of which one layer is not: as in results/diagnose-digits
+_TOLERANCE: Final = 0.01
 _SHAPES: Final = ((1, 3, 224, 224), (8, 3, 224, 224))
 Load = Callable[[Path], Callable[[Any], object]]
 
@@ -47,7 +50,7 @@ def _openvino(path: Path) -> Callable[[Any], object]:
 
 
 def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[Subject]:
-    """The model with BatchNorm, with RBN folded, and with RBN as it is, each through ONNX."""
+    """The model with BatchNorm; with RBN folded, all active and mostly inert; with RBN as it is."""
     if device.type != "cpu":
         raise UsageError(f"part {case.part} is measured on the CPU, not on {device.type}")
     needed = ("onnx", "onnxscript", case.part.partition("-")[0])
@@ -57,17 +60,21 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
             f"part {case.part} needs {', '.join(missing)}: "
             'install it with pip install "rbnorm[export]"'
         )
-    example = torch.randn(2, 3, 64, 64)
-    batchnorm, rbn = (
-        build_model(f"torchvision:{model}", norm, classes=1000, channels=3, seed=0).eval()
-        for norm in ("bn", "rbn")
+    torch.manual_seed(0)
+    example = torch.randn(8, 3, 64, 64)
+    batchnorm, rbn, inert = (
+        build_model(f"torchvision:{model}", norm, classes=1000, channels=3, seed=0)
+        for norm in ("bn", "rbn", "rbn")
     )
-    _calibrate(rbn)
+    for module, active in ((batchnorm, 1), (rbn, 1), (inert, _INERT)):
+        _calibrate(recalibrate(module, [example]).eval(), active)
+    inert = fold(inert, example, tolerance=_TOLERANCE).model
     images = np.random.default_rng(0).standard_normal(case.shape, dtype=np.float32)
     found = []
     for name, module in {
         BASELINE: batchnorm,
         "rbnorm": fold(rbn, example).model,
+        "rbnorm inert": inert,
         "rbnorm not folded": rbn,
     }.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -79,13 +86,17 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
 
 
 @torch.no_grad()
-def _calibrate(model: nn.Module) -> None:
-    """Parameters as if trained; at their initial values the layers would fold wholly."""
-    for layer in model.modules():
-        if isinstance(layer, _RepresentativeBatchNorm):
-            for vector in (layer.center_weight, layer.scale_weight):
-                assert vector is not None
-                nn.init.normal_(vector, std=0.1)
+def _calibrate(model: nn.Module, active: int) -> None:
+    """Parameters as if trained; at their initial values the layers would fold wholly.
+
+    One layer of ``active`` moves its output visibly, as every one does after a short training, and
+    the others hardly, as most do after a long one.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _RepresentativeBatchNorm)]
+    for number, layer in enumerate(layers):
+        for vector in (layer.center_weight, layer.scale_weight):
+            assert vector is not None
+            nn.init.normal_(vector, std=1e-1 if number % active == 0 else 1e-4)
 
 
 EXPORTED: Final = {
