@@ -19,7 +19,7 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 
-.PHONY: demo test test-gpu gpu-report sanitize check docs bench env browser clean
+.PHONY: demo test test-gpu gpu-report sanitize check docs wheels try-dist bench env browser clean
 
 demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
@@ -61,6 +61,24 @@ docs: env
 	$(BIN)/rbnorm explain --out docs/_build/explain
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -D language=zh_CN docs/zh docs/_build/html/zh
+
+# In dist/: a wheel with kernels, for the oldest glibc that this compiler allows (torch's libraries stay
+# out of it), and the source distribution; then both are tried where there is no compiler.
+wheels: env
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+		--wheel-dir dist build/wheel/*.whl
+	$(BIN)/python -m build --sdist --outdir dist .
+	rm -rf build
+	$(MAKE) try-dist TRY="--torch --beside $$($(BIN)/python -c \
+		'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# make try-dist TRY="--python python3.10 --torch torch==2.11.0" takes another Python and torch; --lab in
+# it tries the command line and the README, too.
+TRY ?= --torch $(TORCH_SPEC)
+try-dist: env
+	$(BIN)/python tools/try_install.py dist/* $(TRY)
 
 bench: env
 	$(BIN)/rbnorm bench --out rbnorm-bench

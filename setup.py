@@ -1,6 +1,7 @@
 """The C++ kernels, where a compiler and torch are there for the build; all else is pyproject.toml.
 
-Without them the package installs and works all the same, and ``rbnorm.backends()`` says so.
+Without them the package installs and works all the same; why there are none is said here (``pip
+install -v`` shows it) and by ``rbnorm.backends()``.
 """
 
 import importlib.util
@@ -11,17 +12,38 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import BaseError, CCompilerError
 
 CSRC = Path("src/rbnorm/kernels/csrc")
 LINUX = sys.platform == "linux"
 
 
-def kernels() -> Extension | None:
+def missing() -> str | None:
+    """Why no kernels can be built here; None where they can."""
+    if sys.platform == "win32":
+        return "they are not built on Windows"
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return (
+            "the build sees no torch, which pip hides from it; with torch and setuptools>=77 "
+            "installed, pip install --no-build-isolation shows it"
+        )
+    return None
+
+
+def say(reason: str) -> None:
+    """Say why this installation runs in plain PyTorch."""
+    print(f"rbnorm: no C++ kernels: {reason}", file=sys.stderr)
+
+
+def kernels() -> Extension:
     """One library for every torch since 2.11 and every Python since 3.10."""
     found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None or sys.platform == "win32":
-        return None
+    assert found is not None
+    assert found.origin is not None
     torch = Path(found.origin).parent
     files = ["ops", "plain"]
     if platform.machine().lower() in {"x86_64", "amd64"}:
@@ -45,7 +67,6 @@ def kernels() -> Extension | None:
         extra_link_args=[*openmp, *([] if LINUX else ["-undefined", "dynamic_lookup"])],
         py_limited_api=True,
         language="c++",
-        optional=True,
     )
 
 
@@ -53,7 +74,7 @@ class ParallelBuild(build_ext):
     """Compiles the instruction sets side by side."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Build one extension, its sources in parallel."""
+        """Build one extension, its sources in parallel; go without it where that fails."""
         compile_all = self.compiler.compile
 
         def compile_each(sources: list[str], **options: object) -> list[str]:
@@ -62,12 +83,37 @@ class ParallelBuild(build_ext):
                 return [name for names in objects for name in names]
 
         self.compiler.compile = compile_each
-        super().build_extension(ext)
+        try:
+            super().build_extension(ext)
+        except (BaseError, CCompilerError, OSError) as error:
+            say(str(error))
+            self.extensions = self.distribution.ext_modules = []
 
 
-extension = kernels()
+class Sources(build_py):
+    """Every build has it, and once."""
+
+    def run(self) -> None:
+        """Say what the build lacks, then build."""
+        if reason is not None:
+            say(reason)
+        super().run()
+
+
+class Wheel(bdist_wheel):
+    """The tag of the stable ABI only for what has kernels; else any Python and machine will do."""
+
+    def run(self) -> None:
+        """Build the kernels first, since the tag depends on them."""
+        self.run_command("build_ext")
+        if not self.distribution.ext_modules:
+            self.root_is_pure = True
+        super().run()
+
+
+reason = missing()
 setup(
-    cmdclass={"build_ext": ParallelBuild},
-    ext_modules=[] if extension is None else [extension],
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extension else {},
+    cmdclass={"build_ext": ParallelBuild, "build_py": Sources, "bdist_wheel": Wheel},
+    ext_modules=[kernels()] if reason is None else [],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if reason is None else {},
 )

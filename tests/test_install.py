@@ -5,11 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import rbnorm
+from rbnorm.kernels import installation
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(rbnorm.__file__).parent
@@ -25,10 +28,15 @@ tag = found.command_options.get("bdist_wheel", {{}}).get("py_limited_api", [None
 print(json.dumps([[extension.name for extension in found.ext_modules or []], tag]))
 """
 SAY = """
-import json, torch, rbnorm
+import json, torch, warnings, rbnorm
+{setting}
 layer, x = rbnorm.RepresentativeBatchNorm2d(3), torch.randn(2, 3, 4, 4)
-assert torch.allclose(layer(x), 0.7310585786 * torch.nn.BatchNorm2d(3)(x), rtol=0, atol=1e-6)
-print(json.dumps([rbnorm.__file__, *rbnorm.backends()["cpu"]]))
+with warnings.catch_warnings(record=True) as caught:
+    for _ in range(2):
+        y = layer(x)
+assert torch.allclose(y, 0.7310585786 * torch.nn.BatchNorm2d(3)(x), rtol=0, atol=1e-6)
+said = [[w.category.__name__, str(w.message)] for w in caught]
+print(json.dumps([rbnorm.__file__, *rbnorm.backends()["cpu"], said]))
 """
 
 
@@ -61,24 +69,50 @@ def test_kernels_are_there_where_a_compiler_is() -> None:
     assert rbnorm.backends()["cpu"].name == "c++"
 
 
-def test_build_without_a_compiler_gives_the_package_without_kernels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("environment", "hide", "why"),
+    [
+        ({"CC": "/missing", "CXX": "/missing"}, "", "No such file or directory: '/missing'"),
+        ({}, "sys.modules['torch'] = None", "the build sees no torch, which pip hides from it"),
+    ],
+    ids=["no compiler", "no torch"],
+)
+def test_wheel_without_kernels_says_why_once_and_is_for_any_machine(
+    tmp_path: Path, environment: dict[str, str], hide: str, why: str
+) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(
         ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.so", "*.egg-info")
     )
-    compiler = str(tmp_path / "missing")
+    build = f"import sys; {hide}\nsys.argv = ['setup.py', '-q', 'bdist_wheel', '-d', 'dist']\n"
     done = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "library"],
+        [sys.executable, "-c", build + "exec(open('setup.py').read())"],
         cwd=tmp_path,
-        env={**os.environ, "CC": compiler, "CXX": compiler},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "library/rbnorm/modules.py").is_file()
-    assert not list((tmp_path / "library").rglob("*.so"))
+    said = [line for line in done.stderr.splitlines() if line.startswith("rbnorm: ")]
+    assert len(said) == 1
+    assert said[0].startswith("rbnorm: no C++ kernels: ")
+    assert why in said[0]
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name == f"rbnorm-{rbnorm.__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "rbnorm/modules.py" in names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+def without_kernels(folder: Path, kernels: bytes | None) -> Path:
+    """A copy of the package with these kernels, or none."""
+    copy = folder / "rbnorm"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if kernels is not None:
+        (copy / "kernels" / KERNELS).write_bytes(kernels)
+    return copy
 
 
 @pytest.mark.parametrize(
@@ -89,14 +123,64 @@ def test_build_without_a_compiler_gives_the_package_without_kernels(tmp_path: Pa
     ],
     ids=["no kernels", "kernels that do not load"],
 )
-def test_installation_without_kernels_works_and_says_why(
+def test_installation_without_kernels_works_and_says_why_once(
     tmp_path: Path, kernels: bytes | None, why: str
 ) -> None:
-    copy = tmp_path / "rbnorm"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    if kernels is not None:
-        (copy / "kernels" / KERNELS).write_bytes(kernels)
-    file, name, reason = run(SAY, PYTHONPATH=str(tmp_path))
+    copy = without_kernels(tmp_path, kernels)
+    file, name, reason, said = run(SAY.format(setting=""), PYTHONPATH=str(tmp_path))
     assert Path(file).parent == copy
     assert name == "portable"
     assert why in reason
+    ((category, message),) = said
+    assert category == "NoKernelsWarning"
+    assert message.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "warnings.filterwarnings('ignore', category=rbnorm.NoKernelsWarning)",
+        "context = rbnorm.use_backend('portable'); context.__enter__()",
+    ],
+    ids=["a filter", "a choice"],
+)
+def test_warning_can_be_silenced(tmp_path: Path, setting: str) -> None:
+    without_kernels(tmp_path, None)
+    assert run(SAY.format(setting=setting), PYTHONPATH=str(tmp_path))[3] == []
+
+
+@pytest.mark.skipif(rbnorm.backends()["cpu"].name != "c++", reason="there are no kernels here")
+def test_installation_with_kernels_does_not_warn() -> None:
+    assert run(SAY.format(setting=""))[3] == []
+
+
+URL = "https://host/rbnorm.git"
+
+
+@pytest.mark.parametrize(
+    ("origin", "what"),
+    [
+        ({"url": "file:///a%20folder/rbnorm", "dir_info": {}}, '"/a folder/rbnorm"'),
+        (
+            {"url": URL, "vcs_info": {"vcs": "git", "commit_id": "abc123"}},
+            f'"git+{URL}@abc123"',
+        ),
+        ({"url": "https://host/rbnorm-0.2.0.tar.gz"}, '"https://host/rbnorm-0.2.0.tar.gz"'),
+        ({"url": "file:///x/rbnorm-0.2.0-py3-none-any.whl"}, "PATH_OR_URL_OF_THE_SOURCES"),
+        (None, "--no-binary rbnorm rbnorm"),
+    ],
+    ids=["a folder", "a repository", "an archive", "a wheel", "an index"],
+)
+def test_command_installs_from_where_this_came_from(monkeypatch, origin, what: str) -> None:
+    text = None if origin is None else json.dumps(origin)
+    there = SimpleNamespace(read_text=lambda name: text)
+    monkeypatch.setattr(installation, "distribution", lambda name: there)
+    monkeypatch.setattr(installation, "_source_tree", lambda: None)
+    assert installation.build_command() == (
+        'pip install "setuptools>=77" && '
+        f"pip install --force-reinstall --no-deps --no-build-isolation {what}"
+    )
+
+
+def test_command_of_a_source_tree_names_it() -> None:
+    assert installation.build_command().endswith(f' "{ROOT}"')

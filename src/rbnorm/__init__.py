@@ -5,7 +5,7 @@ from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
 from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
 from rbnorm.integrity import assert_intact
-from rbnorm.kernels import backends, use_backend
+from rbnorm.kernels import NoKernelsWarning, backends, use_backend
 from rbnorm.lazy import (
     LazyRepresentativeBatchNorm1d,
     LazyRepresentativeBatchNorm2d,
@@ -35,6 +35,7 @@ __all__ = [
     "LazyRepresentativeBatchNorm1d",
     "LazyRepresentativeBatchNorm2d",
     "LazyRepresentativeBatchNorm3d",
+    "NoKernelsWarning",
     "Remedies",
     "Remedy",
     "RepresentativeBatchNorm1d",

@@ -32,6 +32,7 @@ LAB: Final = (
     "torchmetrics",
     "torchvision",
 )
+_DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}
 DOMAINS: Final = "study domains"
 BROKEN_PIPE: Final = 128 + 13
 """The status of a command whose reader has gone, as a shell reports SIGPIPE."""
@@ -108,13 +109,18 @@ def _missing() -> list[str]:
     return [name for name in LAB if importlib.util.find_spec(name) is None]
 
 
+def install(modules: Sequence[str]) -> str:
+    """The command that installs these, wherever rbnorm itself came from."""
+    return " ".join(["pip install", *(_DISTRIBUTIONS.get(name, name) for name in modules)])
+
+
 def _extra() -> str:
     adds = (
         "convert needs torch alone; the other commands need the extra lab, which adds timm, "
-        'torchvision, accelerate and what draws figures and pages: pip install "rbnorm[lab]"'
+        "torchvision, accelerate and what draws figures and pages. "
     )
     missing = _missing()
-    return adds + (f". Here it lacks {', '.join(missing)}." if missing else ". It is installed.")
+    return adds + (f"What it lacks here: {install(missing)}" if missing else "It is installed.")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -125,8 +131,8 @@ def _check(options: argparse.Namespace) -> None:
     missing = _missing()
     if missing:
         raise UsageError(
-            f"rbnorm {options.command} needs {', '.join(missing)}: install it with "
-            'pip install "rbnorm[lab]"'
+            f"rbnorm {options.command} needs {', '.join(missing)}: {install(missing)} adds "
+            + ("it" if len(missing) == 1 else "them")
         )
     _check_names(options)
 

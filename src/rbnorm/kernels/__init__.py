@@ -18,8 +18,9 @@ from torch import Tensor
 from rbnorm.kernels import fused, phases
 from rbnorm.kernels.backends import active, backends, load, use_backend
 from rbnorm.kernels.checks import checked
+from rbnorm.kernels.installation import NoKernelsWarning, noticed
 
-__all__ = ["SCHEMAS", "active", "backends", "use_backend"]
+__all__ = ["SCHEMAS", "NoKernelsWarning", "active", "backends", "use_backend"]
 
 _VECTORS = (
     "Tensor? weight, Tensor? bias, Tensor? center_weight, Tensor? scale_weight, Tensor? scale_bias"
@@ -81,7 +82,8 @@ _library = torch.library.Library("rbnorm", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=[torch.Tag.pt2_compliant_tag])
     _implementation = getattr(fused if hasattr(fused, _name) else phases, _name)
-    _library.impl(_name, checked(_name, _implementation), "CompositeExplicitAutograd")
+    _portable = noticed(_implementation, lambda: backends()["cpu"].why)
+    _library.impl(_name, checked(_name, _portable), "CompositeExplicitAutograd")
     # A call is a fake one already where a single tensor is on the meta device.
     torch.library.register_fake(f"rbnorm::{_name}", checked(_name, FAKES[_name]), lib=_library)
 load(_library)

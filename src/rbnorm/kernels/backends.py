@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rbnorm.kernels import fused, triton
+from rbnorm.kernels.installation import build_command
 
 
 class Backend(NamedTuple):
@@ -27,7 +28,7 @@ def _cpu() -> Backend:
         return Backend(
             "portable",
             "this installation has no C++ kernels: no C++ compiler, or no torch, was there for "
-            'the build; with both there, pip install --no-build-isolation "rbnorm" makes them',
+            f"the build; with both there, {build_command()} makes them",
         )
     except ImportError as error:
         return Backend("portable", f"the C++ kernels do not load in this torch: {error}")
@@ -87,7 +88,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: There is no such backend here; the sentence says why.
     """
-    names = {"portable": _portable, **{found.name: _dispatched for found in _found.values()}}
+    names = {found.name: _dispatched for found in _found.values()} | {"portable": _portable}
     if name not in names:
         reasons = "; ".join(f"{device}: {found.why}" for device, found in _found.items())
         raise ValueError(f"backend must be one of {', '.join(names)}, got {name!r} ({reasons})")

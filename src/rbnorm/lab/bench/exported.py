@@ -57,8 +57,7 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
         raise UsageError(
-            f"part {case.part} needs {', '.join(missing)}: "
-            'install it with pip install "rbnorm[export]"'
+            f"part {case.part} needs {', '.join(missing)}: pip install {' '.join(missing)}"
         )
     torch.manual_seed(0)
     example = torch.randn(8, 3, 64, 64)

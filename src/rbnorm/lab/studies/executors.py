@@ -94,7 +94,7 @@ def on_ray(address: str) -> Executor:
     try:
         ray: Any = importlib.import_module("ray")  # an extra
     except ImportError as error:
-        raise UsageError('--ray needs Ray: pip install "rbnorm[ray]"') from error
+        raise UsageError("--ray needs Ray: pip install ray") from error
     where = None if address == LOCAL_RAY else address
     try:
         ray.init(where, log_to_driver=False, include_dashboard=False if where is None else None)

@@ -146,7 +146,7 @@ def _accelerator(request: Request, out: Path) -> Accelerator:
     if tracker and tracker not in known:
         raise UsageError(f"unknown tracker {tracker!r}: choose from none, {', '.join(known)}")
     if tracker and tracker not in map(str, get_available_trackers()):
-        package = "rbnorm[train]" if tracker == str(LoggerType.TENSORBOARD) else tracker
+        package = "tensorboard" if tracker == str(LoggerType.TENSORBOARD) else tracker
         raise UsageError(
             f"tracker {tracker!r} is not installed: install it with "
             f'pip install "{package}", or give --tracker none'
