@@ -22,7 +22,6 @@ LAB: Final = (
     "jinja2",
     "matplotlib",
     "pandas",
-    "plotly",
     "rich",
     "safetensors",
     "scipy",
@@ -33,7 +32,7 @@ LAB: Final = (
     "torchvision",
 )
 _DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}
-DOMAINS: Final = "study domains"
+OWN_STUDIES: Final = ("study domains", "study location")
 BROKEN_PIPE: Final = 128 + 13
 """The status of a command whose reader has gone, as a shell reports SIGPIPE."""
 
@@ -72,7 +71,8 @@ def _say(sentence: str) -> int:
 def _run(given: Sequence[str]) -> int:
     parser = make_parser(_extra())
     # the studies with options of their own
-    joined = [DOMAINS, *given[2:]] if list(given[:2]) == DOMAINS.split() else given
+    own = " ".join(given[:2])
+    joined = [own, *given[2:]] if own in OWN_STUDIES else given
     options = parser.parse_args(joined)
     if options.version:
         print(f"rbnorm {version()}")

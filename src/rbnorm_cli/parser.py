@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from rbnorm_cli.domains import add_domains_options
 from rbnorm_cli.errors import UsageError
+from rbnorm_cli.location import add_location_options
 from rbnorm_cli.names import NETWORKS
 from rbnorm_cli.options import add_options
 
@@ -67,6 +68,14 @@ def make_parser(epilog: str) -> Parser:
         "Fine-tune a pretrained network on all domains but one and test it on that one, with "
         "BatchNorm and RBN; choose the learning rates on source images. The same command again "
         "continues what was interrupted.",
+    )
+    add(
+        _study_location,
+        "the same command again continues after the last condition",
+        "ask whether a diagnosis names the layers worth re-estimating",
+        "Re-estimate the statistics of every layer by itself on shifted images, and compare what "
+        "that wins with what a diagnosis says of the layer. The same command again continues after "
+        "the last condition.",
     )
     add(
         _train,
@@ -180,6 +189,10 @@ def _study_domains(parser: Parser) -> None:
     add_domains_options(parser)
 
 
+def _study_location(parser: Parser) -> None:
+    add_location_options(parser)
+
+
 def _train(parser: Parser) -> None:
     add_options(
         parser,
@@ -218,6 +231,8 @@ def _diagnose(parser: Parser) -> None:
         metavar="NAME|PATH",
     )
     add("--checkpoint", type=Path, help="weights: a state dict in .safetensors or torch.save")
+    add("--pretrained", action="store_true", help="weights of torchvision or timm")
+    add("--random", action="store_true", help="no weights: diagnose the network as initialised")
     add("--converted", type=Path, help="weights after a conversion to RBN, to compare with")
     add_options(
         parser,
@@ -228,12 +243,30 @@ def _diagnose(parser: Parser) -> None:
         batch_size=(32, "images at a time"),
         image_size=None,
     )
-    add("--classes", type=int, help="classes of the model, if not the data's", metavar="N")
+    add(
+        "--classes",
+        help="number of the model's classes, if not the data's; or a file with the name of each, "
+        "one a line, as the folders of the images are called",
+        metavar="N|FILE",
+    )
     add("--device", help="cpu, cuda or mps; by default the accelerator there is")
     add(
         "--counterfactuals",
         action="store_true",
         help="accuracies without parts of the calibration: four passes for every RBN layer",
+    )
+    add(
+        "--remedies",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with --shifted, try what wins back the accuracy that the second data set costs",
+    )
+    add("--budget", type=float, default=300.0, help="seconds for the remedies", metavar="S")
+    add(
+        "--fine-tune",
+        type=int,
+        help="try training on as it is and converted to RBN, too, for this many steps",
+        metavar="STEPS",
     )
     add_options(parser, out=(Path("rbnorm-diagnosis"), "folder of JSON and report"))
 

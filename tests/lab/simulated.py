@@ -6,7 +6,8 @@ from support import CONFIG, make_record
 
 from rbnorm.lab.records import Failure
 from rbnorm.lab.shift import CONDITIONS
-from rbnorm.lab.studies.arms import Arm, Comparison, Study, Text
+from rbnorm.lab.studies.arms import Arm, Comparison, Study
+from rbnorm.lab.text import Text
 
 SEEDS = tuple(range(6))
 ARMS = {"bn": None, "gn": "bn", "rbn": "bn"}

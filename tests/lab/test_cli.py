@@ -157,7 +157,7 @@ def test_an_interrupted_diagnosis_says_what_is_there(monkeypatch, capsys):
 
 
 def test_the_library_does_not_import_the_extra():
-    names = {"rbnorm.lab", "rich", "pandas", "plotly", "safetensors"}
+    names = {"rbnorm.lab", "rich", "pandas", "safetensors"}
     code = f"import sys, rbnorm; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -9,7 +9,7 @@ from rbnorm.lab.findings import findings
 
 
 def said(model: nn.Module, x: torch.Tensor, **options) -> str:
-    return "\n".join(findings(rbnorm.diagnose(model, [x], **options), len(x)))
+    return "\n".join(text.en for text in findings(rbnorm.diagnose(model, [x], **options), len(x)))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_wrong_running_mean_is_named_with_its_size(model, x, offset, case) -> 
 def test_images_that_differ_are_worth_a_centring(model, x) -> None:
     x = x + 2 * torch.randn(32, 4, 1, 1, generator=torch.Generator().manual_seed(1))
     text = said(rbnorm.recalibrate(model, [x]), x)
-    assert "Try RBN in 2 layers where more than 20.0 % of the variance lies between" in text
+    assert "In 2 layers more than 20.0 % of the variance lies between images" in text
     assert "Prefer batches of more than 8 in training: in 2 layers" in text
 
 
@@ -69,5 +69,5 @@ def test_what_rbn_learnt_is_said(x) -> None:
         "0.0 % reverse it" in text
     )
     assert "in 100.0 % of the channels it is inert" in text
-    assert "Try scale=False in 1 layer, the first the only layer" in text
-    assert "moves these layers furthest, in standard deviations: the only layer (" in text
+    assert "Try scale=False in 1 layer, the first (the layer)" in text
+    assert "moves these layers furthest, in standard deviations: (the layer) (" in text

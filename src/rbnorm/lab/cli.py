@@ -56,6 +56,13 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
         draw(options.out, settings, command)
 
 
+def study_location(options: argparse.Namespace, command: str) -> None:
+    """``rbnorm study location``."""
+    from rbnorm.lab.location import command as module
+
+    module.location_study(options, command)
+
+
 def train(options: argparse.Namespace, command: str) -> None:
     """``rbnorm train``."""
     from rbnorm.lab.processes import count_processes

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import rbnorm
 from rbnorm.diagnosis.passes import call, labels_of, normalisers, run, unchanged
 from rbnorm.lab.errors import first_line
+from rbnorm.lab.text import Text
 from rbnorm.modules import _RepresentativeBatchNorm
 
 
@@ -45,7 +46,7 @@ class Conversion:
         refusal: Why it cannot be converted.
     """
 
-    how: str
+    how: Text
     before: Side
     after: Side | None = None
     difference: float | None = None
@@ -60,7 +61,7 @@ def conversion(
     Without ``other`` a copy is converted: a model with BatchNorm to RBN that computes the same, a
     model of nothing but RBN back to BatchNorm, which drops what its calibration does by instance.
     """
-    how, refusal = "converted", None
+    how, refusal = Text("converted", "转换后"), None
     if other is None:
         try:
             how, other = _converted(model)
@@ -75,17 +76,17 @@ def conversion(
     return Conversion(how, before, after, difference)
 
 
-def _converted(model: nn.Module) -> tuple[str, nn.Module]:
+def _converted(model: nn.Module) -> tuple[Text, nn.Module]:
     twin = copy.deepcopy(model)
     layers = normalisers(twin).items()
     plain = {name for name, layer in layers if not isinstance(layer, _RepresentativeBatchNorm)}
     if plain:
         rbnorm.convert_batchnorm(twin, where=plain.__contains__)
-        return "converted to RBN, not yet trained", twin
+        return Text("converted to RBN, not yet trained", "转换为 RBN，尚未训练"), twin
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the error is measured here, on all images
         rbnorm.revert_batchnorm(twin)
-    return "reverted to BatchNorm", twin
+    return Text("reverted to BatchNorm", "还原为 BatchNorm"), twin
 
 
 def _side(model: nn.Module, accuracy: float | None, result: rbnorm.Diagnosis) -> Side:

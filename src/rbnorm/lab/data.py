@@ -103,6 +103,7 @@ def load_data(
     limit: int | None = None,
     image_size: int | None = None,
     held_out: bool = False,
+    evaluation: bool = False,
     quiet: bool = False,
 ) -> ImageData:
     """Load a data set, or fail before anything is written.
@@ -115,6 +116,7 @@ def load_data(
         limit: Number of training images to keep, drawn at random but always the same.
         image_size: Side to resize to. None for the data's own, 224 for an image folder.
         held_out: Test on a fixed sixth of the training images, which are then not trained on.
+        evaluation: Nothing is trained, so that an image folder needs no training images.
         quiet: Show no progress.
 
     Raises:
@@ -122,7 +124,8 @@ def load_data(
     """
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER))
-        parts = image_folder(path, image_size or _FOLDER_SIDE, quiet=quiet)
+        side = image_size or _FOLDER_SIDE
+        parts = image_folder(path, side, quiet=quiet, evaluation=evaluation)
         data = ImageData(*parts, 3, *IMAGENET_MOMENTS)
     elif name in _CIFAR:
         data = _cifar(*_CIFAR[name], root or Path("data"), image_size)

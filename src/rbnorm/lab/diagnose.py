@@ -1,36 +1,46 @@
 """``rbnorm diagnose``: a model and its data, then JSON and page."""
 
-import dataclasses
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from torch import nn
-from torch.utils.data import DataLoader
 
 import rbnorm
-from rbnorm.diagnosis.passes import normalisers
+from rbnorm import files
 from rbnorm.diagnosis.recalibration import changes
-from rbnorm.files import replace
 from rbnorm.lab.batches import Batches, loader_of
+from rbnorm.lab.cases import extremes
 from rbnorm.lab.checkpoints import Saved, load_model, read_saved
-from rbnorm.lab.conversion import Conversion, conversion
-from rbnorm.lab.corruptions import Corrupted
-from rbnorm.lab.data import ImageData, load_data
-from rbnorm.lab.diagnosis_page import write_page
+from rbnorm.lab.conversion import conversion
+from rbnorm.lab.data import ImageData
+from rbnorm.lab.diagnosis_page import Report, lines, write_page
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.feature_maps import FeatureMaps, feature_maps
+from rbnorm.lab.feature_maps import feature_maps
 from rbnorm.lab.findings import findings
 from rbnorm.lab.folders import check_folder, make_folder
-from rbnorm.lab.models import needs_rgb
-from rbnorm_cli.names import check_shifted, corruption, data_name, model_file, model_name
+from rbnorm.lab.records import environment
+from rbnorm.lab.subject import (
+    Weights,
+    class_names,
+    kept,
+    load_subject,
+    placed,
+    relabelled,
+    shifted_batches,
+)
+from rbnorm_cli.names import check_shifted, data_name, model_file
 
 _IMAGES: Final = 6  # shown with their feature maps
 _TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
+_BUDGET: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Request:
 
     model: str
     checkpoint: Path | None
+    pretrained: bool
+    random: bool
     converted: Path | None
     data: str | None
     data_root: Path | None
@@ -46,15 +58,44 @@ class Request:
     limit: int | None
     batch_size: int
     image_size: int | None
-    classes: int | None
+    classes: str | None
     device: str | None
     counterfactuals: bool
+    remedies: bool
+    budget: float | None
+    fine_tune: int | None
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size", "image_size", "classes"):
+        for name in ("limit", "batch_size", "image_size", "fine_tune"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
+        if self.fine_tune is not None and self.shifted is None:
+            raise UsageError("--fine-tune needs --shifted: a remedy is for a second data set")
+        if self.outputs is not None and self.outputs < 1:
+            raise UsageError(f"classes must be at least 1, not {self.classes}")
+
+    @property
+    def outputs(self) -> int | None:
+        """The number that ``--classes`` is or names."""
+        if self.classes is None:
+            return None
+        try:
+            return int(self.classes)
+        except ValueError:
+            return len(class_names(Path(self.classes)))
+
+    @property
+    def names(self) -> list[str] | None:
+        """The names of the model's outputs, if ``--classes`` is a file."""
+        if self.classes is None or self.classes.lstrip("-").isdecimal():
+            return None
+        return class_names(Path(self.classes))
+
+    @property
+    def weights(self) -> Weights:
+        """Where a named model has its weights from."""
+        return Weights(self.checkpoint, self.pretrained, self.random)
 
 
 def diagnose(request: Request, out: Path, command: str) -> None:
@@ -73,36 +114,49 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     path = model_file(request.model)
     saved = read_saved(path) if path else None
     if saved:  # it knows what it was trained on
-        request = dataclasses.replace(
+        request = replace(
             request,
             data=request.data or saved.config.data,
             image_size=request.image_size or saved.config.image_size,
         )
     check_shifted(request.shifted)
-    data, model = _data_and_model(request)
-    model = _place(model, device)
-    other = None
-    if request.converted is not None:
-        converted_saved = read_saved(request.converted)
-        spec = str(request.converted) if converted_saved else request.model
-        weights = None if converted_saved else request.converted
-        other = _place(_load(spec, weights, request, data), device)
+    data, model = load_subject(
+        request.model,
+        request.weights,
+        request.data,
+        request.data_root,
+        request.image_size,
+        request.outputs,
+        evaluation=request.fine_tune is None,
+    )
+    model = placed(model, device)
+    other = _other(request, data, device)
+    console = Console(file=sys.stdout)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
         try:
-            result, change, maps, images = _measure(request, data, model, other, progress)
+            measured = _Measurement(request, data, model, progress)
+            report = measured.report(other, _title(request, saved), command)
         except UsageError:
             raise
         except (ValueError, RuntimeError) as error:
             raise UsageError(f"{request.model} cannot be diagnosed: {first_line(error)}") from error
-    said = findings(result, images)
+    page = write_page(report)
     make_folder(out)
-    result.to_json(out / "diagnosis.json")
-    page = write_page(result, said, change, maps, title=_title(request, saved), command=command)
-    replace(out / "report.html", page.encode())
-    console = Console(file=sys.stdout)
-    for sentence in said:
-        console.print(f"- {sentence}")
-    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    files.replace(out / "diagnosis.json", _json(report))
+    files.replace(out / "report.html", page.encode())
+    for sentence in [*lines(report), *report.said]:
+        console.print(
+            f"- {escape(sentence.en)}", highlight=False, soft_wrap=not console.is_terminal
+        )
+    console.print(f"Report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+
+
+def _json(report: Report) -> bytes:
+    found = report.result.to_dict()
+    if report.remedies is not None:
+        found["remedies"] = report.remedies.to_dict()
+    found |= {"command": report.command, "environment": environment()}
+    return f"{json.dumps(found, allow_nan=False, separators=(',', ':'))}\n".encode()
 
 
 def _title(request: Request, saved: Saved | None) -> str:
@@ -110,14 +164,6 @@ def _title(request: Request, saved: Saved | None) -> str:
         return f"{saved.config.model} with {saved.config.norm}"
     path = model_file(request.model)
     return path.stem if path else request.model
-
-
-def _place(model: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        normalisers(model)
-    except ValueError as error:
-        raise UsageError(first_line(error)) from error
-    return model.to(device)
 
 
 def _device(name: str | None) -> torch.device:
@@ -129,68 +175,96 @@ def _device(name: str | None) -> torch.device:
         raise UsageError(f"device {name!r} cannot be had here ({first_line(error)})") from error
 
 
-def _data_and_model(request: Request) -> tuple[ImageData, nn.Module]:
-    """A model by name fits the data's classes and channels; a file's model has its own."""
-    model = None
-    if model_file(request.model):
-        model = load_model(request.model, request.checkpoint, classes=0, channels=0)
-        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        rgb = first is not None and first.in_channels == 3
-    else:
-        rgb = needs_rgb(model_name(request.model))
-    data = load_data(
-        data_name(request.data or "digits"),
-        request.data_root,
-        rgb=rgb,
-        image_size=request.image_size,
-    )
-    return data, model or _load(request.model, request.checkpoint, request, data)
-
-
-def _load(spec: str, weights: Path | None, request: Request, data: ImageData) -> nn.Module:
-    classes = request.classes or data.classes
-    return load_model(spec, weights, classes=classes, channels=data.channels)
-
-
-def _shifted(request: Request, data: ImageData, loader: DataLoader[Any]) -> Any:
-    if request.shifted is None:
+def _other(request: Request, data: ImageData, device: torch.device) -> nn.Module | None:
+    """The model to compare with."""
+    if request.converted is None:
         return None
-    corrupted = corruption(request.shifted)
-    if corrupted:
-        return Corrupted(loader, *corrupted, mean=data.mean, std=data.std)
-    if request.shifted == "train":
-        return loader_of(data.train, request.batch_size, request.limit)
-    other = load_data(
-        data_name(request.shifted),
-        request.data_root,
-        rgb=data.channels == 3,
-        image_size=request.image_size,
-    )
-    return loader_of(other.test, request.batch_size, request.limit)
+    itself = read_saved(request.converted) is not None
+    spec = str(request.converted) if itself else request.model
+    weights = None if itself else request.converted
+    classes = request.outputs or data.classes
+    return placed(load_model(spec, weights, classes=classes, channels=data.channels), device)
 
 
-def _measure(
-    request: Request, data: ImageData, model: nn.Module, other: nn.Module | None, progress: Progress
-) -> tuple[rbnorm.Diagnosis, Conversion, FeatureMaps, int]:
-    loader = loader_of(data.test, request.batch_size, request.limit)
+class _Measurement:
+    """Everything that is measured, with a bar for each part."""
 
-    def tracked(batches: Any, name: str, passes: int = 1) -> Batches:
-        task = progress.add_task(name, total=passes * len(batches))
-        return Batches(batches, lambda: progress.advance(task))
+    def __init__(
+        self, request: Request, data: ImageData, model: nn.Module, progress: Progress
+    ) -> None:
+        self.request, self.data, self.model, self.progress = request, data, model, progress
+        names = request.names
+        name = data_name(request.data or "digits")
+        test = relabelled(name, data.test, names) if names else data.test
+        loader = loader_of(test, request.batch_size, request.limit)
+        self.images = len(loader.dataset)  # type: ignore[arg-type]
+        self.first, self.second = kept(loader), None
+        if request.shifted is not None:
+            found = shifted_batches(
+                request.shifted,
+                data,
+                self.first,
+                request.data_root,
+                request.limit,
+                request.batch_size,
+                names,
+            )
+            self.second = found if request.shifted == "train" else kept(found)
 
-    shifted = _shifted(request, data, loader)
-    training, passes = None, 1
-    if request.counterfactuals:
-        times = len(changes(model))
-        images = loader_of(data.train, request.batch_size, _TRAINING_IMAGES)
-        training, passes = tracked(images, "recalibrating", times), passes + times
-    result = rbnorm.diagnose(
-        model,
-        tracked(loader, "measuring", passes),
-        shifted=None if shifted is None else tracked(shifted, "shifted"),
-        recalibration=training,
-    )
-    change = conversion(model, result, other, tracked(loader, "conversion", 2))
-    images, _ = next(iter(loader))
-    maps = feature_maps(model, result, images[:_IMAGES])
-    return result, change, maps, len(loader.dataset)  # type: ignore[arg-type]
+    def tracked(self, batches: Any, name: str, passes: int = 1) -> Batches:
+        """The batches on a bar of their own."""
+        task = self.progress.add_task(name, total=passes * len(batches))
+        return Batches(batches, lambda: self.progress.advance(task))
+
+    def report(self, other: nn.Module | None, title: str, command: str) -> Report:
+        """Measure."""
+        training, passes = None, 1
+        if self.request.counterfactuals:
+            times = len(changes(self.model))
+            images = loader_of(self.data.train, self.request.batch_size, _TRAINING_IMAGES)
+            training, passes = self.tracked(images, "recalibrating", times), passes + times
+        result = rbnorm.diagnose(
+            self.model,
+            self.tracked(self.first, "measuring", passes),
+            shifted=None if self.second is None else self.tracked(self.second, "shifted"),
+            recalibration=training,
+        )
+        worst = self.first if self.second is None else self.second
+        images, _ = next(iter(self.first))
+        return Report(
+            result,
+            findings(result, self.images),
+            conversion(self.model, result, other, self.tracked(self.first, "conversion", 2)),
+            feature_maps(self.model, result, images[:_IMAGES]),
+            extremes(self.model, result, self.tracked(worst, "the four cases")),
+            self.remedies(),
+            title,
+            command,
+        )
+
+    def remedies(self) -> rbnorm.Remedies | None:
+        """What wins back the loss on the second data set, as far as the time goes."""
+        request = self.request
+        # the training images are augmented anew at every pass, so nothing could be paired
+        if self.second is None or not request.remedies or request.shifted == "train":
+            return None
+        task = self.progress.add_task("remedies", total=100)
+        tuning = None
+        if request.fine_tune is not None:
+            loader = loader_of(self.data.train, request.batch_size, None)
+            tuning = rbnorm.FineTuning(loader, request.fine_tune)
+        return rbnorm.remedies(
+            self.model,
+            self.first,
+            self.second,
+            fine_tuning=tuning,
+            budget=_BUDGET if request.budget is None else request.budget,
+            on_trial=_advance(self.progress, task),
+        )
+
+
+def _advance(progress: Progress, task: Any) -> Callable[[str, float], None]:
+    def on_trial(name: str, share: float) -> None:
+        progress.update(task, completed=round(100 * share), description=f"remedies: {name}")
+
+    return on_trial

@@ -2,69 +2,115 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const layers = data.layers;
+const root = document.documentElement;
 const byId = (id) => document.getElementById(id);
-const style = getComputedStyle(document.documentElement);
-const ink = style.getPropertyValue("--ink").trim();
-const line = style.getPropertyValue("--line").trim();
 const BLUE = "#0072b2", ORANGE = "#d55e00", GREY = "#8a8a8a"; // of Okabe and Ito
-const DIVERGING = [[0, "#5e3c99"], [0.5, "#f7f7f7"], [1, "#e66101"]];
 const LABELS = {
-  mean_offset: "mean offset", log_var_ratio: "ln variance ratio", mean_below: "mean below",
-  mean_above: "mean above", var_below: "variance below", var_above: "variance above",
-  between_share: "share between images", between_share_centred: "the same after centring",
-  output_mean: "mean output", output_mean_std: "spread of the mean outputs",
-  class_correlation: "correlation with the class",
-  class_correlation_chance: "the same by chance",
-  class_correlation_amplified: "the same, amplified channels",
-  class_correlation_damped: "the same, damped channels",
-  center_weight_class_correlation: "centring weight and class correlation, Pearson",
-  center_weight: "centring weight", center_reverses: "channels reversed",
-  center_removes: "channels without instance mean", center_damps: "channels damped",
-  center_neutral: "channels of BatchNorm", center_amplifies: "channels amplified",
-  gate_mean: "gate", gate_spread: "spread of the gate", gate_saturated: "gate saturated",
-  gate_inert: "gate inert", gain: "gain", mean_shift: "shift of the mean",
-  log_var_shift: "shift of ln variance", shift: "shift",
+  mean_offset: ["mean offset", "均值偏移"], log_var_ratio: ["ln variance ratio", "ln 方差比"],
+  mean_below: ["mean below", "均值偏低"], mean_above: ["mean above", "均值偏高"],
+  var_below: ["variance below", "方差偏低"], var_above: ["variance above", "方差偏高"],
+  between_share: ["between images", "图像间占比"],
+  between_share_centred: ["between images, after centring", "中心校准后的图像间占比"],
+  output_mean: ["mean output", "输出均值"],
+  output_mean_std: ["spread of the mean outputs", "输出均值的离散度"],
+  class_correlation: ["correlation with the class", "与类别的相关"],
+  class_correlation_chance: ["the same by chance", "随机情形下的相关"],
+  class_correlation_amplified: ["the same, amplified channels", "增强通道的类别相关"],
+  class_correlation_damped: ["the same, damped channels", "减弱通道的类别相关"],
+  center_weight_class_correlation:
+    ["centring weight and class correlation, Pearson", "中心校准权重与类别相关的 Pearson 系数"],
+  center_weight: ["centring weight", "中心校准权重"],
+  center_reverses: ["channels reversed", "反向的通道"],
+  center_removes: ["channels without instance mean", "去除实例均值的通道"],
+  center_damps: ["channels damped", "减弱的通道"],
+  center_neutral: ["channels of BatchNorm", "等同 BatchNorm 的通道"],
+  center_amplifies: ["channels amplified", "增强的通道"],
+  gate_mean: ["gate", "门控"], gate_spread: ["spread of the gate", "门控的变化幅度"],
+  gate_saturated: ["gate saturated", "门控饱和"], gate_inert: ["gate inert", "门控不起作用"],
+  gain: ["gain", "增益"], mean_shift: ["shift of the mean", "均值的偏移"],
+  log_var_shift: ["shift of ln variance", "ln 方差的偏移"], shift: ["shift", "偏移"],
 };
-const label = (name) => LABELS[name] || name;
+const WORDS = {
+  layer: ["layer", "层"], channels: ["channels", "通道数"], batch: ["batch size", "批量"],
+  batches: ["batches of", "批量"],
+  spreadMean: ["spread of the mean (σ)", "均值的波动（σ）"],
+  spreadVar: ["spread of ln variance", "ln 方差的波动"],
+  evenness: ["standard deviation of the channels' means", "各通道均值的标准差"],
+  shift: ["shift (standard deviations)", "偏移（标准差）"], image: ["image", "图像"],
+  offsets: ["mean, without calibration", "均值（未校准）"], gate: ["gate", "门控"],
+  noMaps: ["This layer has no feature maps to show.", "该层没有可显示的特征图。"],
+  onePart: [" One in {} is here; diagnosis.json has all.", " 此处每 {} 个显示一个；全部见 diagnosis.json。"],
+  "normalised, without calibration": ["without calibration", "未校准"],
+  "after centring": ["after centring", "中心校准后"],
+  "after scaling, times R": ["after scaling, times R", "缩放校准后（乘以 R）"],
+};
+const HEAT = ["mean_below", "mean_above", "var_below", "var_above", "between_share",
+  "mean_offset", "log_var_ratio"];
+const SIGNED = new Set(["mean_offset", "log_var_ratio"]);
+const pick = (pair) => pair[root.lang === "en" ? 0 : 1];
+const label = (name) => name in LABELS ? pick(LABELS[name]) : name;
+const word = (name) => name in WORDS ? pick(WORDS[name]) : name;
 const show = (value) => value == null ? "–"
   : Number.isInteger(value) ? String(value) : value.toPrecision(3).replace("-", "−");
 const option = (text, value) => new Option(text, value);
+const chosen = () => layers[byId("layer").value];
 
 function draw(id, traces, layout) {
+  const style = getComputedStyle(root);
+  const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
   const axis = { gridcolor: line, zerolinecolor: GREY, automargin: true };
   const whole = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: ink, family: "system-ui, sans-serif" }, margin: { t: 20, r: 20, b: 50, l: 60 },
+    font: { color: ink, family: "system-ui, sans-serif" }, margin: { t: 20, r: 20, b: 50, l: 50 },
     ...layout };
   for (const name of Object.keys(layout).concat("xaxis", "yaxis"))
     if (/^[xy]axis/.test(name)) whole[name] = { ...axis, ...layout[name] };
   return Plotly.react(byId(id), traces, whole, { responsive: true, displaylogo: false });
 }
 
-const tall = (count) => Math.max(260, 110 + 19 * count);
+const narrow = () => window.innerWidth < 640;
+const short = (name) => narrow() && name.length > 14 ? "…" + name.slice(-13) : name;
+const tall = (count) => Math.max(260, 90 + 17 * count);
 
-function heat() {
-  const names = layers.map((l) => l.layer);
-  const trace = (columns, axis, extra) => ({
-    type: "heatmap", x: columns.map(label), y: names, xaxis: axis,
-    z: layers.map((l) => columns.map((c) => l[c])), hoverongaps: false,
-    hovertemplate: "%{y}<br>%{x}: %{z:.4g}<extra></extra>", ...extra,
-  });
-  const shares = ["mean_below", "mean_above", "var_below", "var_above", "between_share"];
-  const bar = { thickness: 10, orientation: "h", y: -0.02, yanchor: "top", ypad: 0, len: 0.45 };
-  draw("heat", [
-    trace(shares, "x", { zmin: 0, zmax: 1, colorscale: "Cividis", colorbar: { ...bar, x: 0.3 } }),
-    trace(["mean_offset", "log_var_ratio"], "x2",
-      { zmin: -1, zmax: 1, colorscale: DIVERGING, colorbar: { ...bar, x: 0.85, len: 0.25 } }),
-  ], { height: tall(layers.length) + 60, xaxis: { domain: [0, 0.66], side: "top" },
-    xaxis2: { domain: [0.7, 1], side: "top" },
-    yaxis: { autorange: "reversed", type: "category" }, margin: { t: 110, r: 20, b: 60, l: 60 } });
-  byId("heat").on("plotly_click", (event) => {
-    byId("layer").value = event.points[0].pointIndex[0];
-    chooseLayer();
-  });
+// White to the palette's end: blue for shares; orange above and purple below zero.
+function colour(name, value) {
+  if (value == null) return "transparent";
+  const [share, end] = SIGNED.has(name)
+    ? [Math.min(1, Math.abs(value)), value < 0 ? [153, 142, 195] : [241, 163, 64]]
+    : [Math.min(1, value), [86, 180, 233]];
+  return `rgb(${end.map((c) => Math.round(247 + (c - 247) * share)).join(",")})`;
 }
 
-const chosen = () => layers[byId("layer").value];
+function heat() {
+  const head = document.createElement("tr");
+  for (const text of [word("layer"), ...HEAT.map(label)]) {
+    const cell = document.createElement("th");
+    cell.textContent = text;
+    head.append(cell);
+  }
+  byId("heat").tHead.replaceChildren(head);
+  byId("heat").tBodies[0].replaceChildren(...layers.map((layer, i) => {
+    const row = document.createElement("tr");
+    row.setAttribute("aria-selected", String(i === Number(byId("layer").value)));
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = layer.layer;
+    button.onclick = () => { byId("layer").value = i; chooseLayer(); };
+    row.insertCell().append(button);
+    for (const name of HEAT) {
+      const cell = row.insertCell(), value = layer[name];
+      cell.textContent = value == null ? "–"
+        : SIGNED.has(name) ? value.toFixed(1).replace("-", "−") : String(Math.round(100 * value));
+      cell.style.background = colour(name, value);
+      if (value == null) cell.style.color = "inherit";
+    }
+    return row;
+  }));
+}
+
+function mark() {
+  [...byId("heat").tBodies[0].rows].forEach((row, i) =>
+    row.setAttribute("aria-selected", String(i === Number(byId("layer").value))));
+}
 
 function chooseLayer() {
   const layer = chosen();
@@ -76,22 +122,33 @@ function chooseLayer() {
   byId("channel").replaceChildren(
     ...Array.from({ length: count }, (_, i) => option(i * data.step, i)));
   byId("map-channel").replaceChildren(...layer.maps.map((m, i) => option(m.channel, i)));
+  mark();
   histogram();
   numbers();
   spread();
   maps();
 }
 
+function bins(values, count) {
+  const known = values.filter((v) => v != null);
+  const low = Math.min(...known), high = Math.max(...known), width = (high - low) / count || 1;
+  const counts = new Array(count).fill(0);
+  for (const v of known) counts[Math.min(count - 1, Math.floor((v - low) / width))]++;
+  return known.length ? { x: counts.map((_, i) => low + (i + 0.5) * width), y: counts, width }
+    : { x: [], y: [], width: 1 };
+}
+
 function histogram() {
   const name = byId("column").value;
   const values = name ? chosen().per_channel[name] : [];
-  const mark = values[byId("channel").value];
-  const shapes = mark == null ? []
-    : [{ type: "line", x0: mark, x1: mark, yref: "paper", y0: 0, y1: 1, line: { color: ORANGE, width: 2 } }];
-  draw("histogram", [{ type: "histogram", x: values, nbinsx: 40, marker: { color: BLUE },
-    hovertemplate: "%{x}: %{y} channels<extra></extra>" }],
-  { height: 320, shapes, xaxis: { title: { text: name ? label(name) : "" } },
-    yaxis: { title: { text: "channels" } } });
+  const value = values[byId("channel").value];
+  const shapes = value == null ? [] : [{ type: "line", x0: value, x1: value, yref: "paper", y0: 0,
+    y1: 1, line: { color: ORANGE, width: 2 } }];
+  const { x, y, width } = bins(values, Math.min(40, Math.max(5, Math.ceil(values.length / 3))));
+  draw("histogram", [{ type: "bar", x, y, width, marker: { color: BLUE },
+    hovertemplate: "%{x:.3g}: %{y}<extra></extra>" }],
+  { height: 320, shapes, bargap: 0.02, xaxis: { title: { text: name ? label(name) : "" } },
+    yaxis: { title: { text: word("channels") } } });
 }
 
 function numbers() {
@@ -108,19 +165,20 @@ function numbers() {
 }
 
 function spread() {
-  const layer = chosen();
+  const layer = chosen(), stacked = narrow();
   const traces = layers.flatMap((l) => ["mean", "log_var"].map((name, i) => ({
     type: "scatter", mode: "lines", x: l.batch_spread.map((s) => s.size), name: l.layer,
     y: l.batch_spread.map((s) => s[name]), showlegend: false,
     xaxis: i ? "x2" : "x", yaxis: i ? "y2" : "y", opacity: l === layer ? 1 : 0.35,
     line: { color: l === layer ? ORANGE : GREY, width: l === layer ? 4 : 1 },
-    hovertemplate: l.layer + "<br>batches of %{x}: %{y:.3g}<extra></extra>",
+    hovertemplate: `${l.layer}<br>${word("batches")} %{x}: %{y:.3g}<extra></extra>`,
   })));
-  const x = { type: "log", dtick: Math.log10(2), title: { text: "batch size" } };
-  draw("spread", traces, { height: 340, grid: { rows: 1, columns: 2, pattern: "independent" },
+  const x = { type: "log", dtick: Math.log10(2), title: { text: word("batch") } };
+  draw("spread", traces, { height: stacked ? 620 : 340,
+    grid: { rows: stacked ? 2 : 1, columns: stacked ? 1 : 2, pattern: "independent" },
     xaxis: x, xaxis2: x,
-    yaxis: { rangemode: "tozero", title: { text: "spread of the mean (standard deviations)" } },
-    yaxis2: { rangemode: "tozero", title: { text: "spread of ln variance" } } });
+    yaxis: { rangemode: "tozero", title: { text: word("spreadMean") } },
+    yaxis2: { rangemode: "tozero", title: { text: word("spreadVar") } } });
 }
 
 function maps() {
@@ -148,65 +206,92 @@ function maps() {
     return row;
   };
   if (entry) {
-    add("image", picture(data.images, "the images"));
-    for (const [name, strip] of Object.entries(entry.stages)) add(name, picture(strip, name));
-    add("mean, without calibration", texts(entry.offsets));
-    if (entry.gates.length) add("gate", texts(entry.gates));
+    add(word("image"), picture(data.images, word("image")));
+    for (const [name, strip] of Object.entries(entry.stages))
+      add(word(name), picture(strip, word(name)));
+    add(word("offsets"), texts(entry.offsets));
+    if (entry.gates.length) add(word("gate"), texts(entry.gates));
   } else {
-    add("This layer has no feature maps to show.", document.createElement("div"));
+    add(word("noMaps"), document.createElement("div"));
   }
   byId("maps").replaceChildren(...cells);
 }
 
 const calibrated = layers.filter((l) => l.per_channel.center_weight || l.per_channel.gate_mean);
 
+function quantile(sorted, q) {
+  const at = (sorted.length - 1) * q, low = Math.floor(at);
+  return sorted[low] + (at - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
+}
+
 function ridges() {
   const name = byId("parameter").value;
-  const traces = calibrated.filter((l) => l.per_channel[name]).map((l) => ({
-    type: "violin", x: l.per_channel[name], y0: l.layer, name: l.layer, orientation: "h",
-    side: "negative", width: 1.7, points: false, spanmode: "hard", meanline: { visible: true },
-    line: { color: BLUE, width: 1 }, fillcolor: "rgba(0,114,178,0.35)", showlegend: false,
-    hoverinfo: "x+name",
-  }));
-  draw("ridges", traces, { height: tall(1.6 * traces.length), violinmode: "overlay",
-    xaxis: { title: { text: label(name) } },
-    yaxis: { autorange: "reversed", type: "category" } });
+  const known = calibrated.filter((l) => l.per_channel[name]);
+  const lines = (from, to, width) => ({ type: "scatter", mode: "lines", hoverinfo: "skip",
+    line: { color: BLUE, width }, showlegend: false,
+    x: known.flatMap((l) => [quantile(sorted(l), from), quantile(sorted(l), to), null]),
+    y: known.flatMap((l) => [short(l.layer), short(l.layer), null]) });
+  const sorted = (l) => l.per_channel[name].filter((v) => v != null).sort((a, b) => a - b);
+  const medians = { type: "scatter", mode: "markers", showlegend: false,
+    marker: { color: ORANGE, size: 7 }, x: known.map((l) => quantile(sorted(l), 0.5)),
+    y: known.map((l) => short(l.layer)), hovertemplate: "%{y}: %{x:.3g}<extra></extra>" };
+  draw("ridges", [lines(0.05, 0.95, 1), lines(0.25, 0.75, 6), medians],
+    { height: tall(known.length), xaxis: { title: { text: label(name) } },
+      yaxis: { autorange: "reversed", type: "category" } });
 }
 
 function evenness() {
-  draw("evenness", [{ type: "scatter", mode: "lines+markers", x: layers.map((l) => l.layer),
+  draw("evenness", [{ type: "scatter", mode: "lines+markers", x: layers.map((l) => short(l.layer)),
     y: layers.map((l) => l.output_mean_std), line: { color: BLUE },
     hovertemplate: "%{x}: %{y:.3g}<extra></extra>" }],
   { height: 340, xaxis: { type: "category" },
-    yaxis: { rangemode: "tozero", title: { text: "standard deviation of the channels' means" } } });
+    yaxis: { rangemode: "tozero", title: { text: word("evenness") } } });
 }
 
 function shift() {
   const ranked = layers.filter((l) => l.shift != null).sort((a, b) => b.shift - a.shift);
-  draw("shift", [{ type: "bar", orientation: "h", y: ranked.map((l) => l.layer),
+  draw("shift", [{ type: "bar", orientation: "h", y: ranked.map((l) => short(l.layer)),
     x: ranked.map((l) => l.shift), marker: { color: BLUE },
     hovertemplate: "%{y}: %{x:.3g}<extra></extra>" }],
-  { height: tall(ranked.length), xaxis: { title: { text: "shift (standard deviations)" } },
+  { height: tall(ranked.length), xaxis: { title: { text: word("shift") } },
     yaxis: { autorange: "reversed", type: "category" } });
 }
 
+// The layer with the most pairs in the four cases.
+function worst() {
+  const off = (l) => HEAT.slice(0, 4).reduce((sum, name) => sum + (l[name] ?? 0), 0);
+  return layers.reduce((most, l, i) => off(l) > off(layers[most]) ? i : most, 0);
+}
+
+function speak(language) {
+  root.lang = language;
+  document.title = document.querySelector(`h1 [lang="${language}"]`).textContent;
+  for (const select of ["column", "parameter"])
+    for (const one of byId(select).options) one.textContent = label(one.value);
+  if (data.step > 1) byId("step").textContent = word("onePart").replace("{}", data.step);
+  heat();
+  histogram();
+  numbers();
+  spread();
+  maps();
+  if (calibrated.length) ridges();
+  evenness();
+  if (byId("shift")) shift();
+}
+
 byId("layer").replaceChildren(...layers.map((l, i) => option(l.layer, i)));
+byId("layer").value = worst();
 byId("layer").onchange = chooseLayer;
 byId("channel").onchange = () => { histogram(); numbers(); };
 byId("column").onchange = histogram;
 byId("map-channel").onchange = maps;
 byId("parameter").onchange = ridges;
-if (data.step > 1) byId("step").textContent = ` One in ${data.step} is here; diagnosis.json has all.`;
+byId("calibration").hidden = !calibrated.length;
+const parameters = ["center_weight", "gate_mean", "gate_spread", "gain"]
+  .filter((name) => calibrated.some((l) => l.per_channel[name]));
+byId("parameter").replaceChildren(...parameters.map((name) => option(label(name), name)));
 heat();
 chooseLayer();
-byId("calibration").hidden = !calibrated.length;
-byId("no-calibration").hidden = calibrated.length > 0;
-if (calibrated.length) {
-  const names = ["center_weight", "gate_mean", "gate_spread", "gain"]
-    .filter((name) => calibrated.some((l) => l.per_channel[name]));
-  byId("parameter").replaceChildren(...names.map((name) => option(label(name), name)));
-  ridges();
-}
-evenness();
-if (byId("shift")) shift();
+speak(navigator.language.startsWith("zh") ? "zh-Hans" : "en");
+byId("language").onclick = () => speak(root.lang === "en" ? "zh-Hans" : "en");
 document.body.dataset.ready = "true";

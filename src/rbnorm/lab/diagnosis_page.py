@@ -2,20 +2,23 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any, Final
 
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 import rbnorm
 from rbnorm.diagnosis.result import COLUMNS
+from rbnorm.lab.cases import Extreme
 from rbnorm.lab.conversion import Conversion
 from rbnorm.lab.feature_maps import FeatureMaps
 from rbnorm.lab.findings import CASES, percent
 from rbnorm.lab.records import environment
 from rbnorm.lab.templates import render
+from rbnorm.lab.text import Text
+from rbnorm.lab.verdict import accuracy, needs, points, remedy_name, verdict
 
 _MOST_NUMBERS: Final = 250_000  # of channels, about two megabytes
 _CHANNEL: Final = (
@@ -32,41 +35,119 @@ _CHANNEL: Final = (
 )
 
 
-def write_page(
-    result: rbnorm.Diagnosis,
-    said: list[str],
-    change: Conversion,
-    maps: FeatureMaps,
-    *,
-    title: str,
-    command: str,
-) -> str:
-    """The page as text.
+@dataclass(frozen=True)
+class Report:
+    """All that a page shows.
 
-    Args:
+    Attributes:
         result: The diagnosis.
         said: Its findings in sentences.
         change: What a conversion changes.
         maps: Images and feature maps.
+        extremes: Where each of the four cases is strongest.
+        remedies: What was tried against the loss on the second data set; None without one.
         title: Name of the model.
         command: The command line that makes this page again.
     """
-    script = (files("rbnorm.lab") / "diagnosis.js").read_text(encoding="utf-8")
+
+    result: rbnorm.Diagnosis
+    said: list[Text]
+    change: Conversion
+    maps: FeatureMaps
+    extremes: list[Extreme]
+    remedies: rbnorm.Remedies | None
+    title: str
+    command: str
+
+
+def write_page(report: Report) -> str:
+    """The page as text."""
+    folder = files("rbnorm.lab")
+    script = (folder / "diagnosis.js").read_text(encoding="utf-8")
+    plotly = (folder / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
+    remedies = report.remedies
     return render(
         "diagnosis.html",
-        plotly=Markup(get_plotlyjs()),
+        plotly=Markup(plotly.replace("</script", "<\\/script")),
         script=Markup(script),
-        data=Markup(_embedded(page_data(result, maps))),
-        result=result,
-        said=said,
-        change=change,
+        data=Markup(_embedded(page_data(report.result, report.maps))),
+        result=report.result,
+        said=report.said,
+        change=report.change,
+        extremes=[SimpleNamespace(**extreme.drawn()) for extreme in report.extremes],
+        remedies=remedies,
+        rows=_rows(remedies) if remedies else [],
+        words=_measures(remedies),
+        verdict=lines(report),
+        parts=_PARTS,
         cases=CASES,
         percent=percent,
         number=number,
-        title=title,
-        command=command,
+        title=Text(
+            f"What batch statistics cost {report.title}, and what wins it back",
+            f"批统计量让 {report.title} 损失多少，又如何补救",
+        ),
+        command=report.command,
         environment=environment(),
     )
+
+
+_PARTS: Final = {
+    "nothing": Text("nothing", "不去掉"),
+    "centring": Text("centring", "中心校准"),
+    "scaling": Text("scaling", "缩放校准"),
+}
+
+
+def lines(report: Report) -> list[Text]:
+    """The answer in a few lines."""
+    if report.remedies is not None:
+        return verdict(report.remedies)
+    return [
+        Text(
+            "How often the statistics are wrong is below; what that costs shows only on a second "
+            "data set: give one with --shifted.",
+            "统计量在何处偏离见下文；代价多大要有第二个数据集才能看出：用 --shifted 指定。",
+        )
+    ]
+
+
+def _measures(remedies: rbnorm.Remedies | None) -> dict[str, Text]:
+    known = remedies is not None and math.isfinite(remedies.unchanged.second.value)
+    kind = Text("accuracy, %", "准确率，%") if known else Text("agreement, %", "一致率，%")
+    return {
+        "first": Text(f"first data: {kind.en}", f"第一个数据集：{kind.zh}"),
+        "second": Text(f"second data: {kind.en}", f"第二个数据集：{kind.zh}"),
+    }
+
+
+def _rows(remedies: rbnorm.Remedies) -> list[dict[str, Any]]:
+    """The table's rows; agreement with the unchanged model where there are no labels."""
+    labelled = math.isfinite(remedies.unchanged.second.value)
+    best = next(iter(remedies.helpful()), None)
+    rows = []
+    for row in remedies.rows:
+        first, second = (
+            (accuracy(row.first), accuracy(row.second))
+            if labelled
+            else tuple(f"{100 * share:.1f}" for share in row.agreement)
+        )
+        shown = row.second.value if labelled else row.agreement[1]
+        rows.append(
+            {
+                "name": remedy_name(row),
+                "first": first,
+                "second": second,
+                "width": round(100 * shown),
+                "loss": row.difference.high < 0,
+                "difference": points(row.difference) if row is not remedies.unchanged else "",
+                "needs": needs(row),
+                "passes": f"{row.passes:.3g}",
+                "weight": row.weight,
+                "best": row is best,
+            }
+        )
+    return rows
 
 
 def page_data(result: rbnorm.Diagnosis, maps: FeatureMaps) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class FeatureMaps:
 
 
 def feature_maps(model: nn.Module, result: rbnorm.Diagnosis, images: Tensor) -> FeatureMaps:
-    """Draw the channels furthest from BatchNorm: by ``w_m`` in RBN, else by their mean offset."""
+    """Draw the channels in which the calibration does most, else those furthest off."""
     reached = [layer for layer in result.layers if layer.instances]
     step = -(-len(reached) // _MOST)
     found: dict[str, list[ChannelMaps]] = {}
@@ -71,16 +71,22 @@ def feature_maps(model: nn.Module, result: rbnorm.Diagnosis, images: Tensor) -> 
         model.eval()
         run(model, [images], call, listeners)
     order = [name for name in normalisers(model) if name in found]
-    return FeatureMaps(_photographs(images), {name: found[name] for name in order})
+    return FeatureMaps(photographs(images), {name: found[name] for name in order})
 
 
 def _layer_maps(module: _BatchNorm, layer: rbnorm.LayerDiagnosis, x: Tensor) -> list[ChannelMaps]:
     channels = layer.per_channel
-    weight = channels["center_weight" if "center_weight" in channels else "mean_offset"]
-    chosen = weight.abs().nan_to_num(0).topk(min(_CHANNELS, len(weight))).indices
     seen = normalised(module, x)
     std = channels["var"].add(module.eps).sqrt()
     mean = channels.get("x_mean", channels["mean"])
+    seen_offsets = ((seen.x_mean.cpu() - mean) / std).abs().mean(0)
+    # centring moves an image by w_m times its offset: that is what can be seen
+    visible = (
+        seen_offsets * channels["center_weight"].abs()
+        if "center_weight" in channels
+        else seen_offsets
+    )
+    chosen = visible.nan_to_num(0).topk(min(_CHANNELS, len(visible))).indices
     # before: BatchNorm alone, with the mean of x over all images in the running mean's place
     stages = {"normalised, without calibration": _standardise(x, mean, std, chosen)}
     gates = torch.empty(0)
@@ -97,7 +103,7 @@ def _layer_maps(module: _BatchNorm, layer: rbnorm.LayerDiagnosis, x: Tensor) -> 
     return [
         ChannelMaps(
             int(channel),
-            {heading: _strip(maps[:, i]) for heading, maps in stages.items()},
+            {heading: strip(maps[:, i]) for heading, maps in stages.items()},
             offsets[:, i].tolist(),
             gates[:, channel].tolist() if gates.numel() else [],
         )
@@ -110,7 +116,8 @@ def _standardise(x: Tensor, mean: Tensor, std: Tensor, chosen: Tensor) -> Tensor
     return (part - mean[chosen, None, None]) / std[chosen, None, None]
 
 
-def _strip(maps: Tensor) -> Strip:
+def strip(maps: Tensor) -> Strip:
+    """(N, H, W) maps in standard deviations, side by side."""
     indices = ((_tiles(maps, _SIDE) / _LIMIT).clamp(-1, 1) * 127.5 + 127.5).nan_to_num(0).round()
     picture = Image.fromarray(_row(indices.byte(), 128)).convert("P")
     picture.putpalette(mpl.colormaps[_COLOURS](np.arange(256), bytes=True)[:, :3].tobytes())
@@ -132,7 +139,7 @@ def _row(tiles: Tensor, blank: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.concatenate(list(F.pad(tiles, gap, value=blank).numpy()), axis=1)
 
 
-def _photographs(images: Tensor) -> Strip:
+def photographs(images: Tensor) -> Strip:
     """Images as they enter the model, each stretched to the full range."""
     images = _tiles(images.float(), 3 * _SIDE)
     images = images.reshape(len(images), -1, *images.shape[-2:])

@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     classes: int
 
 
-def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
+def image_folder(path: Path, side: int, *, quiet: bool, evaluation: bool = False) -> Parts:
     """Training images with and without augmentation, test images and the number of classes.
 
     Args:
@@ -44,6 +44,8 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
             is then held out.
         side: Side of the square the images are cropped to.
         quiet: Show no progress.
+        evaluation: Nothing is trained: a folder with ``val`` (or ``test``) alone, or with too few
+            images to hold some of each class back, is tested on as a whole.
 
     Raises:
         UsageError: The folder has another layout, or an image that cannot be decoded.
@@ -78,6 +80,7 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
         files = [file for file, _ in (*train.samples, *test.samples)]
         classes = len(train.classes)
     else:
+        path = held_out if held_out and evaluation else path
         whole = _folder(path, for_training)
         files, classes = [file for file, _ in whole.samples], len(whole.classes)
         if classes < 2:
@@ -90,7 +93,11 @@ def image_folder(path: Path, side: int, *, quiet: bool) -> Parts:
                 random_state=_SPLIT_SEED,
             )
         except ValueError as error:
-            raise UsageError(f"{path} cannot be split ({first_line(error)})") from error
+            if not evaluation:
+                raise UsageError(f"{path} cannot be split ({first_line(error)})") from error
+            chosen = None
+        if chosen is None or path == held_out:
+            chosen = [list(range(len(files)))] * 2
         unchanged = _folder(path, for_test)
         train, plain = (Subset(folder, chosen[0]) for folder in (whole, unchanged))
         test = Subset(unchanged, chosen[1])

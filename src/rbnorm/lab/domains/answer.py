@@ -5,7 +5,7 @@ from rbnorm.lab.domains.plan import AT_RATE_OF_RBN, BN, CENTRING, FROZEN, RBN
 from rbnorm.lab.domains.results import Blocked, DomainResults
 from rbnorm.lab.domains.testing import RE_ESTIMATED, SIZES, TENT, TEST_BATCH
 from rbnorm.lab.studies.answer import NOT_RUN
-from rbnorm.lab.studies.arms import Text
+from rbnorm.lab.text import Text
 
 
 def domains_answer(results: DomainResults) -> Text:

@@ -27,9 +27,10 @@ from rbnorm.lab.domains.testing import (
 from rbnorm.lab.folders import make_folder
 from rbnorm.lab.progress import terminal
 from rbnorm.lab.report import PAGE, environments
-from rbnorm.lab.studies.arms import Study, Text
+from rbnorm.lab.studies.arms import Study
 from rbnorm.lab.studies.command import reproducing
 from rbnorm.lab.templates import render
+from rbnorm.lab.text import Text
 
 NAME: Final = "domains"
 WORDS: Final = {

@@ -6,7 +6,8 @@ from typing import Final
 
 from rbnorm.lab.domains.config import DomainRecord, DomainRun
 from rbnorm.lab.errors import UsageError
-from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Text
+from rbnorm.lab.studies.arms import FIRST_TUNING_SEED
+from rbnorm.lab.text import Text
 
 
 @dataclass(frozen=True)

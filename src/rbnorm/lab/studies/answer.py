@@ -5,7 +5,7 @@ from typing import Final
 
 from rbnorm.lab.analysis import p_value, points
 from rbnorm.lab.statistics import Estimate
-from rbnorm.lab.studies.arms import Study, Text
+from rbnorm.lab.studies.arms import Study
 from rbnorm.lab.studies.corrupted import Control, controls
 from rbnorm.lab.studies.results import (
     CLEAN,
@@ -16,6 +16,7 @@ from rbnorm.lab.studies.results import (
     PrimaryResult,
     Results,
 )
+from rbnorm.lab.text import Text
 
 MEASURES: Final = {
     CLEAN: Text("accuracy on clean test images", "干净测试图像上的准确率"),

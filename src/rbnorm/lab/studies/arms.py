@@ -6,15 +6,8 @@ from typing import Any
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.text import Text
 from rbnorm_cli.names import items, model_name, numbers
-
-
-@dataclass(frozen=True)
-class Text:
-    """The same sentence in English and Chinese."""
-
-    en: str
-    zh: str
 
 
 @dataclass(frozen=True)

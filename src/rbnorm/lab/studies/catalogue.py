@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rbnorm.lab.studies import limits
-from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings, Study, Text
+from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings, Study
 from rbnorm.lab.studies.costs import cost
 from rbnorm.lab.studies.variants import (
     ABLATION,
@@ -15,6 +15,7 @@ from rbnorm.lab.studies.variants import (
     at_rate_of_rbn,
     comparisons_of,
 )
+from rbnorm.lab.text import Text
 
 SMALL_BATCH: Final = 2
 _BATCHES: Final = (2, 4, 8)

@@ -5,11 +5,12 @@ from typing import Any, Final
 
 from rbnorm.lab.bench.norms import SMALL_MODEL
 from rbnorm.lab.studies.answer import NOT_RUN, SUBJECT
-from rbnorm.lab.studies.arms import Study, Text
+from rbnorm.lab.studies.arms import Study
 from rbnorm.lab.studies.cost_figure import cost_figure
 from rbnorm.lab.studies.costs import RATIOS, Costs, NormCost, Ratio, bench_command
 from rbnorm.lab.studies.page import write_files
 from rbnorm.lab.templates import render
+from rbnorm.lab.text import Text
 
 FIGURE: Final = "ratios"
 

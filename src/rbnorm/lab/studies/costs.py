@@ -12,7 +12,8 @@ from rbnorm.lab.bench.measure import Effort
 from rbnorm.lab.bench.rows import MACHINE, ROWS, Row, cases, load
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.studies.answer import SUBJECT
-from rbnorm.lab.studies.arms import Rate, Settings, Study, Text
+from rbnorm.lab.studies.arms import Rate, Settings, Study
+from rbnorm.lab.text import Text
 
 COST: Final = "cost"
 PART: Final = "norms"

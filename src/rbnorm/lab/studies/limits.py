@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from rbnorm.lab.studies.arms import Text
+from rbnorm.lab.text import Text
 
 SMALL_STUDY: Final = Text(
     "Small networks and images: nothing here says what holds for ImageNet, detection or "

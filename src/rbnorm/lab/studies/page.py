@@ -13,12 +13,13 @@ from rbnorm.lab import plots
 from rbnorm.lab.analysis import p_value, with_margin
 from rbnorm.lab.report import PAGE, environments
 from rbnorm.lab.studies.answer import MEASURES, STATISTICS, answer, bracketed
-from rbnorm.lab.studies.arms import Arm, Text
+from rbnorm.lab.studies.arms import Arm
 from rbnorm.lab.studies.corrupted import controls, corruption_tables
 from rbnorm.lab.studies.figure import study_figure
 from rbnorm.lab.studies.results import Results, value_of
 from rbnorm.lab.studies.tuning import Candidate
 from rbnorm.lab.templates import render
+from rbnorm.lab.text import Text
 
 KINDS: Final = {
     "noise": Text("Gaussian noise", "高斯噪声"),

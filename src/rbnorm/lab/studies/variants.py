@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from rbnorm.lab.shift import TRAINED
 from rbnorm.lab.studies.answer import MEASURES, STATISTICS
-from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings, Text
+from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings
+from rbnorm.lab.text import Text
 
 SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
 NETWORK_NORMS: Final = ("bn", "gn", "ln", "in", "iebn", "frn", "evonorm-s0", "bn-se", "rbn")

@@ -1,0 +1,184 @@
+"""``rbnorm study location``: measure every condition that the records lack, and print the table."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import safetensors
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+
+from rbnorm.lab.corruptions import corrupt
+from rbnorm.lab.domains.config import DomainRun
+from rbnorm.lab.domains.images import load_domains, unchanged
+from rbnorm.lab.domains.training import device_name
+from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.folders import check_folder, make_folder
+from rbnorm.lab.imagenet import IMAGENET_MOMENTS
+from rbnorm.lab.lines import append_line, read_lines
+from rbnorm.lab.location.answer import CHOICES, Located, located, verdict
+from rbnorm.lab.location.measure import SIGNALS, location
+from rbnorm.lab.models import build_model
+from rbnorm.lab.records import environment, now
+from rbnorm.lab.state_files import read_state
+from rbnorm_cli.names import corruption
+
+RECORDS: Final = "location.jsonl"
+_BATCH: Final = 64
+_SEED: Final = 0
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and two data sets, made when it is their turn."""
+
+    condition: str
+    make: Callable[[], tuple[nn.Module, Batches, Batches]]
+
+
+def location_study(options: argparse.Namespace, command: str) -> None:
+    """Run, and print what the records say.
+
+    Raises:
+        UsageError: It cannot be run as asked.
+    """
+    check_folder(options.out)
+    path = options.out / RECORDS
+    done = {record["condition"] for record in read_lines(path)}
+    if not options.no_run:
+        device = torch.device(options.device)
+        for case in _cases(options, device):
+            if case.condition in done:
+                continue
+            make_folder(options.out)
+            model, first, second = case.make()
+            for record in location(model, first, second, case.condition):
+                append_line(
+                    path,
+                    {
+                        **record,
+                        "command": command,
+                        "device": device_name(device),
+                        "environment": environment(),
+                        "created": now(),
+                    },
+                )
+    show(located(read_lines(path)))
+
+
+def show(found: list[Located]) -> None:
+    """Print the table and the verdict."""
+    table = Table("condition", "clean, %", "as it is, %", "named", *SIGNALS)
+    for choice in CHOICES.values():
+        table.add_column(choice.en)
+    for one in found:
+        correlations = [
+            f"{c.value:+.2f} [{c.low:+.2f}, {c.high:+.2f}]" for c in one.correlations.values()
+        ]
+        gains = [f"{100 * one.gains[name]:+.1f}" for name in CHOICES]
+        table.add_row(
+            one.condition,
+            f"{100 * one.clean:.1f}",
+            f"{100 * one.accuracy:.1f}",
+            f"{one.named}/{one.layers}",
+            *correlations,
+            *gains,
+        )
+    console = Console(width=max(80, Console().width))
+    console.print(table)
+    console.print(verdict(found).en)
+
+
+def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
+    for path in options.kept:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = (file.metadata() or {}).get("run")
+        if facts is None:
+            raise UsageError(f"{path} is no network that study domains kept")
+        yield Case(*_domain(path, DomainRun.from_dict(json.loads(facts)), options, device))
+    if options.weights is not None:
+        images, labels, classes = _pictures(options.images, options.image_size, options.limit)
+        model = build_model(options.model, "bn", classes=classes, channels=3, seed=0)
+        try:
+            model.load_state_dict(read_state(options.weights))
+        except RuntimeError as error:
+            raise UsageError(
+                f"{options.weights} does not fit {options.model} ({first_line(error)})"
+            ) from error
+        model = model.eval().to(device)
+        clean = _batches(images, labels, device)
+        for condition in options.conditions:
+            chosen = corruption(condition)
+            if chosen is None:
+                raise UsageError(f"--conditions: {condition!r} is no corruption")
+            yield Case(
+                condition,
+                lambda chosen=chosen: (  # type: ignore[misc]
+                    model,
+                    clean,
+                    _batches(corrupt(images, chosen[0], chosen[1], _SEED), labels, device),
+                ),
+            )
+
+
+def _domain(
+    path: Path, run: DomainRun, options: argparse.Namespace, device: torch.device
+) -> tuple[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
+    def make() -> tuple[nn.Module, Batches, Batches]:
+        images = load_domains(options.images, run.image_size)
+        classes = len(images.classes)
+        model = build_model(run.model, run.norm, classes=classes, channels=3, seed=run.seed)
+        model.load_state_dict(read_state(path))
+        first, second = (
+            [
+                (x.to(device), y.to(device))
+                for batch, labels in unchanged(images, chosen[: options.limit])
+                for x, y in zip(batch.split(_BATCH), labels.split(_BATCH), strict=True)
+            ]
+            for chosen in (
+                _shuffled(images.source_test(run.target)),
+                images.target_test(run.target),
+            )
+        )
+        return model.eval().to(device), first, second
+
+    return f"domain {run.target}", make
+
+
+def _shuffled(indices: Tensor) -> Tensor:
+    return indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(_SEED))]
+
+
+def _pictures(folder: Path, side: int, limit: int) -> tuple[Tensor, Tensor, int]:
+    """Images from 0 to 1 (N, 3, S, S) in a random but fixed order, labels, number of classes."""
+    try:
+        found = ImageFolder(str(folder))
+    except OSError as error:
+        raise UsageError(f"{folder} is no image folder ({first_line(error)})") from error
+    chosen = _shuffled(torch.arange(len(found.samples)))[:limit].tolist()
+
+    def decode(path: str) -> Any:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+        return np.asarray(ImageOps.fit(rgb, (side, side), Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor() as pool:
+        pixels = np.stack(list(pool.map(decode, [found.samples[i][0] for i in chosen])))
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return images, torch.tensor([found.samples[i][1] for i in chosen]), len(found.classes)
+
+
+def _batches(images: Tensor, labels: Tensor, device: torch.device) -> Batches:
+    mean, std = (torch.tensor(moment).view(3, 1, 1) for moment in IMAGENET_MOMENTS)
+    standardised = ((images - mean) / std).to(device)
+    return list(zip(standardised.split(_BATCH), labels.to(device).split(_BATCH), strict=True))
