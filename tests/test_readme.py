@@ -1,0 +1,100 @@
+"""What the READMEs and the docs tell people to type works."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rbnorm_cli.parser import make_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+PAGES = sorted([*READMES, *ROOT.glob("docs/*.md"), *ROOT.glob("docs/zh/*.md")])
+
+
+def named(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(path):
+    """What a page tells people to type, comments away and continued lines joined."""
+    text = path.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^(?: {4})?((?:rbnorm|pip|make) .*)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_both_readmes_have_the_same_code_and_links_of_the_method():
+    english, chinese = ([re.sub(r" *#.*", "", b) for b in blocks(p, "python")] for p in READMES)
+    assert english == chinese
+    assert commands(READMES[0]) == commands(READMES[1])
+    outside = [sorted(set(re.findall(r"https?://[^)\s]+", p.read_text()))) for p in READMES]
+    assert outside[0] == outside[1]
+
+
+def execute(command, folder):
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_ten_lines_run_in_a_fresh_folder(tmp_path):
+    (code,) = blocks(READMES[0], "python")
+    # weights are not downloaded in tests, and a small image shows as much
+    code = code.replace('weights="DEFAULT"', "weights=None").replace("224, 224", "64, 64")
+    done = execute([sys.executable, "-W", "ignore", "-c", code], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def shortened(line):
+    """A command of this Python; a comparison on fewer images and passes, so that it ends soon."""
+    if line.startswith("rbnorm compare"):
+        line = re.sub(r" --epochs \d+", "", line) + " --limit 96 --epochs 1"
+    return line.replace("rbnorm ", f"{shlex.quote(sys.executable)} -m rbnorm ", 1)
+
+
+def test_the_commands_run_in_a_fresh_folder(tmp_path):
+    typed = [" ".join(words) for words in commands(READMES[0]) if words[0] == "rbnorm"]
+    assert [line.split()[1] for line in typed] == ["explain", "compare", "compare", "diagnose"]
+    for line in typed:
+        done = execute(["sh", "-c", shortened(line)], tmp_path)
+        assert done.returncode == 0, done.stderr
+    pages = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*.html"))
+    assert pages == [
+        "rbnorm-compare/report.html",
+        "rbnorm-diagnosis/report.html",
+        "rbnorm-explain/explain.html",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_are_ones_that_the_command_line_takes(page):
+    for words in commands(page):
+        if words[0] == "rbnorm":
+            line = words[1:]
+            if line[:2] == ["study", "domains"]:
+                line = ["study domains", *line[2:]]
+            make_parser("").parse_args(line)
+
+
+def test_extras_and_targets_exist():
+    project, targets = (ROOT / "pyproject.toml").read_text(), (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for words in commands(page):
+            if words[0] == "make":
+                assert re.search(rf"^{words[1]}:", targets, re.MULTILINE), words
+            for extra in re.findall(r"\[([\w,]+)\]", " ".join(words) if words[0] == "pip" else ""):
+                for name in extra.split(","):
+                    assert re.search(rf"^{name} = \[", project, re.MULTILINE), words
