@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 # The stamp carries the choice of torch and Python: another choice makes the environment anew.
 READY := $(VENV)/.ready-$(shell echo '$(PYTHON) $(TORCH_SPEC)' | cksum | cut -d' ' -f1)
 
+TOOLS := $(VENV)-tools
+
 # The C++ kernels, where there is a compiler; without one the portable path runs.
 KERNELS := $(VENV)/.kernels
 
@@ -37,6 +39,15 @@ test-gpu: env
 # Eight minutes on one GPU at most; needs no environment: any Python with torch and Triton will do.
 gpu-report:
 	PYTHONPATH=src $(PYTHON) -m tools.gpu_report --out $(OUT)
+
+# The tests with other people's tools, some of them large, in an environment of their own that sees
+# the packages of the other one.
+test-tools: env
+	$(BIN)/python -m venv $(TOOLS)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> "$$($(TOOLS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/rbnorm-env.pth"
+	$(TOOLS)/bin/pip install --quiet --constraint constraints.txt --editable ".[tools]"
+	$(TOOLS)/bin/python -m pytest -m tools tests/libraries
 
 # About ten minutes: the ops' tests under ASan and UBSan, then a few cases under valgrind.
 sanitize: env
@@ -104,4 +115,4 @@ browser:
 	else echo "make test needs Chromium or Chrome on the PATH: install one of them" >&2; exit 1; fi
 
 clean:
-	rm -rf $(VENV) build dist src/rbnorm/kernels/*.so docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) build dist src/rbnorm/kernels/*.so docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

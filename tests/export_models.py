@@ -19,6 +19,11 @@ def calibrate(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def trained(model: nn.Module) -> nn.Module:
+    """A model converted, with a calibration, weights and statistics to lose."""
+    return calibrate(rbnorm.convert_batchnorm(shake(model)))
+
+
 def converted(name: str) -> nn.Module:
     """A torchvision model of random weights as RBN."""
     torch.manual_seed(0)

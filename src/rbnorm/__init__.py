@@ -4,6 +4,7 @@ from rbnorm import definition, functional
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
 from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
+from rbnorm.integrations import when_imported
 from rbnorm.integrity import assert_intact
 from rbnorm.kernels import NoKernelsWarning, backends, use_backend
 from rbnorm.lazy import (
@@ -65,3 +66,12 @@ __all__ = [
     "unfreeze",
     "use_backend",
 ]
+
+
+def _register_with_opacus() -> None:
+    from rbnorm.integrations.opacus import register  # noqa: PLC0415 - needs opacus
+
+    register()
+
+
+when_imported("opacus.validators", _register_with_opacus)

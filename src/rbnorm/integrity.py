@@ -34,6 +34,10 @@ _REMEDIES = (
     ("sync", "use rbnorm.convert_sync(model)"),
     ("freez|frozen", "use rbnorm.freeze(model)"),
     ("split", "leave the batch in one piece"),
+    (
+        "prune",
+        "pass customized_pruners=rbnorm.integrations.torch_pruning.PRUNERS to torch-pruning",
+    ),
     ("fus|merge|fold|param|efficient", "rbnorm.export.fold(model, inputs) fuses what can be fused"),
     ("", "rbnorm.revert_batchnorm(model, inputs) makes BatchNorm of it and tells what that loses"),
 )

@@ -1,0 +1,15 @@
+"""These need the packages of the extra ``tools``, and run by ``make test-tools`` alone."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return None if config.option.markexpr == "tools" else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.tools)
+        item.add_marker(pytest.mark.filterwarnings("ignore"))  # of the tools, of one another
