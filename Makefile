@@ -21,10 +21,15 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 
-.PHONY: demo test test-gpu gpu-report sanitize check docs wheels try-dist bench env browser clean
+.PHONY: demo results test test-gpu gpu-report sanitize check docs wheels try-dist bench env browser clean
 
 demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
+
+# The pages and figures of the committed records, beside them; runs nothing.
+results: env
+	$(BIN)/rbnorm compare --out results/compare-digits
+	$(BIN)/rbnorm study all --no-run --out results/studies
 
 test: env browser
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rbnorm_cli import names
+from rbnorm_cli import completion, names
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.parser import make_parser
 
@@ -76,6 +76,9 @@ def _run(given: Sequence[str]) -> int:
     options = parser.parse_args(joined)
     if options.version:
         print(f"rbnorm {version()}")
+        return 0
+    if options.print_completion:
+        print(completion.script(parser, options.print_completion))
         return 0
     if options.command is None:
         parser.print_help(sys.stderr)

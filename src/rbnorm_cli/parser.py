@@ -34,6 +34,9 @@ def make_parser(epilog: str) -> Parser:
         epilog=epilog,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument(
+        "--print-completion", metavar="SHELL", help="print what bash, zsh or tcsh completes by"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(declare: Callable[[Parser], None], kept: str, about: str, more: str) -> None:

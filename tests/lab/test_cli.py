@@ -284,3 +284,45 @@ def test_records_removed_while_a_comparison_runs_are_missed(tmp_path, monkeypatc
     assert main([*SMALL, "--seeds=2", f"--out={tmp_path}"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "was changed while this ran, and lacks 1 of the runs that ended" in said
+
+
+COMPLETE = """
+source completion.bash
+COMP_WORDS=({words}) COMP_CWORD={last} COMP_LINE="{words}" COMP_POINT=${{#COMP_LINE}}
+_shtab_rbnorm rbnorm "{word}" "{before}"
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("rbnorm comp", {"compare"}),
+        ("rbnorm compare --norms rbn-", {"rbn-center", "rbn-scale"}),
+        ("rbnorm compare --data dig", {"digits"}),
+        ("rbnorm study prim", {"primary"}),
+        ("rbnorm compare --model resnet5", {"resnet50"}),
+        ("rbnorm convert notes", {"notes.pt"}),
+    ],
+)
+def test_a_shell_completes_commands_names_and_files(words, found, tmp_path, capsys):
+    assert main(["--print-completion", "bash"]) == 0
+    (tmp_path / "completion.bash").write_text(capsys.readouterr().out)
+    (tmp_path / "notes.pt").touch()
+    *_, before, word = words.split()
+    asked = COMPLETE.format(words=words, last=len(words.split()) - 1, word=word, before=before)
+    done = execute(["bash", "-c", asked], tmp_path)
+    assert set(done.stdout.split()) == found, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_have_a_script_too(shell, capsys):
+    assert main(["--print-completion", shell]) == 0
+    assert "compare" in capsys.readouterr().out
+
+
+def test_an_unknown_shell_is_refused(capsys):
+    assert main(["--print-completion", "fish"]) == 2
+    assert capsys.readouterr().err == (
+        "rbnorm: unknown shell 'fish': choose from bash, zsh, tcsh.\n"
+    )

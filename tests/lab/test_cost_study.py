@@ -11,9 +11,9 @@ from support import VIEWPORTS, opened
 from rbnorm.lab.bench import command, norms
 from rbnorm.lab.bench.measure import Part
 from rbnorm.lab.bench.rows import Case, Row, load, save
-from rbnorm.lab.studies.cost_figure import cost_figure
 from rbnorm.lab.studies.cost_page import cost_answer
 from rbnorm.lab.studies.costs import load_costs
+from rbnorm.lab.studies.figure import cost_figure
 from rbnorm_cli.main import main
 
 CASES = {

@@ -20,8 +20,9 @@ from rbnorm.lab.norms import canonical_norm
 from rbnorm.lab.processes import choose_threads, count_processes, make_accelerator
 from rbnorm.lab.progress import progress_of_runs, terminal
 from rbnorm.lab.records import Record
-from rbnorm.lab.report import PAGE, write_report
+from rbnorm.lab.report import write_report
 from rbnorm.lab.store import RecordStore, select
+from rbnorm.lab.templates import PAGE
 from rbnorm.lab.train import check_run, steps_of, train_run
 from rbnorm_cli.names import items, numbers
 

@@ -17,6 +17,11 @@ from rbnorm.lab.records import Record
 
 INK: Final = "#1b1b1b"  # nothing else has this colour: inside a page it becomes the text's
 
+BASELINE_MARK: Final = ("#0072b2", "s")
+SUBJECT_MARK: Final = ("#d55e00", "o")
+OTHER_MARK: Final = ("#009e73", "^")
+"""Three of the colours of Okabe and Ito; the markers say the same in grey print."""
+
 Style = tuple[str, str, Any]
 """Colour, marker and dashes."""
 
@@ -38,6 +43,7 @@ _DASHES: Final = ("--", "-.", ":", "-")
 RC: Final[dict[Any, Any]] = {
     "font.size": 10.0,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -65,6 +71,37 @@ def svg(figure: Figure, name: str) -> str:
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     # without a size of its own it takes the page's; the view box keeps its proportions
     return re.sub(r' (width|height)="[\d.]+pt"', "", drawing, count=2)
+
+
+def interval(
+    axes: Axes,
+    mean: float,
+    y: float,
+    ends: tuple[float, float] | None,
+    mark: tuple[str, str],
+    label: str | None = None,
+) -> None:
+    """A mean as a mark, and its interval as a bar beside it where there is one."""
+    color, marker = mark
+    low, high = ends or (mean, mean)
+    axes.errorbar(
+        mean,
+        y,
+        xerr=[[mean - low], [high - mean]],
+        color=color,
+        marker=marker,
+        markeredgecolor=INK,
+        markeredgewidth=0.6,
+        capsize=3.5,
+        linewidth=1.7,
+        label=label,
+    )
+
+
+def seeds(axes: Axes, values: Sequence[float], y: float, mark: tuple[str, str]) -> None:
+    """Every seed as a small mark."""
+    color, marker = mark
+    axes.scatter(values, np.full(len(values), y), s=13, color=color, marker=marker, alpha=0.5, lw=0)
 
 
 def _styles(norms: Iterable[str]) -> dict[str, Style]:

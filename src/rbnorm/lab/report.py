@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from rbnorm.files import replace
 from rbnorm.lab import analysis, plots
 from rbnorm.lab.records import Record
-from rbnorm.lab.templates import render
-
-PAGE = "report.html"
+from rbnorm.lab.templates import PAGE, environments, render, write_page
 
 
 def write_report(records: Sequence[Record], out: Path, command: str) -> None:
@@ -23,19 +19,17 @@ def write_report(records: Sequence[Record], out: Path, command: str) -> None:
         command: The command line that makes this page again.
     """
     figures = plots.figures(records)
-    replace(out / PAGE, page(records, command, figures).encode())
-    for suffix in ("svg", "png"):
-        replace(out / f"accuracy.{suffix}", plots.picture(figures["accuracy"], suffix))
+    write_page(figures, lambda drawn: page(records, command, drawn), out, files=["accuracy"])
 
 
-def page(records: Sequence[Record], command: str, figures: dict[str, Figure]) -> str:
+def page(records: Sequence[Record], command: str, figures: dict[str, Markup]) -> str:
     """The page as text."""
     rows = analysis.summarise(records)
     return render(
         PAGE,
         rows=rows,
         answer=analysis.answer(rows),
-        figures={name: Markup(plots.svg(figure, name)) for name, figure in figures.items()},
+        figures=figures,
         config=records[0].config,
         records=records,
         environments=environments(records),
@@ -44,12 +38,3 @@ def page(records: Sequence[Record], command: str, figures: dict[str, Figure]) ->
         with_interval=analysis.with_interval,
         p_value=analysis.p_value,
     )
-
-
-def environments(records: Sequence[Record]) -> dict[str, str]:
-    """Every fact of the environment, with all its values where runs were made in several."""
-    facts: dict[str, dict[str, None]] = {}
-    for record in records:
-        for name, value in {**record.environment, "device": record.device}.items():
-            facts.setdefault(name, {})[value or "unknown"] = None
-    return {name: ", ".join(values) for name, values in facts.items()}

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from typing import Final
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rbnorm.lab.domains.plan import ARMS, BN, RBN
 from rbnorm.lab.domains.results import Blocked, DomainResults
 from rbnorm.lab.domains.testing import STATISTICS
-from rbnorm.lab.plots import INK, RC
+from rbnorm.lab.plots import BASELINE_MARK, INK, RC, SUBJECT_MARK, interval, seeds
 
-# Two of the colours of Okabe and Ito; the markers say the same in grey print.
-_STYLES: Final = {"bn": ("#0072b2", "s"), "rbn": ("#d55e00", "o")}
+_MARKS: Final = {"bn": BASELINE_MARK, "rbn": SUBJECT_MARK}
 _ROW: Final = 0.5  # inches
 
 
@@ -34,7 +32,7 @@ def targets_figure(results: DomainResults) -> Figure | None:
                 if name in found.blocks:
                     _seeds(axes, y, found.blocks[name])
                 else:
-                    _mean(axes, y, found, *_STYLES["rbn"])
+                    _mean(axes, y, found, SUBJECT_MARK)
             axes.grid(visible=False, axis="y")
             axes.set_xlabel("minus BN (points)")
         panels[0].set_yticks(range(len(gains)), [arm.text.en for arm in gains])
@@ -63,7 +61,7 @@ def remedies_figure(results: DomainResults) -> Figure | None:
                 axes,
                 names.index(name) + shift,
                 value,
-                *_STYLES[arm],
+                _MARKS[arm],
                 arm.upper() if first else None,
             )
         axes.set_yticks(range(len(names)), names)
@@ -75,26 +73,13 @@ def remedies_figure(results: DomainResults) -> Figure | None:
 
 
 def _seeds(axes: Axes, y: float, values: Sequence[float]) -> None:
-    shares = 100 * np.asarray(values)
-    color, marker = _STYLES["rbn"]
-    axes.scatter(shares, np.full(len(shares), y), s=14, color=color, marker=marker, alpha=0.5, lw=0)
-    axes.plot(shares.mean(), y, marker="|", color=INK, markersize=12)
+    shares = [100 * value for value in values]
+    seeds(axes, shares, y, SUBJECT_MARK)
+    axes.plot(sum(shares) / len(shares), y, marker="|", color=INK, markersize=12)
 
 
 def _mean(
-    axes: Axes, y: float, found: Blocked, color: str, marker: str, label: str | None = None
+    axes: Axes, y: float, found: Blocked, mark: tuple[str, str], label: str | None = None
 ) -> None:
-    mean = 100 * found.mean
-    low, high = (100 * end for end in found.interval or (found.mean,) * 2)
-    axes.errorbar(
-        mean,
-        y,
-        xerr=[[mean - low], [high - mean]],
-        color=color,
-        marker=marker,
-        markeredgecolor=INK,
-        markeredgewidth=0.6,
-        capsize=3.5,
-        linewidth=1.7,
-        label=label,
-    )
+    low, high = found.interval or (found.mean,) * 2
+    interval(axes, 100 * found.mean, y, (100 * low, 100 * high), mark, label)

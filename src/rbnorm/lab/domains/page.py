@@ -6,7 +6,6 @@ from typing import Any, Final
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from rbnorm.files import replace
 from rbnorm.lab import plots
 from rbnorm.lab.analysis import p_value
 from rbnorm.lab.domains.answer import bracketed, domains_answer
@@ -26,10 +25,9 @@ from rbnorm.lab.domains.testing import (
 )
 from rbnorm.lab.folders import make_folder
 from rbnorm.lab.progress import terminal
-from rbnorm.lab.report import PAGE, environments
 from rbnorm.lab.studies.arms import Study
 from rbnorm.lab.studies.command import reproducing
-from rbnorm.lab.templates import render
+from rbnorm.lab.templates import PAGE, environments, render, write_page
 from rbnorm.lab.text import Text
 
 NAME: Final = "domains"
@@ -90,10 +88,7 @@ def draw(out: Path, defaults: DomainSettings, command: str) -> None:
     figures = {name: figure for name, figure in drawn.items() if figure}
     folder = out / NAME
     make_folder(folder)
-    replace(folder / PAGE, page(results, figures, command).encode())
-    for name, figure in figures.items():
-        for suffix in ("svg", "png"):
-            replace(folder / f"{name}.{suffix}", plots.picture(figure, suffix))
+    write_page(figures, lambda _: page(results, figures, command), folder)
     console = terminal()
     console.print(f"{NAME}: {domains_answer(results).en}")
     if results.failures:

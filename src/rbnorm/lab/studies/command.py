@@ -11,7 +11,6 @@ from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.processes import count_processes
 from rbnorm.lab.progress import terminal
-from rbnorm.lab.report import PAGE
 from rbnorm.lab.studies.answer import answer
 from rbnorm.lab.studies.arms import Settings, Study
 from rbnorm.lab.studies.catalogue import CATALOGUE
@@ -22,6 +21,7 @@ from rbnorm.lab.studies.page import write_page
 from rbnorm.lab.studies.results import collect
 from rbnorm.lab.studies.runner import Runner, Shard
 from rbnorm.lab.studies.tuning import Rates
+from rbnorm.lab.templates import PAGE
 from rbnorm.lab.train import check_run
 from rbnorm_cli.names import study_names
 

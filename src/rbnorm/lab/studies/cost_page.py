@@ -6,10 +6,9 @@ from typing import Any, Final
 from rbnorm.lab.bench.norms import SMALL_MODEL
 from rbnorm.lab.studies.answer import NOT_RUN, SUBJECT
 from rbnorm.lab.studies.arms import Study
-from rbnorm.lab.studies.cost_figure import cost_figure
 from rbnorm.lab.studies.costs import RATIOS, Costs, NormCost, Ratio, bench_command
-from rbnorm.lab.studies.page import write_files
-from rbnorm.lab.templates import render
+from rbnorm.lab.studies.figure import cost_figure
+from rbnorm.lab.templates import render, write_page
 from rbnorm.lab.text import Text
 
 FIGURE: Final = "ratios"
@@ -27,7 +26,7 @@ def write_cost_page(study: Study, costs: Costs | None, out: Path, command: str) 
     figures = {FIGURE: cost_figure(costs)} if costs else {}
     machine: dict[str, Any] = costs.machine if costs else {}
     measuring = bench_command(out, "cpu" if machine.get("device", "cpu") == "cpu" else "cuda")
-    write_files(
+    write_page(
         figures,
         lambda drawn: render(
             "cost.html",

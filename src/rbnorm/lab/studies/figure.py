@@ -1,21 +1,20 @@
-"""The figure of a study: every seed, means with intervals, and differences from the baseline."""
+"""The figures of the studies: seeds, means with intervals, differences; and costs as ratios."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from rbnorm.lab.plots import INK, RC
+from rbnorm.lab.bench.candidates import BASELINE
+from rbnorm.lab.plots import BASELINE_MARK, INK, OTHER_MARK, RC, SUBJECT_MARK, interval, seeds
 from rbnorm.lab.statistics import Estimate
+from rbnorm.lab.studies.answer import SUBJECT
+from rbnorm.lab.studies.costs import RATIOS, Costs
 from rbnorm.lab.studies.results import ArmResult, Results
 
-# Two of the colours of Okabe and Ito; the markers say the same in grey print.
-_BASELINE: Final = ("#0072b2", "s")
-_OTHER: Final = ("#d55e00", "o")
 _AXIS: Final = {"clean": "test accuracy (%)", "shifted": "mean corruption accuracy (%)"}
 _ROW: Final = 0.42  # inches
 
@@ -52,7 +51,12 @@ def study_figure(results: Results, measure: str) -> Figure:
 
 def _accuracies(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
     for y, result in enumerate(arms):
-        _row(axes, y, result.accuracy[measure], _BASELINE if _is_baseline(result) else _OTHER)
+        _row(
+            axes,
+            y,
+            result.accuracy[measure],
+            BASELINE_MARK if _is_baseline(result) else SUBJECT_MARK,
+        )
     axes.grid(visible=False, axis="y")
 
 
@@ -60,9 +64,9 @@ def _gains(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
     axes.axvline(0, color=INK, linewidth=1)
     for y, result in enumerate(arms):
         if measure in result.gain:
-            _row(axes, y, result.gain[measure].estimate, _OTHER)
+            _row(axes, y, result.gain[measure].estimate, SUBJECT_MARK)
         elif _is_baseline(result):
-            axes.plot(0, y, marker=_BASELINE[1], color=_BASELINE[0], markersize=5)
+            interval(axes, 0, y, None, BASELINE_MARK)
     axes.grid(visible=False, axis="y")
 
 
@@ -70,23 +74,34 @@ def _is_baseline(result: ArmResult) -> bool:
     return result.arm.baseline is None
 
 
-def _row(axes: Axes, y: float, estimate: Estimate, style: tuple[str, str]) -> None:
+def _row(axes: Axes, y: float, estimate: Estimate, mark: tuple[str, str]) -> None:
     """Seeds as small marks above, mean and interval below."""
-    color, marker = style
-    values = 100 * np.asarray(estimate.values)
-    axes.scatter(
-        values, np.full(len(values), y - 0.2), s=13, color=color, marker=marker, alpha=0.5, lw=0
-    )
-    mean = 100 * estimate.mean
-    low, high = (100 * end for end in estimate.interval or (estimate.mean,) * 2)
-    axes.errorbar(
-        mean,
-        y + 0.12,
-        xerr=[[mean - low], [high - mean]],
-        color=color,
-        marker=marker,
-        markeredgecolor=INK,
-        markeredgewidth=0.6,
-        capsize=3.5,
-        linewidth=1.7,
-    )
+    seeds(axes, [100 * value for value in estimate.values], y - 0.2, mark)
+    low, high = estimate.interval or (estimate.mean,) * 2
+    interval(axes, 100 * estimate.mean, y + 0.12, (100 * low, 100 * high), mark)
+
+
+def cost_figure(costs: Costs) -> Figure:
+    """Every norm's ratios, a panel for each; the line at 1 is BatchNorm's median or size."""
+    norms = [cost.norm for cost in costs.norms]
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(10, 0.32 * len(norms) + 1.1), layout="constrained")
+        panels = figure.subplots(1, len(RATIOS), squeeze=False, sharey=True)[0]
+        for axes, (name, words) in zip(panels, RATIOS.items(), strict=True):
+            axes.axvline(1, color=INK, linewidth=1)
+            for y, cost in enumerate(costs.norms):
+                ratio = cost.ratios[name]
+                interval(axes, ratio.value, y, ratio.range, _mark(cost.norm))
+            axes.margins(x=0.1)
+            axes.set_xlim(left=0)
+            axes.set_title(words.en, loc="left", fontsize=10)
+            axes.set_xlabel("/ BatchNorm's")
+        panels[0].set_yticks(range(len(norms)), norms)
+        panels[0].set_ylim(len(norms) - 0.5, -0.5)
+    return figure
+
+
+def _mark(norm: str) -> tuple[str, str]:
+    if norm == BASELINE:
+        return BASELINE_MARK
+    return SUBJECT_MARK if norm.startswith(SUBJECT) else OTHER_MARK

@@ -1,24 +1,20 @@
 """The page of a study, redrawn from its records alone: one file in English and Chinese."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from rbnorm.files import replace
-from rbnorm.lab import plots
+from rbnorm.lab import templates
 from rbnorm.lab.analysis import p_value, with_margin
-from rbnorm.lab.report import PAGE, environments
 from rbnorm.lab.studies.answer import MEASURES, STATISTICS, answer, bracketed
 from rbnorm.lab.studies.arms import Arm
 from rbnorm.lab.studies.corrupted import controls, corruption_tables
 from rbnorm.lab.studies.figure import study_figure
 from rbnorm.lab.studies.results import Results, value_of
 from rbnorm.lab.studies.tuning import Candidate
-from rbnorm.lab.templates import render
 from rbnorm.lab.text import Text
 
 KINDS: Final = {
@@ -34,7 +30,7 @@ KINDS: Final = {
 
 
 def write_page(results: Results, tuning: Sequence[Candidate], out: Path, command: str) -> None:
-    """Draw ``report.html`` and each figure's files; each replaces its predecessor whole.
+    """Draw ``report.html`` and each figure's files.
 
     Args:
         results: What the study found.
@@ -43,18 +39,7 @@ def write_page(results: Results, tuning: Sequence[Candidate], out: Path, command
         command: The command line that makes this page again.
     """
     figures = {measure: study_figure(results, measure) for measure in results.measures()}
-    write_files(figures, lambda drawn: page(results, tuning, drawn, command), out)
-
-
-def write_files(
-    figures: Mapping[str, Figure], page_with: Callable[[dict[str, Markup]], str], out: Path
-) -> None:
-    """Write a page, given its drawings by name, and the figures as files of their own."""
-    drawn = {name: Markup(plots.svg(figure, name)) for name, figure in figures.items()}
-    replace(out / PAGE, page_with(drawn).encode())
-    for name, figure in figures.items():
-        for suffix in ("svg", "png"):
-            replace(out / f"{name}.{suffix}", plots.picture(figure, suffix))
+    templates.write_page(figures, lambda drawn: page(results, tuning, drawn, command), out)
 
 
 def page(
@@ -63,7 +48,7 @@ def page(
     """The page as text; ``figures`` are drawings by measure."""
     study, records = results.study, results.records
     common, own = settings(study.arms)
-    return render(
+    return templates.render(
         "study.html",
         study=study,
         results=results,
@@ -78,7 +63,7 @@ def page(
         tuning=tuning,
         common=common,
         own=own,
-        facts=environments(records),
+        facts=templates.environments(records),
         commands=[command],
         with_margin=with_margin,
         bracketed=bracketed,
