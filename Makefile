@@ -21,7 +21,8 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 
-.PHONY: demo results test test-gpu gpu-report sanitize check docs wheels try-dist bench env browser clean
+.PHONY: demo results test test-gpu gpu-report sanitize check docs bench env browser clean
+.PHONY: test-floors compilers wheels sdist wheels-everywhere try-dist check-tag
 
 demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
@@ -70,6 +71,9 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(MAKE) docs
 
 # The site in both languages, and with it the page of `rbnorm explain`; no network is needed.
@@ -78,23 +82,57 @@ docs: env
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -D language=zh_CN docs/zh docs/_build/html/zh
 
+# The tests with the lowest versions of everything that pyproject.toml allows.
+FLOORS := build/floors
+test-floors:
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(FLOORS)/bin/pip install --quiet --upgrade pip "setuptools>=77" uv
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --resolution lowest-direct \
+		"setuptools>=77" torch==2.11.0 torchvision==0.26.0 ".[lab,train,export]"
+	$(FLOORS)/bin/pip uninstall --quiet --yes rbnorm
+	$(FLOORS)/bin/pip install --quiet pytest hypothesis
+	PYTHONPATH=src $(FLOORS)/bin/python -m pytest tests/test_*.py tests/lab/test_records.py
+
+# The kernels by other compilers than g++: as on macOS (clang, no OpenMP), and for NEON.
+COMPILERS ?= clang++ aarch64-linux-gnu-g++
+COMPILE = -std=c++17 -O2 -Wall -Werror -fPIC -fvisibility=hidden \
+	-DPy_LIMITED_API=0x030a0000 -DTORCH_TARGET_VERSION=0x020b000000000000 $(shell $(BIN)/python -c \
+	'import sysconfig, torch; print("-isystem", torch.__path__[0] + "/include", "-isystem", sysconfig.get_path("include"))')
+compilers: env
+	for compiler in $(COMPILERS); do for part in ops plain; do echo "$$compiler $$part" && \
+		$$compiler $(COMPILE) -c -o /dev/null src/rbnorm/kernels/csrc/$$part.cpp || exit 1; done; done
+
 # In dist/: a wheel with kernels, for the oldest glibc that this compiler allows (torch's libraries stay
 # out of it), and the source distribution; then both are tried where there is no compiler.
 wheels: env
-	rm -rf build dist
+	rm -rf build/wheel dist
+	$(BIN)/python setup.py --quiet clean --all
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
 		--wheel-dir dist build/wheel/*.whl
-	$(BIN)/python -m build --sdist --outdir dist .
-	rm -rf build
+	$(MAKE) sdist
 	$(MAKE) try-dist TRY="--torch --beside $$($(BIN)/python -c \
 		'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+sdist: env
+	$(BIN)/python -m build --sdist --outdir dist .
+
+# The wheels that are published: by cibuildwheel, in the image of the oldest glibc that torch has.
+wheels-everywhere: env
+	$(BIN)/pip install --quiet cibuildwheel
+	$(BIN)/cibuildwheel --output-dir dist
 
 # make try-dist TRY="--python python3.10 --torch torch==2.11.0" takes another Python and torch; --lab in
 # it tries the command line and the README, too.
 TRY ?= --torch $(TORCH_SPEC)
 try-dist: env
 	$(BIN)/python tools/try_install.py dist/* $(TRY)
+
+# A release's tag is its version, and the changelog has a chapter for it.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/rbnorm/_version.py)
+check-tag:
+	test "$(TAG)" = "v$(VERSION)"
+	grep -q "^## $(VERSION)" CHANGELOG.md
 
 bench: env
 	$(BIN)/rbnorm bench --out rbnorm-bench

@@ -16,5 +16,6 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define RBNORM_X86
+#include <cpuid.h>
 #include <immintrin.h>
 #endif

@@ -89,7 +89,7 @@ INLINE void store(Half* p, Vec<float> v) {
 }
 #else
 INLINE Vec<float> load(const Half* p) {
-  Vec<float> v;
+  Vec<float> v = {};
   for (int64_t i = 0; i < width<float>; i++) v[i] = static_cast<float>(p[i]);
   return v;
 }
