@@ -75,9 +75,7 @@ def test_hub_folder_of_0_1_0_loads(tmp_path: Path) -> None:
     shutil.copy(RELEASED / "config.json", tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["rbnorm"]["version"] == "0.1.0"
     model = timm.create_model("test_efficientnet", num_classes=3)
-    model = rbnorm.convert_batchnorm(
-        model, restrict="tanh", scale_weight_init=0.25, preserve=False
-    )
+    model = rbnorm.convert_batchnorm(model, restrict="tanh", scale_weight_init=0.25, preserve=False)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
     loaded = hub.from_pretrained(tmp_path)
     assert loaded.bn1.calibration.restrict == "tanh"
