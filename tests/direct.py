@@ -6,10 +6,12 @@ import torch
 from cases import arrange
 from torch import Tensor
 
+from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
 from rbnorm.kernels import SCHEMAS
 
 LAYER = ("forward", "inference", "backward")
 SWEEPS = sorted(SCHEMAS.keys() - set(LAYER))
+PLAIN = (None, 0, 0.0)  # no residual, no activation
 NAMES = {
     op: tuple(a.name for a in getattr(torch.ops.rbnorm, op).default._schema.arguments)
     for op in SCHEMAS
@@ -29,9 +31,9 @@ def arguments(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str
     return {
         "mean": (x,),
         "moments": (x,),
-        "affine": (x, m, a, b),
-        "grad_moments": (dy, x, m),
-        "grad_affine": (dy, x, m, a, p, u),
+        "affine": (x, m, a, b, *PLAIN),
+        "grad_moments": (dy, x, m, None, None, *PLAIN),
+        "grad_affine": (dy, x, m, a, None, p, u, *PLAIN, True, False),
     }[name]
 
 
@@ -53,13 +55,19 @@ def named(op: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> d
     """The arguments of any op, by name."""
     if op in LAYER:
         return layer_arguments(op, shape, dtype, layout)
-    return dict(zip(NAMES[op], arguments(op, shape, dtype, layout), strict=True))
+    given = dict(zip(NAMES[op], arguments(op, shape, dtype, layout), strict=True))
+    if "activation" in given:
+        a, b = inputs(shape, dtype, layout)[3:5]
+        residual = arrange(torch.randn(shape).to(dtype), layout)
+        given |= {"scale": a, "shift": b, "residual": residual, "activation": 2, "slope": 0.1}
+    return given | ({"want_dresidual": True} if "want_dresidual" in given else {})
 
 
 def wrong(name: str, value: Any) -> list[Any]:
     """Values that must not be taken for this argument of an op, given a right one."""
     if name in {"restrict", "activation"}:
-        return [-1, 5, 2**40]
+        codes = RESTRICTION_OF if name == "restrict" else ACTIVATION_OF
+        return [-1, max(codes) + 1, 2**40]
     if not isinstance(value, Tensor):
         return []
     if name == "x":

@@ -13,8 +13,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import torch
-from direct import LAYER, named
+from direct import named
 
+from rbnorm.elementwise import ACTIVATION_OF
 from rbnorm.kernels import SCHEMAS
 
 SHAPES = [(3, 19), (2, 3, 45), (2, 35, 3, 3), (1, 2, 92, 93), (3, 1, 1, 1)]
@@ -28,9 +29,10 @@ def cases() -> None:
             for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
                 for layout in ("contiguous", "channels_last"):
                     args = named(op, shape, dtype, layout)
-                    for activation in range(5) if op in LAYER else [None]:
+                    for activation in ACTIVATION_OF if "activation" in args else [None]:
                         args |= {} if activation is None else {"activation": activation}
-                        args |= {"want_dresidual": bool(activation)} if op == "backward" else {}
+                        if "want_dresidual" in args:
+                            args["want_dresidual"] = bool(activation)
                         found = getattr(torch.ops.rbnorm, op)(*args.values())
                         for t in found if isinstance(found, tuple) else [found]:
                             assert t.isfinite().all()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import rbnorm
-from rbnorm.kernels import fused as portable
+from rbnorm.kernels import layer as portable
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DY_LAYOUTS = [layout for layout in LAYOUTS if layout != "expanded"]

@@ -1,165 +1,197 @@
-"""The layer in closed form as an autograd function over the ops, differentiable twice."""
+"""The layer as one autograd function (phase, tables, phase), eager or traced."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._C import _set_tracing_state  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 
-from rbnorm import kernels
-from rbnorm.batch import Group, Shared
-from rbnorm.kernels import fused, phases
-from rbnorm.kernels.fused import WHOLE, Batch, Options, Vectors
+from rbnorm import batch as batches
+from rbnorm import tables
+from rbnorm.batch import Batch, Group
+from rbnorm.kernels import Kernels, active, layer
+from rbnorm.kernels.backends import PORTABLE
+from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.tables import Options, Vectors
 
 Running = tuple[Tensor, Tensor]
 
 
+def is_traced() -> bool:
+    """Whether somebody follows the operations: a compiler, a tracer, a transform, forward mode.
+
+    They see plain PyTorch; everything else runs on the kernels of the device.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Python's own arithmetic with shapes, which ``torch.jit.trace`` would record and warn of."""
+    state = torch._C._get_tracing_state()
+    _set_tracing_state(None)
+    try:
+        yield
+    finally:
+        _set_tracing_state(state)
+
+
 def _fits(running: Running, x: Tensor) -> bool:
-    """Whether the op can read and write these buffers."""
-    dtype = phases.table_dtype(x.dtype)
-    return all(buffer.dtype == dtype and buffer.is_contiguous() for buffer in running)
+    """Whether kernels can read and write these buffers."""
+    mean, var = running
+    dtype = table_dtype(x.dtype)
+    return (
+        mean.dtype is dtype and var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()
+    )
 
 
 def _fitting(running: Running, x: Tensor) -> Running:
-    dtype = phases.table_dtype(x.dtype)
+    dtype = table_dtype(x.dtype)
     return running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
 
 
-def _batch(group: Group | None, x: Tensor, *, visible: bool) -> Batch:
-    """The batch that x belongs to; ``visible`` is in plain PyTorch, not by the ops."""
-    if group is None:
-        return WHOLE
-    sweeps = phases if visible else torch.ops.rbnorm
-    return Shared(group, phases.positions(x), sweeps)
-
-
-def _backend(batch: Batch) -> Any:
-    """What runs the whole layer now: ``forward``, ``inference`` and ``backward``."""
-    return kernels.active() if batch is WHOLE else batch
-
-
 def _train(
-    batch: Batch,
+    kernels: Kernels,
     x: Tensor,
     residual: Tensor | None,
     p: Vectors,
     running: Running | None,
     momentum: float | Tensor,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The op in training; buffers it cannot write, and a tensor's momentum, are met after it."""
-    forward = _backend(batch).forward
-    if running is None:
-        return forward(x, residual, *p, None, None, True, 0.0, *options)  # type: ignore[no-any-return]
-    if not isinstance(momentum, Tensor) and _fits(running, x):
-        return forward(x, residual, *p, *running, True, momentum, *options)  # type: ignore[no-any-return]
-    y, m, E, V = forward(x, residual, *p, None, None, True, 0.0, *options)
-    fused.update(running, E, V, batch.size(x), momentum)
-    return y, m, E, V
+    group: Group | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Batch | None]:
+    """y, m, E, V, and the batch where several processes have one; updates ``running``."""
+    whole = kernels.whole if group is None else None
+    own = None
+    if whole is None:
+        y, m, E, V, batch = layer.normalise(kernels.phases, x, residual, p, None, options, group)
+        assert batch is not None
+        M, own = batch.M, batch if group is not None else None
+    elif running is None:
+        y, m, E, V = whole.forward(x, residual, *p, None, None, True, 0.0, *options)
+    elif not isinstance(momentum, Tensor) and _fits(running, x):
+        return *whole.forward(x, residual, *p, *running, True, momentum, *options), None
+    else:  # buffers that the kernels cannot write, and a tensor's momentum
+        y, m, E, V = whole.forward(x, residual, *p, None, None, True, 0.0, *options)
+        M = x.numel() // x.shape[1]
+    if running is not None:
+        tables.update(running, E, V, M, momentum)
+    return y, m, E, V, own
 
 
-class _ClosedForm(torch.autograd.Function):
-    """The closed form with its own backward; saves x, the (N, C) means and (C,) vectors."""
+def _evaluate(
+    kernels: Kernels,
+    x: Tensor,
+    residual: Tensor | None,
+    p: Vectors,
+    running: Running,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    """Y and m, with new E and V: a buffer may change before backward needs it."""
+    E, V = _fitting(running, x)
+    if kernels.whole is not None:
+        return *kernels.whole.forward(x, residual, *p, E, V, False, 0.0, *options), None
+    E, V = E.clone(), V.clone()
+    y, m, _, _, _ = layer.normalise(kernels.phases, x, residual, p, (E, V), options)
+    return y, m, E, V, None
+
+
+class _Context(torch.autograd.function.FunctionCtx):
+    """What forward leaves for backward."""
+
+    kernels: Kernels
+    options: Options
+    group: Group | None
+    training: bool
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
+class _Normalise(torch.autograd.Function):
+    """The closed form with its own backward; saves x, the (N, C) means and (C,) vectors.
+
+    A compiler that was left to differentiate the forward pass would find a backward pass of more
+    sweeps. It gets E, V and, of several processes, M as outputs: it cannot follow an update of the
+    running statistics in here.
+    """
 
     # forward and setup_context in one: apply() binds the arguments of split ones by `inspect`,
     # which costs 100 us a call.
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        running: Running | None,
-        momentum: float | Tensor | None,
-        options: Options,
-        batch: Batch,
-        *vectors: Tensor | None,
-    ) -> Tensor:
-        ctx.batch, ctx.ops = batch, _backend(batch)
-        p = Vectors(*vectors)
-        if momentum is not None:
-            y, m, E, V = _train(batch, x, residual, p, running, momentum, options)
-        else:
-            assert running is not None
-            given = _fitting(running, x)
-            y, m, E, V = ctx.ops.forward(x, residual, *p, *given, False, 0.0, *options)
-        ctx.training, ctx.options = momentum is not None, options
-        # An activation's derivative needs what entered it, and with it the residual.
-        kept = residual if options.activation else None
-        ctx.save_for_backward(x, kept, m, E, V, *vectors)
-        ctx.set_materialize_grads(False)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        if dy is None:
-            return (None,) * len(ctx.needs_input_grad)
-        x, residual, m, E, V, *p = ctx.saved_tensors
-        want_x, want_residual, _, _, _, _, *want = ctx.needs_input_grad
-        dresidual = dy if want_residual else None
-        wanted = (want_x, want_residual and bool(ctx.options.activation), *want)
-        if torch.is_grad_enabled():
-            running = None if ctx.training else (E, V)
-            again = (x, residual, Vectors(*p), running, ctx.options, ctx.batch.again())
-            found = _differentiable(dy, *again, wanted)
-        else:
-            found = ctx.ops.backward(
-                dy, x, residual, m, E, V, *p, ctx.training, *ctx.options, *wanted[:2]
-            )
-        dx, dz, *dp = (g if keep else None for g, keep in zip(found, wanted, strict=True))
-        return dx, dresidual if dz is None else dz, None, None, None, None, *dp
-
-
-class _Visible(torch.autograd.Function):
-    """The closed form and its own backward in plain PyTorch, for a compiler to fuse.
-
-    Left to differentiate the forward pass, a compiler finds a backward pass of more sweeps.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
+        ctx: _Context,
         x: Tensor,
         residual: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        eps: float,
-        restrict: int,
-        activation: int,
-        slope: float,
+        momentum: float | Tensor | None,
+        options: Options,
         group: Group | None,
+        kernels: Kernels | None,
         *vectors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        options = Options(eps, restrict, activation, slope)
-        batch = _batch(group, x, visible=True)
+    ) -> Tensor | tuple[Tensor, ...]:
+        p = Vectors(*vectors)
+        traced = kernels is None
+        used = PORTABLE if kernels is None else kernels
         running = None
         if running_mean is not None and running_var is not None:
-            running = running_mean.clone(), running_var.clone()
-        y, m, E, V = fused.normalise(x, residual, Vectors(*vectors), running, options, batch)
-        kept = residual if activation else None
-        ctx.save_for_backward(x, kept, m, E, V, *vectors, *batch.known)
-        ctx.options, ctx.training, ctx.group = options, running is None, group
-        ctx.with_residual = residual is not None
-        ctx.mark_non_differentiable(E, V, *batch.known[2:])
-        return y, E, V, *batch.known[2:]
+            running = running_mean, running_var
+        if momentum is not None:
+            y, m, E, V, batch = _train(used, x, residual, p, running, momentum, options, group)
+        else:
+            assert running is not None
+            y, m, E, V, batch = _evaluate(used, x, residual, p, running, options)
+        ctx.kernels, ctx.options, ctx.group = used, options, group
+        ctx.training = momentum is not None
+        # An activation's derivative needs what entered it, and with it the residual.
+        kept = residual if options.activation else None
+        tensors = x, kept, m, E, V, *vectors, *(() if batch is None else batch)
+        ctx.save_for_backward(*tensors)
+        if traced:
+            M = () if batch is None else (batch.M,)
+            ctx.mark_non_differentiable(E, V, *M)
+            return y, E, V, *M
+        ctx.set_materialize_grads(False)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dy = grads[0]
-        x, residual, m, E, V, *p = ctx.saved_tensors
-        batch = _batch(ctx.group, x, visible=True)
-        if batch is not WHOLE:
-            p, batch.known = p[:5], tuple(p[5:])
-        activated = ctx.options.activation > 0
-        backward: Any = fused.backward
-        dx, dz, *found = backward(
-            dy, x, residual, m, E, V, *p, ctx.training, *ctx.options, True, activated, batch
-        )
-        dresidual = (dz if activated else dy) if ctx.with_residual else None
-        dp = (None if vector is None else g for vector, g in zip(p, found, strict=True))
-        return dx, dresidual, None, None, None, None, None, None, None, *dp
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
+        x, residual, m, E, V, *others = ctx.saved_tensors
+        p, options = Vectors(*others[:5]), ctx.options
+        want_dx, want_dresidual, *_ = ctx.needs_input_grad
+        want_dz = want_dresidual and options.activation > 0
+        wanted = (want_dx, want_dz, *ctx.needs_input_grad[8:])
+        found: Sequence[Tensor | None]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            running = None if ctx.training else (E, V)
+            found = _differentiable(dy, x, residual, p, running, options, ctx.group, wanted)
+        elif ctx.kernels.whole is not None and ctx.group is None:
+            found = ctx.kernels.whole.backward(
+                dy, x, residual, m, E, V, *p, ctx.training, *options, want_dx, want_dz
+            )
+        else:
+            batch = None
+            if ctx.training:
+                batch = Batch(*others[5:]) if ctx.group else batches.alone(m, positions(x))
+            found = layer.differentiate(
+                ctx.kernels.phases, dy, x, residual, m, E, V, p, options, batch, ctx.group,
+                want_dx, want_dz,
+            )  # fmt: skip
+        dx, dz, *dp = (grad if keep else None for grad, keep in zip(found, wanted, strict=True))
+        dresidual = dz if want_dz else dy if want_dresidual else None
+        return dx, dresidual, None, None, None, None, None, None, *dp
 
 
 def _differentiable(
@@ -169,7 +201,7 @@ def _differentiable(
     p: Vectors,
     running: Running | None,
     options: Options,
-    batch: Batch,
+    group: Group | None,
     wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """The same gradients, differentiable in dy, x and the vectors: the double backward."""
@@ -177,20 +209,11 @@ def _differentiable(
         # Views are differentiated in place of their bases, whose history may have them in common.
         x = x.view_as(x)
         inputs = [x, *(v if v is None else v.view_as(v) for v in (residual, *p))]
-        y = fused.normalise(x, inputs[1], Vectors(*inputs[2:]), running, options, batch)[0]
+        vectors = Vectors(*inputs[2:])
+        y = layer.normalise(PORTABLE.phases, x, inputs[1], vectors, running, options, group).y
         chosen = [v for v, keep in zip(inputs, wanted, strict=True) if keep and v is not None]
         found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return [next(found) if keep else None for keep in wanted]
-
-
-def _traced() -> bool:
-    """Whether somebody follows the operations: a compiler, a tracer, a transform, forward mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
 
 
 def normalise(
@@ -201,29 +224,34 @@ def normalise(
     momentum: float | Tensor | None,
     options: Options,
     group: Group | None = None,
+    traced: bool = False,
 ) -> Tensor:
     """Normalise x, and in training, where ``momentum`` is given, update ``running`` in place.
 
     ``p`` is in the table dtype. In training ``group`` are the processes whose batches are
-    one; it is None in evaluation. Compilers, tracers and transforms see plain PyTorch.
+    one; it is None in evaluation. ``traced`` is what :func:`is_traced` says.
     """
-    if _traced():
-        return _visible(x, residual, p, running, momentum, options, group)
-    batch = _batch(group, x, visible=options.activation > 0)  # the ops' own sweeps have no tail
+    if traced:
+        return _traced(x, residual, p, running, momentum, options, group)
+    kernels = active(x.device.type)
     if torch.is_grad_enabled():
         for tensor in (x, residual, *p):
             if tensor is not None and tensor.requires_grad:
-                return _ClosedForm.apply(  # type: ignore[no-any-return]
-                    x, residual, running, momentum, options, batch, *p
+                mean, var = running or (None, None)
+                y: Tensor = _Normalise.apply(
+                    x, residual, mean, var, momentum, options, group, kernels, *p
                 )
+                return y
     if momentum is not None:
-        return _train(batch, x, residual, p, running, momentum, options)[0]
+        return _train(kernels, x, residual, p, running, momentum, options, group)[0]
     assert running is not None
     mean, var = running if _fits(running, x) else _fitting(running, x)
-    return kernels.active().inference(x, residual, *p, mean, var, *options)  # type: ignore[no-any-return]
+    if kernels.whole is not None:
+        return kernels.whole.inference(x, residual, *p, mean, var, *options)
+    return layer.normalise(kernels.phases, x, residual, p, (mean, var), options).y
 
 
-def _visible(
+def _traced(
     x: Tensor,
     residual: Tensor | None,
     p: Vectors,
@@ -232,14 +260,19 @@ def _visible(
     options: Options,
     group: Group | None,
 ) -> Tensor:
-    y: Tensor
-    given = _fitting(running, x) if momentum is None and running is not None else None
+    """In plain PyTorch; with a backward of our own where the tracer is a compiler."""
+    used = _fitting(running, x) if momentum is None and running is not None else None
+    M: int | Tensor = x.numel() // x.shape[1]
     if torch.compiler.is_compiling():
-        y, E, V, *size = _Visible.apply(x, residual, *(given or (None, None)), *options, group, *p)
+        training = None if momentum is None else 0.0
+        output: tuple[Tensor, ...] = _Normalise.apply(
+            x, residual, *(used or (None, None)), training, options, group, None, *p
+        )
+        y, E, V, *size = output
+        M = size[0] if size else M
     else:
-        batch = _batch(group, x, visible=True)
-        y, _, E, V = fused.normalise(x, residual, p, given, options, batch)
-        size = list(batch.known[2:])
+        y, _, E, V, batch = layer.normalise(PORTABLE.phases, x, residual, p, used, options, group)
+        M = batch.M if batch is not None else M
     if momentum is not None and running is not None:
-        fused.update(running, E, V, size[0] if size else WHOLE.size(x), momentum)
+        tables.update(running, E, V, M, momentum)
     return y

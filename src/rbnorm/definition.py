@@ -6,11 +6,14 @@ when an instance statistic or a restriction has no closed form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from rbnorm.elementwise import RESTRICTIONS
+
+__all__ = ["RESTRICTIONS", "STATISTICS", "literal_rbn", "per_channel", "resolve"]
 
 Statistic = Callable[[Tensor], Tensor]
 Restriction = Callable[[Tensor], Tensor]
@@ -35,17 +38,11 @@ STATISTICS: dict[str, Statistic] = {
     "std": _per_instance(lambda x, dim: x.std(dim, correction=0)),
 }
 
-RESTRICTIONS: dict[str, Restriction] = {
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "hardsigmoid": lambda s: (s / 6 + 0.5).clamp(0, 1),  # F.hardsigmoid's 1/6 is a float32
-    "softsign": F.softsign,
-    "identity": lambda s: s,
-}
-
 
 def resolve(
-    kind: str, choice: str | Callable[[Tensor], Tensor], table: dict[str, Statistic]
+    kind: str,
+    choice: str | Callable[[Tensor], Tensor],
+    table: Mapping[str, Callable[[Tensor], Tensor]],
 ) -> Callable[[Tensor], Tensor]:
     """Look up a statistic or restriction by name; a callable stands for itself."""
     if isinstance(choice, str) and choice in table:
@@ -116,7 +113,7 @@ def literal_rbn(
             function that finds them for :math:`z`.
         eps: :math:`\epsilon`.
         statistic: :math:`K`, a name in ``STATISTICS`` or a callable on ``x``.
-        restrict: :math:`R`, a name in ``RESTRICTIONS`` or an elementwise callable.
+        restrict: :math:`R`, a name in :mod:`rbnorm.elementwise` or an elementwise callable.
 
     Returns:
         ``y`` of the shape of ``x``, and the :math:`E` and :math:`V` that were used, each (C,).

@@ -1,100 +1,88 @@
-"""``representative_batch_norm``: the checks, the choice of a path, and the running statistics."""
+"""``representative_batch_norm``: every check once, one choice of path, the running statistics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor
 
-from rbnorm import autograd, definition, kernels
-from rbnorm.batch import Group, Shared
-from rbnorm.definition import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
-from rbnorm.kernels import fused, phases
-from rbnorm.kernels.checks import ACCEPTED, DTYPES, dtype_name
-from rbnorm.kernels.fused import ACTIVATIONS, Options, Vectors
+from rbnorm import autograd, definition, kernels, tables
+from rbnorm import batch as batches
+from rbnorm.autograd import Running
+from rbnorm.batch import Group
+from rbnorm.definition import STATISTICS, Restriction, Statistic, resolve
+from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS
+from rbnorm.kernels import phases
+from rbnorm.kernels.checks import check_input, check_numbers, check_tensors
+from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.tables import Options, Vectors
 
 __all__ = ["representative_batch_norm"]
 
-# The names that have a closed form, as the numbers by which the ops know them.
-_CHOICES: dict[tuple[str, str | None], tuple[int, int]] = {
-    (restrict, activation): (i, j)
-    for i, restrict in enumerate(RESTRICTIONS)
-    for j, activation in enumerate(ACTIVATIONS)
+# The named restrictions and activations by their codes; a callable is not among them.
+_CODES: dict[tuple[str | Restriction, str], tuple[int, int]] = {
+    (r, a): (RESTRICTIONS[r].code, ACTIVATIONS[a].code) for r in RESTRICTIONS for a in ACTIVATIONS
 }
-_CHOICES |= {(restrict, None): (i, 0) for i, restrict in enumerate(RESTRICTIONS)}
 
 
 def _is_direct(
     x: Tensor,
     p: Vectors,
-    running: tuple[Tensor | None, Tensor | None],
+    mean: Tensor | None,
+    var: Tensor | None,
     training: bool,
     momentum: float | Tensor,
 ) -> bool:
-    """Whether the op that will run can take all this as it is, and checks it itself."""
-    if x.device.type not in kernels.active().checks:
+    """Whether an op will run that can take all this as it is, and checks it itself."""
+    if not kernels.active(x.device.type).checks:
         return False
-    dtype = phases.table_dtype(x.dtype)
+    dtype = table_dtype(x.dtype)
     for vector in p:
         if vector is not None and vector.dtype is not dtype:
             return False
-    mean, var = running
     if mean is None or var is None:
         return mean is var and training
+    if training and (mean.requires_grad or var.requires_grad):
+        return False
     return isinstance(momentum, Tensor) or -math.inf < momentum < math.inf
 
 
 def _check(
-    x: Tensor, training: bool, eps: float, running_mean: Tensor | None, shared: bool
+    x: Tensor,
+    residual: Tensor | None,
+    p: Vectors,
+    mean: Tensor | None,
+    var: Tensor | None,
+    training: bool,
+    momentum: float | Tensor,
+    eps: float,
+    statistic: str | Statistic,
+    restrict: str | Restriction,
+    activation: str,
+    group: Group | None,
 ) -> None:
-    if x.dtype not in DTYPES:
-        raise TypeError(f"input must be {ACCEPTED}, got {dtype_name(x.dtype)}")
-    if x.ndim < 2:
-        raise ValueError(f"input must have shape (N, C, ...), got {tuple(x.shape)}")
-    if not (0 < eps < math.inf if training else 0 <= eps < math.inf):
-        accepted = "positive and finite in training" if training else "non-negative and finite"
-        raise ValueError(f"eps must be {accepted}, got {eps}")
-    if not training and running_mean is None:
+    """Raise for whatever no path takes; nothing has changed yet."""
+    check_input("input", x)
+    others = {**p._asdict(), "running_mean": mean, "running_var": var, "residual": residual}
+    check_tensors("input", x, others, exact=False)
+    if not training and mean is None:
         raise ValueError("running_mean and running_var must be given in evaluation, got None")
-    if training and not shared and x.shape[0] * phases.positions(x) == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {x.size()}"
-        )
-
-
-def _check_vectors(x: Tensor, vectors: dict[str, Tensor | None]) -> None:
-    for name, vector in vectors.items():
-        if vector is None:
-            continue
-        if vector.shape != x.shape[1:2]:
+    for name, running in (("running_mean", mean), ("running_var", var)):
+        if training and running is not None and running.requires_grad:
             raise ValueError(
-                f"{name} must have shape ({x.shape[1]},) to match input of shape "
-                f"{tuple(x.shape)}, got {tuple(vector.shape)}"
+                f"{name} must not require a gradient in training, which changes it in place"
             )
-        if vector.dtype not in DTYPES:
-            raise TypeError(f"{name} must be {ACCEPTED}, got {dtype_name(vector.dtype)}")
-    for first, second in (("scale_weight", "scale_bias"), ("running_mean", "running_var")):
-        if (vectors[first] is None) != (vectors[second] is None):
-            raise ValueError(f"{first} and {second} must be given together, got only one of them")
+    check_numbers(x, training, eps, momentum, shared=group is not None)
+    resolve("statistic", statistic, STATISTICS)
+    resolve("restrict", restrict, RESTRICTIONS)
+    if activation not in ACTIVATIONS:
+        accepted = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activation must be None or one of {accepted}, got {activation!r}")
 
 
-def _check_residual(x: Tensor, residual: Tensor | None) -> None:
-    if residual is None:
-        return
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"residual must have the shape of the input, {tuple(x.shape)}, "
-            f"got {tuple(residual.shape)}"
-        )
-    if residual.dtype != x.dtype:
-        raise TypeError(
-            f"residual must have the dtype of the input, {dtype_name(x.dtype)}, "
-            f"got {dtype_name(residual.dtype)}"
-        )
-
-
-def _untouched(x: Tensor, residual: Tensor | None, vectors: Vectors) -> Tensor:
+def _empty(x: Tensor, residual: Tensor | None, vectors: Vectors) -> Tensor:
     """An empty output that depends on every parameter, so that each gets a gradient of zeros."""
     y = x.clone() if residual is None else x + residual
     for vector in vectors:
@@ -107,65 +95,35 @@ def _literal(
     x: Tensor,
     residual: Tensor | None,
     p: Vectors,
-    running: autograd.Running | None,
+    running: Running | None,
     momentum: float | Tensor | None,
-    options: tuple[float, str | Statistic, str | Restriction, str, float],
+    eps: float,
+    statistic: str | Statistic,
+    restrict: str | Restriction,
+    activation: str,
+    slope: float,
     group: Group | None,
 ) -> Tensor:
     """The literal path, for a statistic or a restriction without a closed form."""
-    eps, statistic, restrict, activation, slope = options
-    dtype, batch = phases.table_dtype(x.dtype), fused.WHOLE
-    given: tuple[Tensor, Tensor] | Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    dtype, M = table_dtype(x.dtype), x.numel() // x.shape[1]
+    size: list[int | Tensor] = [M]
+
+    def shared(z: Tensor) -> tuple[Tensor, Tensor]:
+        batch, E, V = batches.statistics(*phases.moments(z), None, positions(x), group)
+        size[0] = batch.M
+        return E, V
+
+    used = None if group is None else shared
     if momentum is None and running is not None:
-        given = running[0].to(dtype), running[1].to(dtype)
-    elif group is not None:
-        batch = Shared(group, phases.positions(x))
-        given = lambda z: batch.statistics(*phases.moments(z), None)[1:]  # noqa: E731
+        used = running[0].to(dtype), running[1].to(dtype)  # type: ignore[assignment]
     y, E, V = definition.literal_rbn(
-        x.to(dtype), *p, statistics=given, eps=eps, statistic=statistic, restrict=restrict
+        x.to(dtype), *p, statistics=used, eps=eps, statistic=statistic, restrict=restrict
     )
     y = y if residual is None else y + residual
-    y = fused.ACTIVATIONS[activation](y, slope)
+    y = ACTIVATIONS[activation](y, slope)
     if momentum is not None and running is not None:
-        fused.update(running, E, V, batch.size(x), momentum)
+        tables.update(running, E, V, size[0], momentum)
     return phases.standard(y.to(x.dtype))
-
-
-def _checked(
-    x: Tensor,
-    residual: Tensor | None,
-    vectors: Vectors,
-    given: tuple[Tensor | None, Tensor | None],
-    training: bool,
-    momentum: float | Tensor,
-    options: tuple[float, str | Statistic, str | Restriction, str, float],
-    group: Group | None,
-) -> Tensor:
-    """Check everything, bring the vectors to the table dtype, and choose the path."""
-    eps, statistic, restrict, activation, slope = options
-    running_mean, running_var = given
-    group = group if training else None
-    _check(x, training, eps, running_mean, group is not None)
-    named = vectors._asdict()
-    _check_vectors(x, {**named, "running_mean": running_mean, "running_var": running_var})
-    _check_residual(x, residual)
-    resolve("statistic", statistic, STATISTICS)
-    resolve("restrict", restrict, RESTRICTIONS)
-    if not isinstance(momentum, Tensor) and not -math.inf < momentum < math.inf:
-        raise ValueError(f"momentum must be a finite number, got {momentum}")
-    if activation not in ACTIVATIONS:
-        accepted = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"activation must be None or one of {accepted}, got {activation!r}")
-    if x.numel() == 0 and (group is None or x.shape[1] == 0):
-        return _untouched(x, residual, vectors)
-    running = None if running_mean is None or running_var is None else (running_mean, running_var)
-    dtype = phases.table_dtype(x.dtype)
-    p = Vectors(*(v if v is None or v.dtype == dtype else v.to(dtype) for v in vectors))
-    factor = momentum if training else None
-    if statistic == "mean" and isinstance(restrict, str):
-        choice = Options(eps, *_CHOICES[restrict, activation], slope)
-        return autograd.normalise(x, residual, p, running, factor, choice, group)
-    return _literal(x, residual, p, running, factor, options, group)
 
 
 def representative_batch_norm(
@@ -224,11 +182,11 @@ def representative_batch_norm(
         scale_bias: :math:`w_b` of shape (C,); given exactly when ``scale_weight`` is.
         statistic: :math:`K`: "mean", "max", "min", "std" (biased), or a callable that maps a
             tensor of the input's shape to one that broadcasts against it.
-        restrict: :math:`R`: "sigmoid", "tanh", "hardsigmoid", "softsign", "identity", or a
-            callable that maps a tensor to one of the same shape.
+        restrict: :math:`R`: a name in :data:`rbnorm.elementwise.RESTRICTIONS`, or a callable that
+            maps a tensor to one of the same shape.
         residual: Added to :math:`y` before the activation; of the shape and dtype of ``input``.
-        activation: "relu", "leaky_relu", "silu", "hardswish", or None for none. It and the
-            residual are part of the second sweep, at no further pass over memory.
+        activation: A name in :data:`rbnorm.elementwise.ACTIVATIONS`, or None. It and the residual
+            are part of the second sweep, at no further pass over memory.
         negative_slope: Of "leaky_relu".
         group: Processes whose batches are one in training, each of which makes this call, be its
             own batch empty: :class:`rbnorm.SyncRepresentativeBatchNorm`.
@@ -245,28 +203,40 @@ def representative_batch_norm(
     the closed form and its backward are this project's.
     """
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    given = (running_mean, running_var)
-    if group is None and statistic == "mean" and _is_direct(input, p, given, training, momentum):
-        choice = _CHOICES.get((restrict, activation))  # type: ignore[arg-type]
-        if choice is not None:
-            try:
-                return autograd.normalise(
-                    input,
-                    residual,
-                    p,
-                    None if running_mean is None else given,  # type: ignore[arg-type]
-                    momentum if training else None,
-                    Options(eps, *choice, negative_slope),
-                )
-            except RuntimeError:
-                pass  # What is wrong has a better sentence below; nothing has changed yet.
-    return _checked(
-        input,
-        residual,
-        p,
-        given,
-        training,
-        momentum,
-        (eps, statistic, restrict, activation or "none", negative_slope),
-        group,
-    )
+    mean, var, x = running_mean, running_var, input
+    factor = momentum if training else None
+    running = None if mean is None or var is None else (mean, var)
+    group = group if training else None
+    activation = "none" if activation is None else activation
+    closed = isinstance(restrict, str) and statistic == "mean"
+    codes = _CODES.get((restrict, activation)) if closed else None
+    traced = autograd.is_traced()
+
+    def check() -> None:
+        _check(
+            x, residual, p, mean, var, training, momentum, eps, statistic, restrict, activation,
+            group,
+        )  # fmt: skip
+
+    direct = not traced and group is None and x.numel() > 0
+    if codes is not None and direct and _is_direct(x, p, mean, var, training, momentum):
+        options = Options(eps, *codes, negative_slope)
+        try:
+            return autograd.normalise(x, residual, p, running, factor, options)
+        except RuntimeError:
+            check()  # the op checks at less cost, but these are the words of every path
+            raise
+    with nullcontext() if torch.compiler.is_compiling() else autograd.unrecorded():
+        check()
+        empty = x.numel() == 0 and (group is None or x.shape[1] == 0)
+    if empty:
+        return _empty(x, residual, p)
+    dtype = table_dtype(x.dtype)
+    p = Vectors(*(v if v is None or v.dtype == dtype else v.to(dtype) for v in p))
+    if codes is None:
+        return _literal(
+            x, residual, p, running, factor, eps, statistic, restrict, activation, negative_slope,
+            group,
+        )  # fmt: skip
+    options = Options(eps, *codes, negative_slope)
+    return autograd.normalise(x, residual, p, running, factor, options, group, traced)

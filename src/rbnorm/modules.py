@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import Parameter
 
 from rbnorm.batch import Group
 from rbnorm.calibration import NAMES, Calibration
 from rbnorm.deferred import with_initial_value
 from rbnorm.definition import Restriction, Statistic
+from rbnorm.elementwise import activation_of
 from rbnorm.functional import representative_batch_norm
 from rbnorm.integrity import Guarded
 from rbnorm.kernels.phases import table_dtype
@@ -26,6 +29,11 @@ __all__ = [
     "RepresentativeBatchNorm3d",
     "RepresentativeBatchNormAct2d",
 ]
+
+
+_VECTORS = ("weight", "bias", *NAMES)
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_FLAGS = ("frozen_stats", "synchronised")
 
 
 def bias_option(bias: bool) -> dict[str, bool]:
@@ -50,6 +58,9 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
     calibration: Calibration
     #: Normalise by the running statistics in training too, and keep them; see `rbnorm.freeze`.
     frozen_stats: bool = False
+    #: Share the batch with the processes of `process_group` (None: all); see `rbnorm.convert_sync`.
+    synchronised: bool = False
+    process_group: dist.ProcessGroup | None = None
 
     def __init__(
         self,
@@ -130,61 +141,79 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         tracer: Any = inputs[0].tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
 
-    def _normalise(self, input: Tensor, **tail: Any) -> Tensor:
+    def _normalise(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        activation: str | None = None,
+        negative_slope: float = 0.0,
+    ) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        weight, bias, w_m, w_v, w_b, mean, var, batches = self._tensors()
         from_batch = self.training and not self.frozen_stats
         track = from_batch and self.track_running_stats and not _is_recomputed()
-        mean, var = self._vector("running_mean"), self._vector("running_var")
         used = track or not from_batch
         output = representative_batch_norm(
             input,
             mean if used else None,
             var if used else None,
-            self._vector("weight"),
-            self._vector("bias"),
+            weight,
+            bias,
             from_batch or (mean is None and var is None),
-            self._factor() if track else 0.0,
+            self._factor(mean, batches) if track else 0.0,
             self.eps,
-            center_weight=self._vector("center_weight"),
-            scale_weight=self._vector("scale_weight"),
-            scale_bias=self._vector("scale_bias"),
+            center_weight=w_m,
+            scale_weight=w_v,
+            scale_bias=w_b,
             statistic=self.calibration.statistic,
             restrict=self.calibration.restrict,
-            group=self._group() if from_batch else None,
-            **tail,
+            residual=residual,
+            activation=activation,
+            negative_slope=negative_slope,
+            group=Group.of(self.process_group) if self.synchronised and from_batch else None,
         )
-        batches = self._vector("num_batches_tracked") if track else None
-        if batches is not None:
+        if track and batches is not None:
             batches.add_(1)
         return output
 
-    def _group(self) -> Group | None:
-        """The processes whose batches are one."""
-        return None
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        """The vectors, the running statistics and the count of batches."""
+        p, b = self._parameters, self._buffers
+        try:  # past the long way on which torch looks for parameters
+            return (
+                p["weight"],
+                p["bias"],
+                p["center_weight"],
+                p["scale_weight"],
+                p["scale_bias"],
+                b["running_mean"],
+                b["running_var"],
+                b["num_batches_tracked"],
+            )
+        except KeyError:  # pruned, parametrised, or put there by somebody
+            return tuple(getattr(self, name) for name in (*_VECTORS, *_BUFFERS))
 
-    def _vector(self, name: str) -> Tensor | None:
-        """``getattr(self, name)``, without the long way on which torch looks for parameters."""
-        for own in (self._parameters, self._buffers):
-            if name in own:
-                return own[name]
-        return getattr(self, name)  # type: ignore[no-any-return] # pruned, or parametrised
-
-    def _factor(self) -> float | Tensor:
+    def _factor(self, mean: Tensor | None, batches: Tensor | None) -> float | Tensor:
         """The share of this batch in the running statistics."""
         if self.momentum is not None:
             return self.momentum
-        mean, batches = self._vector("running_mean"), self._vector("num_batches_tracked")
         if batches is None or mean is None:
             return 0.0
         # A tensor, so that no device waits for the host; float64 buffers get a float64 factor.
-        dtype = table_dtype(mean.dtype)
-        return (batches + 1).to(dtype).reciprocal()
+        return (batches + 1).to(table_dtype(mean.dtype)).reciprocal()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse ``torch.jit.script``, which asks every module."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {type(self).__name__}; "
+            "use torch.jit.trace or torch.export"
+        )
 
     def extra_repr(self) -> str:
         """BatchNorm's line, then every calibration option that differs from its default."""
         options = zip(Calibration._fields, self.calibration, Calibration(), strict=True)
         changed = [f", {name}={value}" for name, value, default in options if value != default]
-        changed += [", frozen_stats=True"] * self.frozen_stats
+        changed += [f", {name}=True" for name in _FLAGS if getattr(self, name)]
         return "".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
@@ -291,19 +320,9 @@ class RepresentativeBatchNorm3d(_RepresentativeBatchNorm, nn.BatchNorm3d):
     """RBN over (N, C, D, H, W) inputs; all else as :class:`RepresentativeBatchNorm2d`."""
 
 
-# The activations that are part of the op.
-_ACTIVATIONS: dict[type[nn.Module], str | None] = {
-    nn.Identity: None,
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-}
-
-
-def _is_bare(module: nn.Module, kinds: Container[type[nn.Module]]) -> bool:
-    """Whether a module is exactly of one of these kinds, and nobody listens to its calls."""
-    return type(module) in kinds and not (
+def is_bare(module: nn.Module) -> bool:
+    """Whether nobody listens to a module's calls."""
+    return not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
@@ -320,8 +339,8 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
 
     Called with a ``residual`` of the input's shape and dtype it is
     ``act(drop(RBN(x)) + residual)``.
-    ReLU, LeakyReLU, SiLU and Hardswish, and the residual, are computed in RBN's own second sweep;
-    nothing more is kept for backward than the residual.
+    The activations of :mod:`rbnorm.elementwise`, and the residual, are computed in RBN's own second
+    sweep; nothing more is kept for backward than the residual.
 
     Args:
         num_features: As in :class:`RepresentativeBatchNorm2d`, like all that are not listed here.
@@ -368,13 +387,16 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         """Normalise, calibrate, drop, add the residual, activate; in one op where that is known."""
         if isinstance(input, fx.Proxy):
             return self._as_node(input, *([] if residual is None else [residual]))
-        if _is_bare(self.drop, (nn.Identity,)) and _is_bare(self.act, _ACTIVATIONS):
-            return self._normalise(
-                input,
-                residual=residual,
-                activation=_ACTIVATIONS[type(self.act)],
-                negative_slope=getattr(self.act, "negative_slope", 0.0),
-            )
+        activation = self._fused_activation()
+        if activation is not None:
+            slope = getattr(self.act, "negative_slope", 0.0)
+            return self._normalise(input, residual, activation, slope)
         output: Tensor = self.drop(self._normalise(input))
         output = output if residual is None else output + residual
         return self.act(output)  # type: ignore[no-any-return]
+
+    def _fused_activation(self) -> str | None:
+        """The activation that can be part of the op; None where drop or act are other code."""
+        if is_bare(self.drop) and is_bare(self.act) and not _has_any_global_hook():
+            return activation_of(self.act) if activation_of(self.drop) == "none" else None
+        return None

@@ -105,16 +105,22 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
     if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
         raise ValueError(f"layer {name!r} is on the meta device; give it values first")
     refuse_replaced(name, layer)
-    return next(bn for bn, rbn in counterparts().items() if isinstance(layer, rbn))
+    if layer.synchronised and not isinstance(layer, RepresentativeBatchNormAct2d):
+        return nn.SyncBatchNorm
+    alone = ((bn, rbn) for bn, rbn in counterparts().items() if bn is not nn.SyncBatchNorm)
+    return next((bn for bn, rbn in alone if isinstance(layer, rbn)), nn.BatchNorm2d)
 
 
 def _become_batchnorm(layer: _RepresentativeBatchNorm, kind: type[_BatchNorm]) -> None:
     for name in NAMES:
         del layer._parameters[name]
     del layer.__dict__["calibration"]
-    for name in ("frozen_stats", "local", "preserved"):
+    group = layer.process_group
+    for name in ("frozen_stats", "synchronised", "process_group", "preserved"):
         layer.__dict__.pop(name, None)
     layer.__class__ = kind  # type: ignore[assignment]
+    if kind is nn.SyncBatchNorm:
+        layer.process_group = group
 
 
 @torch.no_grad()

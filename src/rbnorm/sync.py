@@ -7,11 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from rbnorm.batch import Group
 from rbnorm.modules import (
-    RepresentativeBatchNorm1d,
-    RepresentativeBatchNorm2d,
-    RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
     _RepresentativeBatchNorm,
     rbn_layers,
@@ -27,18 +23,7 @@ __all__ = [
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class _Sync(_RepresentativeBatchNorm):
-    """What a layer needs beside its other class to share its batch."""
-
-    process_group: dist.ProcessGroup | None = None
-    #: The class of the layer that keeps its batch to itself.
-    local: type[_RepresentativeBatchNorm]
-
-    def _group(self) -> Group | None:
-        return Group.of(self.process_group)
-
-
-class SyncRepresentativeBatchNorm(_Sync):
+class SyncRepresentativeBatchNorm(_RepresentativeBatchNorm):
     r"""RBN whose statistics in training are those of all processes' batches.
 
     The counterpart of :class:`torch.nn.SyncBatchNorm`, on any device and backend: the mean
@@ -69,7 +54,7 @@ class SyncRepresentativeBatchNorm(_Sync):
             training where other processes have more.
     """
 
-    local = RepresentativeBatchNorm2d
+    synchronised = True
 
     def __init__(
         self,
@@ -93,25 +78,18 @@ class SyncRepresentativeBatchNorm(_Sync):
             raise ValueError(f"expected at least 2D input (got {input.ndim}D input)")
 
 
-class SyncRepresentativeBatchNormAct2d(_Sync, RepresentativeBatchNormAct2d):
+class SyncRepresentativeBatchNormAct2d(RepresentativeBatchNormAct2d):
     """:class:`RepresentativeBatchNormAct2d` with the batch of all processes in training."""
 
-    local = RepresentativeBatchNormAct2d
-
-
-_SYNCHRONISED: dict[type[nn.Module], type[_Sync]] = {
-    RepresentativeBatchNorm1d: SyncRepresentativeBatchNorm,
-    RepresentativeBatchNorm2d: SyncRepresentativeBatchNorm,
-    RepresentativeBatchNorm3d: SyncRepresentativeBatchNorm,
-    RepresentativeBatchNormAct2d: SyncRepresentativeBatchNormAct2d,
-}
+    synchronised = True
 
 
 def convert_sync(model: Model, process_group: dist.ProcessGroup | None = None) -> Model:
     """Make every RBN layer of a model share its batch with other processes, in place.
 
-    As in :func:`rbnorm.convert_batchnorm`, each layer stays the object it is. Layers that are
-    synchronised already get the new group.
+    Each layer stays what it is; its attributes ``synchronised`` and ``process_group`` are set. They
+    are copied and pickled with the layer, as far as a process group can be, and are no part of
+    ``state_dict()``. Layers that are synchronised already get the new group.
 
     Args:
         model: Any module, or a single layer.
@@ -121,22 +99,10 @@ def convert_sync(model: Model, process_group: dist.ProcessGroup | None = None) -
         ``model`` itself.
 
     Raises:
-        ValueError: There is no RBN layer, or one is of a class of its own. Nothing has changed.
+        ValueError: There is no RBN layer.
     """
-    plan: list[tuple[_RepresentativeBatchNorm, type[_RepresentativeBatchNorm]]] = []
-    for name, layer in rbn_layers(model):
-        kind: Any = type(layer) if isinstance(layer, _Sync) else _SYNCHRONISED.get(type(layer))
-        if kind is None:
-            raise ValueError(
-                f"layer {name!r} is a {type(layer).__name__}, which has no synchronised "
-                f"counterpart; accepted are {', '.join(c.__name__ for c in _SYNCHRONISED)}"
-            )
-        plan.append((layer, kind))
-    for layer, kind in plan:
-        if type(layer) is not kind:
-            vars(layer)["local"] = type(layer)
-            layer.__class__ = kind
-        vars(layer)["process_group"] = process_group
+    for _, layer in rbn_layers(model):
+        layer.synchronised, layer.process_group = True, process_group
     return model
 
 
@@ -153,9 +119,5 @@ def revert_sync(model: Model) -> Model:
         ValueError: There is no RBN layer.
     """
     for _, layer in rbn_layers(model):
-        if isinstance(layer, _Sync):
-            local = layer.local
-            layer.__class__ = local  # type: ignore[assignment]
-            for name in ("local", "process_group"):
-                vars(layer).pop(name, None)
+        layer.synchronised, layer.process_group = False, None
     return model

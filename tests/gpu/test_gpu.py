@@ -80,13 +80,17 @@ def test_sweeps_equal_definition_at_real_sizes(shape, dtype, channels_last):
     for name, args in {
         "mean": (x,),
         "moments": (x,),
-        "affine": (x, m, a, b),
-        "grad_moments": (dy, x, m),
-        "grad_affine": (dy, x, m, a, p, b),
+        "affine": (x, m, a, b, None, 0, 0.0),
+        "grad_moments": (dy, x, m, None, None, None, 0, 0.0),
+        "grad_affine": (dy, x, m, a, None, p, b, None, 0, 0.0, True, False),
     }.items():
         found = getattr(ops, name)(*args)
-        expected = getattr(phases, name)(*(t.double() for t in args))
-        pairs = zip(found, expected, strict=True) if name.endswith("ments") else [(found, expected)]
+        expected = getattr(phases, name)(
+            *(t.double() if isinstance(t, torch.Tensor) else t for t in args)
+        )
+        pairs = (
+            zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+        )
         for ours, wanted in pairs:
             assert_close(ours, wanted, ours.dtype, scale=8.0)
 
@@ -194,14 +198,14 @@ def test_beyond_2_to_the_31_elements(channels_last):
     m, v = ops.moments(x)
     assert torch.allclose(m, level, rtol=0, atol=1e-5)
     assert torch.allclose(v, torch.ones_like(v), rtol=1e-5, atol=0)
-    y = ops.affine(x, m, torch.ones_like(m), level)
+    y = ops.affine(x, m, torch.ones_like(m), level, None, 0, 0.0)
     assert torch.equal(y, x)
     del y
-    s1, s2 = ops.grad_moments(x, x, level)
+    s1, s2 = ops.grad_moments(x, x, level, None, None, None, 0, 0.0)
     assert torch.allclose(s1, level, rtol=0, atol=1e-4)
     assert torch.allclose(s2, torch.ones_like(s2), rtol=1e-4, atol=0)
     zero, one = torch.zeros_like(level), torch.ones(4, device=DEVICE)
-    dx = ops.grad_affine(x, x, level, zero, one, level)
+    dx, _ = ops.grad_affine(x, x, level, zero, None, one, level, None, 0, 0.0, True, False)
     assert torch.equal(dx, x)
 
 

@@ -318,7 +318,7 @@ def test_less_than_a_step_of_images_is_refused(data):
 
 def test_rbn_is_synchronised_by_its_own_layers():
     model = synchronise(rbnorm.convert_batchnorm(nn.BatchNorm2d(2)), "rbn", torch.device("cpu"))
-    assert isinstance(model, rbnorm.SyncRepresentativeBatchNorm)
+    assert model.synchronised
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tools.gpu_report.options import DTYPES, Options, Row
 from tools.gpu_report.subjects import Case, random
 
 NAME, SECONDS, WORKERS = "phases", 60, 1
+PLAIN = (None, 0, 0.0)  # no residual, no activation
 PASSES = {"mean": 1, "moments": 1, "affine": 2, "grad_moments": 2, "grad_affine": 3}
 
 
@@ -36,9 +37,9 @@ def phases(dy: Any, x: Any) -> dict[str, Callable[[], Any]]:
     return {
         "mean": lambda: ops.mean(x),
         "moments": lambda: ops.moments(x),
-        "affine": lambda: ops.affine(x, m, a, b),
-        "grad_moments": lambda: ops.grad_moments(dy, x, m),
-        "grad_affine": lambda: ops.grad_affine(dy, x, m, a, p, b),
+        "affine": lambda: ops.affine(x, m, a, b, *PLAIN),
+        "grad_moments": lambda: ops.grad_moments(dy, x, m, None, None, *PLAIN),
+        "grad_affine": lambda: ops.grad_affine(dy, x, m, a, None, p, b, *PLAIN, True, False),
     }
 
 

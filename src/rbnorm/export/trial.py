@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm, Parts, split
-from rbnorm.modules import _is_bare, _RepresentativeBatchNorm
+from rbnorm.modules import _RepresentativeBatchNorm, is_bare
 
 # Of the largest value of an output: a sum's rounding in the dtype, with a wide margin.
 TOLERANCE = {
@@ -136,7 +136,7 @@ class Trial(TorchDispatchMode):
             handle.remove()
 
     def _watch(self, name: str, module: nn.Module) -> list[Any]:
-        bare = _is_bare(module, (type(module),))
+        bare = is_bare(module)
         if isinstance(module, _RepresentativeBatchNorm):
             if not bare:
                 self.found[name] = stays("has hooks")

@@ -1,10 +1,11 @@
-"""``torch.ops.rbnorm.*``: schema, fake and portable implementation of each op, and who runs it.
+"""``torch.ops.rbnorm.*``: schema, fake and portable form of each op, and who runs it.
 
-``forward``, ``inference`` and ``backward`` are the whole layer in closed form; the others are its
-sweeps over big tensors, for a layer that does something of its own between them. The dispatcher
-chooses what runs. The portable implementation serves every device; a compiled one registers
-itself for its own dispatch key and nothing above this package changes. The ops carry no autograd:
-:mod:`rbnorm.autograd` owns the derivative of the whole layer.
+``mean``, ``moments``, ``affine``, ``grad_moments`` and ``grad_affine`` are the phases, the contract
+of a backend: :class:`rbnorm.kernels.phases.Phases`. ``forward``, ``inference`` and ``backward`` are
+the whole layer by one call each, which a backend may override: in C++ a channel stays in the cache
+from phase to phase, in Triton no Python runs between the launches. The portable form serves every
+device; a compiled one registers itself for its own dispatch key, and :mod:`rbnorm.kernels.backends`
+knows it. The ops carry no autograd: :mod:`rbnorm.autograd` owns the derivative of the whole layer.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rbnorm.kernels import fused, phases
-from rbnorm.kernels.backends import active, backends, load, use_backend
+from rbnorm.kernels import layer, phases
+from rbnorm.kernels.backends import Kernels, active, backends, load, use_backend
 from rbnorm.kernels.checks import checked
-from rbnorm.kernels.installation import NoKernelsWarning, noticed
+from rbnorm.kernels.installation import NoKernelsWarning
 
-__all__ = ["SCHEMAS", "NoKernelsWarning", "active", "backends", "use_backend"]
+__all__ = ["SCHEMAS", "Kernels", "NoKernelsWarning", "active", "backends", "use_backend"]
 
 _VECTORS = (
     "Tensor? weight, Tensor? bias, Tensor? center_weight, Tensor? scale_weight, Tensor? scale_bias"
 )
 _OPTIONS = "float eps, int restrict, int activation, float slope"
+_EPILOGUE = "Tensor? residual, int activation, float slope"
 SCHEMAS = {
     "forward": f"(Tensor x, Tensor? residual, {_VECTORS}, Tensor(a!)? running_mean, "
     f"Tensor(b!)? running_var, bool training, float momentum, {_OPTIONS}) "
@@ -37,10 +39,11 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "mean": "(Tensor x) -> Tensor",
     "moments": "(Tensor x) -> (Tensor, Tensor)",
-    "affine": "(Tensor x, Tensor? center, Tensor scale, Tensor shift) -> Tensor",
-    "grad_moments": "(Tensor dy, Tensor x, Tensor center) -> (Tensor, Tensor)",
-    "grad_affine": "(Tensor dy, Tensor x, Tensor center, Tensor dy_scale, Tensor x_scale, "
-    "Tensor shift) -> Tensor",
+    "affine": f"(Tensor x, Tensor? m, Tensor scale, Tensor shift, {_EPILOGUE}) -> Tensor",
+    "grad_moments": "(Tensor dy, Tensor x, Tensor m, Tensor? scale, Tensor? shift, "
+    f"{_EPILOGUE}) -> (Tensor, Tensor)",
+    "grad_affine": "(Tensor dy, Tensor x, Tensor m, Tensor scale, Tensor? shift, Tensor? x_scale, "
+    f"Tensor u, {_EPILOGUE}, bool want_dx, bool want_dresidual) -> (Tensor, Tensor)",
 }
 
 
@@ -61,10 +64,13 @@ def _forward(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return _like(x), _table(x), _vector(x, C), _vector(x, C)
 
 
+def _wanted(dy: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    return tuple(_like(x) if want else x.new_empty(0) for want in others[-2:])
+
+
 def _backward(dy: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    vectors, wanted = others[4:9], others[-2:]
-    inputs = [_like(x) if want else x.new_empty(0) for want in wanted]
-    return *inputs, *(_vector(x, 0 if v is None else x.shape[1]) for v in vectors)
+    vectors = (_vector(x, 0 if v is None else x.shape[1]) for v in others[4:9])
+    return *_wanted(dy, x, *others), *vectors
 
 
 FAKES: dict[str, Callable[..., Any]] = {
@@ -74,16 +80,15 @@ FAKES: dict[str, Callable[..., Any]] = {
     "mean": _table,
     "moments": lambda x: (_table(x), _table(x)),
     "affine": lambda x, *_: _like(x),
-    "grad_moments": lambda dy, x, center: (_table(x), _table(x)),
-    "grad_affine": lambda dy, x, *_: _like(x),
+    "grad_moments": lambda dy, x, *_: (_table(x), _table(x)),
+    "grad_affine": _wanted,
 }
 
 _library = torch.library.Library("rbnorm", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=[torch.Tag.pt2_compliant_tag])
-    _implementation = getattr(fused if hasattr(fused, _name) else phases, _name)
-    _portable = noticed(_implementation, lambda: backends()["cpu"].why)
-    _library.impl(_name, checked(_name, _portable), "CompositeExplicitAutograd")
+    _implementation = getattr(layer if hasattr(layer, _name) else phases, _name)
+    _library.impl(_name, checked(_name, _implementation), "CompositeExplicitAutograd")
     # A call is a fake one already where a single tensor is on the meta device.
     torch.library.register_fake(f"rbnorm::{_name}", checked(_name, FAKES[_name]), lib=_library)
 load(_library)

@@ -1,17 +1,24 @@
-"""Which implementation of the ops runs where, and why."""
+"""Which kernels run where, and why."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
-from rbnorm.kernels import fused, triton
-from rbnorm.kernels.installation import build_command
+from rbnorm import elementwise
+from rbnorm.kernels import phases, triton
+from rbnorm.kernels.installation import build_command, noticed
+from rbnorm.kernels.layer import Whole
+from rbnorm.kernels.phases import Phases
+
+_LIMITS = ("plain", "avx2", "avx512")
 
 
 class Backend(NamedTuple):
@@ -21,7 +28,21 @@ class Backend(NamedTuple):
     why: str
 
 
+class Kernels(NamedTuple):
+    """What the layer runs on a device type."""
+
+    phases: Phases
+    whole: Whole | None = None  # the override
+    checks: bool = False  # whether ``whole`` looks at its arguments itself, at less cost than we do
+
+
+PORTABLE = Kernels(cast("Phases", phases))
+
+
 def _cpu() -> Backend:
+    limit = os.environ.get("RBNORM_CPU", "")
+    if limit and limit not in _LIMITS:
+        raise ValueError(f"RBNORM_CPU must be one of {', '.join(_LIMITS)}, got {limit!r}")
     try:
         module = importlib.import_module("rbnorm.kernels._cpu")
     except ModuleNotFoundError:
@@ -32,6 +53,9 @@ def _cpu() -> Backend:
         )
     except ImportError as error:
         return Backend("portable", f"the C++ kernels do not load in this torch: {error}")
+    wrong = elementwise.mismatch("the C++ library", module.restrictions, module.activations)
+    if wrong:
+        return Backend("portable", wrong)
     return Backend("c++", f"instruction set {module.instruction_set}")
 
 
@@ -43,26 +67,33 @@ def _cuda(library: torch.library.Library) -> Backend:
 
 
 _found: dict[str, Backend] = {}
-_dispatched = SimpleNamespace()
-_portable = SimpleNamespace(
-    forward=fused.forward, inference=fused.inference, backward=fused.backward, checks=()
-)
-_state = SimpleNamespace(active=_dispatched)
+_compiled: dict[str, Kernels] = {}
+_open: dict[object, dict[str, Kernels]] = {}  # what each open context chose, in their order
+_lock = threading.Lock()
+_active = _compiled
 
 
 def load(library: torch.library.Library) -> None:
-    """Register the compiled implementations that this installation has; ``library`` has the ops."""
+    """Register the compiled kernels that this installation has; ``library`` has the ops."""
     _found["cpu"] = _cpu()
     _found["cuda"] = _cuda(library)
-    for name in ("forward", "inference", "backward"):
-        setattr(_dispatched, name, getattr(torch.ops.rbnorm, name).default)
-    # The device types whose ops look at their arguments themselves, at less cost than we would.
-    _dispatched.checks = tuple(device for device, b in _found.items() if b.name == "c++")
+    ops = torch.ops.rbnorm
+    names = [name for name in vars(Phases) if not name.startswith("_")]
+    dispatched = SimpleNamespace(**{name: getattr(ops, name).default for name in names})
+    whole = Whole(*(getattr(ops, name).default for name in Whole._fields))
+    if _found["cpu"].name == "portable":
+        why = _found["cpu"].why
+        plain = {name: noticed(getattr(phases, name), lambda: why) for name in names}
+        _compiled["cpu"] = Kernels(cast("Phases", SimpleNamespace(**plain)))
+    for device, found in _found.items():
+        if found.name != "portable":
+            checks = found.name == "c++"
+            _compiled[device] = Kernels(cast("Phases", dispatched), whole, checks)
 
 
-def active() -> Any:
-    """The ``forward`` and ``backward`` in use now."""
-    return _state.active
+def active(device: str) -> Kernels:
+    """What runs now on a device type."""
+    return _active.get(device, PORTABLE)
 
 
 def backends() -> dict[str, Backend]:
@@ -72,7 +103,7 @@ def backends() -> dict[str, Backend]:
     every device type that is not listed, and everything under ``torch.compile``, tracers and
     ``torch.func``.
     """
-    if _state.active is _portable:
+    if _active is not _compiled:
         chosen = Backend("portable", 'chosen by use_backend("portable")')
         return dict.fromkeys(_found, chosen)
     return dict(_found)
@@ -82,18 +113,34 @@ def backends() -> dict[str, Backend]:
 def use_backend(name: str) -> Iterator[None]:
     """Run every layer by the backend of this name, in all threads, while the context is open.
 
+    Synchronised layers run by it too. Where several contexts are open, whoever opened them and in
+    whatever order they end, the one that was opened last is in force.
+
     Args:
         name: ``"portable"``, or a name that :func:`backends` lists.
 
     Raises:
         ValueError: There is no such backend here; the sentence says why.
     """
-    names = {found.name: _dispatched for found in _found.values()} | {"portable": _portable}
+    names = dict.fromkeys((backend.name for backend in _found.values()), _compiled)
+    names["portable"] = {}
     if name not in names:
         reasons = "; ".join(f"{device}: {found.why}" for device, found in _found.items())
         raise ValueError(f"backend must be one of {', '.join(names)}, got {name!r} ({reasons})")
-    before, _state.active = _state.active, names[name]
+    context = object()
+    _choose(context, names[name])
     try:
         yield
     finally:
-        _state.active = before
+        _choose(context, None)
+
+
+def _choose(context: object, choice: dict[str, Kernels] | None) -> None:
+    """Note what a context chose, or that it is over."""
+    global _active  # noqa: PLW0603 - read at every call of a layer
+    with _lock:
+        if choice is None:
+            del _open[context]
+        else:
+            _open[context] = choice
+        _active = next(reversed(_open.values()), _compiled)

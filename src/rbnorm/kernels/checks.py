@@ -1,27 +1,33 @@
-"""What every op asks of its tensors, said once for the implementations in Python.
+"""What every entry asks of its tensors, said once: the function, the ops, and their fakes.
 
-The C++ ones look for themselves, at less cost; see ``csrc/ops.cpp``.
+The compiled ops look for themselves what memory safety needs, in the same words
+(``kernels/csrc/ops.cpp``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from rbnorm.definition import RESTRICTIONS
-from rbnorm.kernels.fused import ACTIVATIONS
-from rbnorm.kernels.phases import table_dtype
+from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF, Elementwise
+from rbnorm.kernels.phases import positions, table_dtype
 
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 ACCEPTED = "float16, bfloat16, float32 or float64"
-_LIKE_X = {"dy", "residual"}
-_TABLES = {"m", "center", "scale", "shift", "dy_scale"}
-_INDICES = {"restrict": len(RESTRICTIONS), "activation": len(ACTIVATIONS)}
-_PAIRS = (("scale_weight", "scale_bias"), ("running_mean", "running_var"))
+PAIRS = (("scale_weight", "scale_bias"), ("running_mean", "running_var"))
+_LIKE_INPUT = {"dy", "residual"}
+_TABLES = {"m", "scale", "shift", "u"}
+_FUNCTIONS: dict[str, dict[int, Elementwise]] = {
+    "restrict": RESTRICTION_OF,
+    "activation": ACTIVATION_OF,
+}
+
+Output = TypeVar("Output")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -29,49 +35,104 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check(name: str, tensor: Tensor, x: Tensor) -> None:
-    """One tensor beside x: like x, a table (N, C), or else a vector (C,)."""
-    shape, dtype = x.shape[1:2], table_dtype(x.dtype)
-    if name in _LIKE_X:
-        shape, dtype = x.shape, x.dtype
-    elif name in _TABLES:
-        shape = x.shape[:2]
-    if tensor.shape != shape:
-        raise RuntimeError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if tensor.dtype != dtype:
-        raise RuntimeError(f"{name} must be {dtype_name(dtype)}, got {dtype_name(tensor.dtype)}")
-    if tensor.device != x.device:
-        raise RuntimeError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-
-
-def _check_all(given: dict[str, Any]) -> None:
-    x = given["x"]
-    if x.ndim < 2:
-        raise RuntimeError(f"x must have shape (N, C, ...), got {tuple(x.shape)}")
+def check_input(name: str, x: Tensor) -> None:
+    """Raise for what no layer takes."""
     if x.dtype not in DTYPES:
-        raise RuntimeError(f"x must be {ACCEPTED}, got {dtype_name(x.dtype)}")
-    for name, value in given.items():
-        if isinstance(value, Tensor) and name != "x":
-            _check(name, value, x)
-        if name in _INDICES and not 0 <= value < _INDICES[name]:
-            raise RuntimeError(f"{name} must be 0 to {_INDICES[name] - 1}, got {value}")
-    for first, second in _PAIRS:
-        if (given.get(first) is None) != (given.get(second) is None):
-            raise RuntimeError(f"{first} and {second} must be given together")
+        raise TypeError(f"{name} must be {ACCEPTED}, got {dtype_name(x.dtype)}")
+    if x.ndim < 2:
+        raise ValueError(f"{name} must have shape (N, C, ...), got {tuple(x.shape)}")
 
 
-def checked(op: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+def check_tensors(
+    input_name: str, x: Tensor, others: Mapping[str, Tensor | None], exact: bool
+) -> None:
+    """Raise for a tensor that does not belong to x by its shape, dtype or device.
+
+    ``exact``: vectors must have the table dtype; otherwise any floating dtype will do.
+    """
+    wide = table_dtype(x.dtype)
+    for name, tensor in others.items():
+        if tensor is None:
+            continue
+        like = name in _LIKE_INPUT
+        shape = x.shape if like else x.shape[:2] if name in _TABLES else x.shape[1:2]
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(shape)} to match {input_name} of shape "
+                f"{tuple(x.shape)}, got {tuple(tensor.shape)}"
+            )
+        accepted = {x.dtype} if like else {wide} if exact else DTYPES
+        if tensor.dtype not in accepted:
+            names = ACCEPTED if len(accepted) > 1 else dtype_name(*accepted)
+            raise TypeError(f"{name} must be {names}, got {dtype_name(tensor.dtype)}")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{name} must be on the device of {input_name}, {x.device}, got {tensor.device}"
+            )
+    for first, second in PAIRS:
+        if (others.get(first) is None) != (others.get(second) is None):
+            raise ValueError(f"{first} and {second} must be given together, got only one of them")
+
+
+def check_numbers(
+    x: Tensor, training: bool, eps: float, momentum: float | Tensor, shared: bool = False
+) -> None:
+    """Raise for an eps or a momentum without meaning, and one value per channel in training.
+
+    Where the batch is ``shared``, other processes may have more values.
+    """
+    if not (0 < eps < math.inf if training else 0 <= eps < math.inf):
+        accepted = "positive and finite in training" if training else "non-negative and finite"
+        raise ValueError(f"eps must be {accepted}, got {eps}")
+    if not isinstance(momentum, Tensor) and not -math.inf < momentum < math.inf:
+        raise ValueError(f"momentum must be a finite number, got {momentum}")
+    if training and not shared and x.shape[0] * positions(x) == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {x.size()}"
+        )
+
+
+def check_code(name: str, code: int) -> None:
+    """Raise for a restriction or activation that is not in the table."""
+    if code not in _FUNCTIONS[name]:
+        known = ", ".join(map(str, _FUNCTIONS[name]))
+        raise ValueError(f"{name} must be one of the codes {known}, got {code}")
+
+
+def checked(op: str, implementation: Callable[..., Output]) -> Callable[..., Output]:
     """An implementation of an op that is defined already, behind the checks.
 
     Raises:
-        RuntimeError: A tensor does not belong to x by its shape, dtype or device, or there is no
-            such restriction or activation; the sentence names the argument. Nothing has changed.
+        RuntimeError: A tensor does not belong to x by its shape, dtype or device, or a number has
+            no meaning; the sentence names the argument. Nothing has changed.
     """
     names = [argument.name for argument in getattr(torch.ops.rbnorm, op).default._schema.arguments]
 
     @wraps(implementation)
-    def call(*arguments: Any) -> Any:
-        _check_all(dict(zip(names, arguments, strict=True)))
+    def call(*arguments: Tensor | float | None) -> Output:
+        named = dict(zip(names, arguments, strict=True))
+        try:
+            _check_op(named)
+        except (TypeError, ValueError) as error:
+            raise RuntimeError(str(error)) from None  # what an op in C++ raises
         return implementation(*arguments)
 
     return call
+
+
+def _check_op(named: Mapping[str, Tensor | float | None]) -> None:
+    x = named["x"]
+    assert isinstance(x, Tensor)
+    check_input("x", x)
+    tensors = {name: t for name, t in named.items() if t is None or isinstance(t, Tensor)}
+    check_tensors("x", x, {name: t for name, t in tensors.items() if name != "x"}, exact=True)
+    for name in _FUNCTIONS.keys() & named.keys():
+        check_code(name, int(named[name]))  # type: ignore[arg-type]
+    activated = bool(named.get("activation"))
+    if activated and "scale" in named and (named["scale"] is None or named["shift"] is None):
+        raise ValueError("scale and shift must be given with an activation, got None")
+    if named.get("want_dresidual") and not activated:
+        raise ValueError("without an activation the gradient of the residual is dy, got no other")
+    if "eps" in named:
+        numbers = named.get("training", False), named["eps"], named.get("momentum", 0.0)
+        check_numbers(x, *numbers)  # type: ignore[arg-type]

@@ -1,28 +1,90 @@
-"""The sweeps in plain PyTorch: any device, floating dtype and layout, traceable and differentiable.
+"""The contract of a backend, five phases over big tensors, and their form in plain PyTorch.
 
-``x`` and ``dy`` are (N, C, ...); every table is (N, C) or, where it says so, (C,), in the table
-dtype: float32, or float64 for a float64 input. In-place arithmetic only ever touches temporaries.
+Letters: ``x``, ``dy``, ``residual`` and what has their size are (N, C, ...), of one floating dtype
+and any layout; ``m``, ``scale``, ``shift``, ``u`` and the statistics are tables (N, C), ``x_scale``
+is (C,), all in the table dtype: float32, or float64 for a float64 input. Phases that see what a
+layer puts out take its *epilogue*: a residual that is added, and the code of an activation in
+:mod:`rbnorm.elementwise` (0 for none) with its negative slope. The whole layer is these phases with
+the math of :mod:`rbnorm.tables` between them, so a backend that has the five runs everything.
+
+The plain form runs on any device and can be traced and differentiated. In-place arithmetic only
+ever touches temporaries.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+from rbnorm.elementwise import ACTIVATION_OF
+
+
+class Phases(Protocol):
+    """What a backend provides; :mod:`rbnorm.kernels.phases` itself is one, and the slowest."""
+
+    def mean(self, x: Tensor, /) -> Tensor:
+        """``m``, the mean of each instance and channel."""
+
+    def moments(self, x: Tensor, /) -> tuple[Tensor, Tensor]:
+        """``m``, and the biased variance ``v``."""
+
+    def affine(
+        self,
+        x: Tensor,
+        m: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        activation: int,
+        slope: float,
+        /,
+    ) -> Tensor:
+        """``y = act(scale (x - m) + shift + residual)``, rounded once to the dtype of x."""
+
+    def grad_moments(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        m: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        activation: int,
+        slope: float,
+        /,
+    ) -> tuple[Tensor, Tensor]:
+        """The means ``S1`` of dz and ``S2`` of dz (x - m), where ``dz = dy act'(z)``.
+
+        ``z = scale (x - m) + shift + residual``; without an activation scale and shift may be None.
+        """
+
+    def grad_affine(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        m: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        x_scale: Tensor | None,
+        u: Tensor,
+        residual: Tensor | None,
+        activation: int,
+        slope: float,
+        want_dx: bool,
+        want_dresidual: bool,
+        /,
+    ) -> tuple[Tensor, Tensor]:
+        """``dx = scale dz + x_scale (x - m) + u``, and ``dresidual = dz``.
+
+        What is not wanted has no elements. Without an activation dz is dy, and not to be wanted.
+        """
 
 
 def table_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics and tables for an input of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _spread(table: Tensor, x: Tensor) -> Tensor:
-    """View an (N, C) or (C,) table so that it broadcasts against ``x``."""
-    return table.reshape(table.shape + (1,) * (x.ndim - 2))
-
-
-def _axes(x: Tensor) -> tuple[int, ...]:
-    """The axes of the positions; an (N, C) input has none, and an empty ``dim`` would mean all."""
-    return tuple(range(2, x.ndim))
 
 
 def positions(x: Tensor) -> int:
@@ -40,16 +102,21 @@ def standard(y: Tensor) -> Tensor:
     return y.contiguous()
 
 
+def _spread(table: Tensor, x: Tensor) -> Tensor:
+    """View an (N, C) or (C,) table so that it broadcasts against ``x``."""
+    return table.reshape(table.shape + (1,) * (x.ndim - 2))
+
+
 def mean(x: Tensor) -> Tensor:
-    """The mean of each instance and channel."""
+    """As :meth:`Phases.mean`."""
     dtype = table_dtype(x.dtype)
-    if x.ndim == 2:
+    if x.ndim == 2:  # no axes, and an empty ``dim`` would mean all
         return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    return x.mean(_axes(x), dtype=dtype).contiguous()
+    return x.mean(tuple(range(2, x.ndim)), dtype=dtype).contiguous()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and biased variance of each instance and channel, in two passes.
+    """As :meth:`Phases.moments`, in two passes.
 
     The second one also corrects both for the rounding of the first one's sums, which is
     what limits the accuracy of float32 when the mean is large against the spread.
@@ -60,25 +127,85 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return rough + rest, (mean(deviation.square_()) - rest * rest).clamp_min(0)
 
 
-def affine_table(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale * (x - center) + shift`` in the table dtype."""
-    centered = x if center is None else x - _spread(center, x)
-    return torch.addcmul(_spread(shift, x), _spread(scale, x), centered)
+def _before_activation(
+    x: Tensor, m: Tensor | None, scale: Tensor, shift: Tensor, residual: Tensor | None
+) -> Tensor:
+    """``z = scale (x - m) + shift + residual`` in the table dtype."""
+    centered = x if m is None else x - _spread(m, x)
+    z = torch.addcmul(_spread(shift, x), _spread(scale, x), centered)
+    return z if residual is None else z + residual
 
 
-def affine(x: Tensor, center: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale * (x - center) + shift`` in the dtype of ``x``, laid out as BatchNorm does."""
-    return standard(affine_table(x, center, scale, shift).to(x.dtype))
+def affine(
+    x: Tensor,
+    m: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> Tensor:
+    """As :meth:`Phases.affine`."""
+    z = _before_activation(x, m, scale, shift, residual)
+    return standard(ACTIVATION_OF[activation](z, slope).to(x.dtype))
 
 
-def grad_moments(dy: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    """The means of ``dy`` and ``dy * (x - center)`` over each instance and channel."""
-    return mean(dy), mean((x - _spread(center, x)).mul_(dy))
+def _dz(
+    dy: Tensor,
+    x: Tensor,
+    m: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> Tensor:
+    """The gradient of what enters the activation."""
+    if not activation:
+        return dy
+    assert scale is not None
+    assert shift is not None
+    z = _before_activation(x, m, scale, shift, residual)
+    return ACTIVATION_OF[activation].grad(z, slope) * dy
+
+
+def grad_moments(
+    dy: Tensor,
+    x: Tensor,
+    m: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """As :meth:`Phases.grad_moments`."""
+    dz = _dz(dy, x, m, scale, shift, residual, activation, slope)
+    return mean(dz), mean((x - _spread(m, x)).mul_(dz))
 
 
 def grad_affine(
-    dy: Tensor, x: Tensor, center: Tensor, dy_scale: Tensor, x_scale: Tensor, shift: Tensor
-) -> Tensor:
-    """``dy_scale * dy + x_scale * (x - center) + shift``, as ``affine``; ``x_scale`` is (C,)."""
-    dx = (x - _spread(center, x)).mul_(_spread(x_scale, x))
-    return standard(dx.addcmul_(_spread(dy_scale, x), dy).add_(_spread(shift, x)).to(x.dtype))
+    dy: Tensor,
+    x: Tensor,
+    m: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    x_scale: Tensor | None,
+    u: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
+    want_dx: bool,
+    want_dresidual: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :meth:`Phases.grad_affine`."""
+    dz = _dz(dy, x, m, scale, shift, residual, activation, slope)
+    dx = dresidual = x.new_empty(0)
+    if want_dresidual:
+        dresidual = standard(dz.to(x.dtype))
+    if want_dx:
+        dx = torch.addcmul(_spread(u, x), _spread(scale, x), dz)
+        if x_scale is not None:
+            dx.addcmul_(_spread(x_scale, x), x - _spread(m, x))
+        dx = standard(dx.to(x.dtype))
+    return dx, dresidual

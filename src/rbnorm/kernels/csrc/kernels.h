@@ -58,29 +58,38 @@ struct Backward {
   void *weight, *bias, *center_weight, *scale_weight, *scale_bias;  // gradients, null where absent
 };
 
-// The sweeps by themselves, over whole tensors; tables are (N, C), or (C,) where it says so.
+// The phases, over whole tensors; tables are (N, C), x_scale is (C,).
+struct Epilogue {
+  const void* residual;  // may be null
+  int activation;
+  double slope;
+};
+
 struct Moments {
   Shape shape;
   const void* x;
-  void *mean, *variance;  // variance is null where only the mean is wanted
+  void *m, *v;  // v is null where only the mean is wanted
 };
 
 struct Affine {
   Shape shape;
-  const void *x, *center, *scale, *shift;  // center may be null
+  const void *x, *m, *scale, *shift;  // m may be null
+  Epilogue epilogue;
   void* y;
 };
 
 struct GradMoments {
   Shape shape;
-  const void *dy, *x, *center;
-  void *first, *second;
+  const void *dy, *x, *m, *scale, *shift;  // the last two are null without an activation
+  Epilogue epilogue;
+  void *S1, *S2;
 };
 
 struct GradAffine {
   Shape shape;
-  const void *dy, *x, *center, *dy_scale, *x_scale, *shift;  // x_scale is (C,)
-  void* dx;
+  const void *dy, *x, *m, *scale, *shift, *x_scale, *u;  // shift as before; x_scale may be null
+  Epilogue epilogue;
+  void *dx, *dresidual;  // null where not wanted
 };
 
 // The kernels for one storage type.

@@ -88,6 +88,22 @@ void use_huge_pages(void* data, int64_t size) {
 #endif
 }
 
+// A shape as Python shows it.
+std::string shown(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t d = 0; d < t.dim(); d++) text += (d ? ", " : "") + std::to_string(t.sizes()[d]);
+  return text + (t.dim() == 1 ? ",)" : ")");
+}
+
+const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    default: return "float16";
+  }
+}
+
 // An input (N, C, ...) as the kernels see it; copied once where it is neither contiguous nor
 // channels_last.
 struct Input {
@@ -96,10 +112,10 @@ struct Input {
   ScalarType dtype;
 
   explicit Input(const Tensor& x) : tensor(x), dtype(x.scalar_type()) {
-    STD_TORCH_CHECK(x.dim() >= 2, "x must have shape (N, C, ...), got ", x.dim(), " axes");
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
                         dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                    "x must be float16, bfloat16, float32 or float64");
+                    "x must be float16, bfloat16, float32 or float64, got another dtype");
+    STD_TORCH_CHECK(x.dim() >= 2, "x must have shape (N, C, ...), got ", shown(x));
     int64_t L = 1;
     for (int64_t d = 2; d < x.dim(); d++) L *= x.sizes()[d];
     const bool contiguous = x.is_contiguous(), rows = !contiguous && is_channels_last(x);
@@ -113,14 +129,22 @@ struct Input {
     use_huge_pages(y.mutable_data_ptr(), y.numel() * bytes(dtype));
     return y;
   }
+  Tensor like_or_nothing(bool wanted) const { return wanted ? like() : nothing(dtype); }
   Tensor table() const { return empty({shape.N, shape.C}, {shape.C, 1}, table_dtype(dtype)); }
   Tensor vector() const { return empty({shape.C}, {1}, table_dtype(dtype)); }
 
+  // The sentences are those of rbnorm/kernels/checks.py.
+  template <class F>
+  void check(const Tensor& t, const char* name, bool fits, ScalarType wanted, F accepted) const {
+    STD_TORCH_CHECK(fits, name, " must have shape ", accepted(), " to match x of shape ",
+                    shown(tensor), ", got ", shown(t));
+    STD_TORCH_CHECK(t.scalar_type() == wanted, name, " must be ", name_of(wanted),
+                    ", got another dtype");
+    STD_TORCH_CHECK(t.is_cpu(), name, " must be on the device of x, cpu, got another one");
+  }
   // Another tensor of the shape and dtype of x, in the layout of x.
   Tensor same(const Tensor& other, const char* name) const {
-    STD_TORCH_CHECK(other.is_cpu() && other.scalar_type() == dtype &&
-                        other.sizes().equals(tensor.sizes()),
-                    name, " must have the shape, dtype and device of x");
+    check(other, name, other.sizes().equals(tensor.sizes()), dtype, [&] { return shown(tensor); });
     for (int64_t d = 0; d < tensor.dim(); d++)
       if (tensor.sizes()[d] != 1 && other.strides()[d] != tensor.strides()[d]) {
         Tensor copy = like();
@@ -134,16 +158,28 @@ struct Input {
     const auto sizes = t.sizes();
     const bool fits = table ? t.dim() == 2 && sizes[0] == shape.N && sizes[1] == shape.C
                             : t.dim() == 1 && sizes[0] == shape.C;
-    STD_TORCH_CHECK(fits, name, " must have shape ", table ? "(N, C)" : "(C,)",
-                    " to match x with N = ", shape.N, " and C = ", shape.C);
-    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == table_dtype(dtype), name, " must be ",
-                    dtype == ScalarType::Double ? "float64" : "float32", " on the CPU for this x");
+    check(t, name, fits, table_dtype(dtype), [&] {
+      const std::string C = std::to_string(shape.C);
+      return table ? "(" + std::to_string(shape.N) + ", " + C + ")" : "(" + C + ",)";
+    });
     return t.is_contiguous() ? t : torch::stable::contiguous(t);
   }
 };
 
 const void* pointer(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
 void* target(const Optional& t) { return t ? t->mutable_data_ptr() : nullptr; }
+void* place(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
+
+void check_dresidual(bool wanted, int64_t activation) {
+  STD_TORCH_CHECK(!wanted || activation != NONE,
+                  "without an activation the gradient of the residual is dy, got no other");
+}
+
+template <int Count>
+void check_code(const Named (&table)[Count], int64_t code, const char* name) {
+  STD_TORCH_CHECK(has_code(table, code), name, " must be one of the codes of rbnorm.elementwise, got ",
+                  code);
+}
 
 // The vectors of a layer, checked; absent ones stay absent.
 struct Vectors {
@@ -157,22 +193,22 @@ struct Vectors {
         scale_weight(fitting(x, scale_weight, "scale_weight")),
         scale_bias(fitting(x, scale_bias, "scale_bias")) {
     STD_TORCH_CHECK(scale_weight.has_value() == scale_bias.has_value(),
-                    "scale_weight and scale_bias must be given together");
+                    "scale_weight and scale_bias must be given together, got only one of them");
   }
   static Optional fitting(const Input& x, const Optional& t, const char* name) {
     return t ? Optional(x.fitting(*t, name, false)) : std::nullopt;
   }
   Layer layer(const Input& x, bool training, double eps, int64_t restriction, int64_t activation,
               double slope) const {
-    STD_TORCH_CHECK(has_code(restrictions, restriction), "restrict must be 0 to ",
-                    std::size(restrictions) - 1, ", got ", restriction);
-    STD_TORCH_CHECK(has_code(activations, activation), "activation must be 0 to ",
-                    std::size(activations) - 1, ", got ", activation);
+    check_code(restrictions, restriction, "restrict");
+    check_code(activations, activation, "activation");
     STD_TORCH_CHECK(x.shape.N * x.shape.C * x.shape.L > 0, "x must not be empty");
     STD_TORCH_CHECK(std::isfinite(eps) && (training ? eps > 0 : eps >= 0), "eps must be ",
-                    training ? "positive" : "non-negative", " and finite, got ", eps);
+                    training ? "positive and finite in training" : "non-negative and finite",
+                    ", got ", eps);
     STD_TORCH_CHECK(!training || x.shape.N * x.shape.L > 1,
-                    "x must have more than 1 value per channel in training");
+                    "Expected more than 1 value per channel when training, got input size ",
+                    shown(x.tensor));
     return {pointer(weight),       pointer(bias),       pointer(center_weight),
             pointer(scale_weight), pointer(scale_bias), training,
             eps,                   static_cast<int>(restriction),
@@ -189,9 +225,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const Vectors vectors(x, weight, bias, center_weight, scale_weight, scale_bias);
   const Layer layer = vectors.layer(x, training, eps, restriction, activation, slope);
   STD_TORCH_CHECK(running_mean.has_value() == running_var.has_value(),
-                  "running_mean and running_var must be given together");
-  STD_TORCH_CHECK(training || running_mean, "running_mean and running_var must be given in evaluation");
-  STD_TORCH_CHECK(std::isfinite(momentum), "momentum must be finite, got ", momentum);
+                  "running_mean and running_var must be given together, got only one of them");
+  STD_TORCH_CHECK(training || running_mean, "running_mean and running_var must be given in evaluation, got None");
+  STD_TORCH_CHECK(std::isfinite(momentum), "momentum must be a finite number, got ", momentum);
   const auto running = [&](const Optional& t, const char* name) {
     if (!t) return t;
     x.fitting(*t, name, false);
@@ -238,16 +274,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const Optional other = residual ? Optional(x.same(*residual, "residual")) : std::nullopt;
   const Tensor means = x.fitting(m, "m", true);
   const Tensor mean = x.fitting(E, "E", false), variance = x.fitting(V, "V", false);
-  STD_TORCH_CHECK(!want_dresidual || activation != NONE,
-                  "without an activation the gradient of the residual is dy");
+  check_dresidual(want_dresidual, activation);
   const auto optional = [&](const Optional& t) {
     return t ? x.vector() : nothing(table_dtype(x.dtype));
   };
-  const Tensor dx = want_dx ? x.like() : nothing(x.dtype);
-  const Tensor dresidual = want_dresidual ? x.like() : nothing(x.dtype);
+  const Tensor dx = x.like_or_nothing(want_dx), dresidual = x.like_or_nothing(want_dresidual);
   const std::array<Tensor, 5> grads{optional(weight), optional(bias), optional(center_weight),
                                     optional(scale_weight), optional(scale_bias)};
-  const auto place = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
   kernels(x.dtype).backward({x.shape, layer, dy.const_data_ptr(), x.tensor.const_data_ptr(),
                              pointer(other), means.const_data_ptr(), mean.const_data_ptr(),
                              variance.const_data_ptr(), place(dx), place(dresidual),
@@ -278,39 +311,68 @@ std::tuple<Tensor, Tensor> moments(const Tensor& input) {
   return {first, second};
 }
 
-Tensor affine(const Tensor& input, const Optional& center, const Tensor& scale,
-              const Tensor& shift) {
+// What follows the affine map; the checks of a phase that takes one.
+struct Tail {
+  Optional scale, shift, residual;  // residual in the layout of x
+  Epilogue epilogue;
+
+  Tail(const Input& x, const Optional& scale, const Optional& shift, const Optional& residual,
+       int64_t activation, double slope)
+      : scale(optional(x, scale, "scale")), shift(optional(x, shift, "shift")),
+        residual(residual ? Optional(x.same(*residual, "residual")) : std::nullopt),
+        epilogue{pointer(this->residual), static_cast<int>(activation), slope} {
+    check_code(activations, activation, "activation");
+    STD_TORCH_CHECK(activation == NONE || (scale && shift),
+                    "scale and shift must be given with an activation, got None");
+  }
+  static Optional optional(const Input& x, const Optional& t, const char* name) {
+    return t ? Optional(x.fitting(*t, name, true)) : std::nullopt;
+  }
+};
+
+Tensor affine(const Tensor& input, const Optional& m, const Tensor& scale, const Tensor& shift,
+              const Optional& residual, int64_t activation, double slope) {
   const Input x(input);
-  const Optional middle = center ? Optional(x.fitting(*center, "center", true)) : std::nullopt;
-  const Tensor factor = x.fitting(scale, "scale", true), offset = x.fitting(shift, "shift", true);
+  const Optional middle = Tail::optional(x, m, "m");
+  const Tail tail(x, scale, shift, residual, activation, slope);
   const Tensor y = x.like();
-  kernels(x.dtype).affine({x.shape, x.tensor.const_data_ptr(), pointer(middle),
-                           factor.const_data_ptr(), offset.const_data_ptr(),
-                           y.mutable_data_ptr()});
+  kernels(x.dtype).affine({x.shape, x.tensor.const_data_ptr(), pointer(middle), pointer(tail.scale),
+                           pointer(tail.shift), tail.epilogue, y.mutable_data_ptr()});
   return y;
 }
 
-std::tuple<Tensor, Tensor> grad_moments(const Tensor& grad, const Tensor& input,
-                                        const Tensor& center) {
+std::tuple<Tensor, Tensor> grad_moments(const Tensor& grad, const Tensor& input, const Tensor& m,
+                                        const Optional& scale, const Optional& shift,
+                                        const Optional& residual, int64_t activation,
+                                        double slope) {
   const Input x = positions(input);
-  const Tensor dy = x.same(grad, "dy"), middle = x.fitting(center, "center", true);
-  const Tensor first = x.table(), second = x.table();
+  const Tensor dy = x.same(grad, "dy"), middle = x.fitting(m, "m", true);
+  const Tail tail(x, scale, shift, residual, activation, slope);
+  const Tensor S1 = x.table(), S2 = x.table();
   kernels(x.dtype).grad_moments({x.shape, dy.const_data_ptr(), x.tensor.const_data_ptr(),
-                                 middle.const_data_ptr(), first.mutable_data_ptr(),
-                                 second.mutable_data_ptr()});
-  return {first, second};
+                                 middle.const_data_ptr(), pointer(tail.scale), pointer(tail.shift),
+                                 tail.epilogue, S1.mutable_data_ptr(), S2.mutable_data_ptr()});
+  return {S1, S2};
 }
 
-Tensor grad_affine(const Tensor& grad, const Tensor& input, const Tensor& center,
-                   const Tensor& dy_scale, const Tensor& x_scale, const Tensor& shift) {
+std::tuple<Tensor, Tensor> grad_affine(const Tensor& grad, const Tensor& input, const Tensor& m,
+                                       const Tensor& scale, const Optional& shift,
+                                       const Optional& x_scale, const Tensor& u,
+                                       const Optional& residual, int64_t activation, double slope,
+                                       bool want_dx, bool want_dresidual) {
   const Input x(input);
-  const Tensor dy = x.same(grad, "dy"), middle = x.fitting(center, "center", true);
-  const Tensor a = x.fitting(dy_scale, "dy_scale", true), p = x.fitting(x_scale, "x_scale", false);
-  const Tensor u = x.fitting(shift, "shift", true), dx = x.like();
-  kernels(x.dtype).grad_affine({x.shape, dy.const_data_ptr(), x.tensor.const_data_ptr(),
-                                middle.const_data_ptr(), a.const_data_ptr(), p.const_data_ptr(),
-                                u.const_data_ptr(), dx.mutable_data_ptr()});
-  return dx;
+  const Tensor dy = x.same(grad, "dy"), middle = x.fitting(m, "m", true);
+  const Optional p = Vectors::fitting(x, x_scale, "x_scale");
+  const Tensor offset = x.fitting(u, "u", true);
+  const Tail tail(x, scale, shift, residual, activation, slope);
+  check_dresidual(want_dresidual, activation);
+  const Tensor dx = x.like_or_nothing(want_dx), dresidual = x.like_or_nothing(want_dresidual);
+  if (want_dx || want_dresidual)
+    kernels(x.dtype).grad_affine({x.shape, dy.const_data_ptr(), x.tensor.const_data_ptr(),
+                                  middle.const_data_ptr(), pointer(tail.scale),
+                                  pointer(tail.shift), pointer(p), offset.const_data_ptr(),
+                                  tail.epilogue, place(dx), place(dresidual)});
+  return {dx, dresidual};
 }
 
 }  // namespace
@@ -327,11 +389,25 @@ STABLE_TORCH_LIBRARY_IMPL(rbnorm, CPU, library) {
   library.impl("grad_affine", TORCH_BOX(&rbnorm::grad_affine));
 }
 
-// The module itself has only the name of the instruction set that was chosen.
+template <int Count>
+void add_codes(PyObject* module, const char* name, const rbnorm::Named (&table)[Count]) {
+  PyObject* codes = PyDict_New();
+  for (const rbnorm::Named& entry : table) {
+    PyObject* code = PyLong_FromLong(entry.code);
+    PyDict_SetItemString(codes, entry.name, code);
+    Py_DECREF(code);
+  }
+  PyModule_AddObject(module, name, codes);  // takes the reference
+}
+
+// The module itself has the name of the instruction set that was chosen, and the functions' codes.
 PyMODINIT_FUNC PyInit__cpu() {
   static PyModuleDef definition{PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, nullptr,
                                 nullptr,               nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
-  if (module) PyModule_AddStringConstant(module, "instruction_set", rbnorm::backend().name);
+  if (!module) return nullptr;
+  PyModule_AddStringConstant(module, "instruction_set", rbnorm::backend().name);
+  add_codes(module, "restrictions", rbnorm::restrictions);
+  add_codes(module, "activations", rbnorm::activations);
   return module;
 }

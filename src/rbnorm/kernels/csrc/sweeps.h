@@ -213,9 +213,9 @@ void affine_area(const Shape& shape, const Area& a, const Tables<table_t<S>>& t,
 template <class S>
 void affine(const Shape& shape, const Area& a, const Tables<table_t<S>>& t, const S* x,
             const Tail<S>& tail, S* y) {
-  const auto sweep = !t.center      ? affine_area<S, false, false>
-                     : tail.empty() ? affine_area<S, false, true>
-                                    : affine_area<S, true, true>;
+  const auto sweep =
+      tail.empty() ? (t.center ? affine_area<S, false, true> : affine_area<S, false, false>)
+                   : (t.center ? affine_area<S, true, true> : affine_area<S, true, false>);
   sweep(shape, a, t, x, tail, y);
 }
 

@@ -1,0 +1,155 @@
+"""The table of elementwise functions: restrictions R and activations act, each with its derivative.
+
+Everything that knows a function by name or by code reads it here. A compiled language has one file
+of the same name with the same codes (``kernels/csrc/elementwise.h``,
+``kernels/triton/elementwise.py``), which is compared with this table when it is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_INFINITY: Final = math.inf
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """One function of a number.
+
+    Attributes:
+        code: How ops and compiled languages know it; never another function's, nor used again.
+        f: The function of a tensor; it may take the negative slope as a second argument.
+        derivative: Its derivative, with torch's choice at the kinks; likewise.
+        range: Bounds of its values.
+        module: The layer of torch that computes an activation.
+        options: That layer's arguments, where the class has several functions.
+        sloped: Whether there is a second argument, the negative slope.
+    """
+
+    code: int
+    f: Callable[..., Tensor]
+    derivative: Callable[..., Tensor]
+    range: tuple[float, float]
+    module: type[nn.Module] | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    sloped: bool = False
+
+    def __call__(self, x: Tensor, slope: float = 0.0) -> Tensor:
+        """The function's values."""
+        return self.f(x, slope) if self.sloped else self.f(x)
+
+    def grad(self, x: Tensor, slope: float = 0.0) -> Tensor:
+        """The derivative's values."""
+        return self.derivative(x, slope) if self.sloped else self.derivative(x)
+
+
+def _sigmoid_slope(s: Tensor) -> Tensor:
+    g = s.sigmoid()
+    return g * (1 - g)
+
+
+def _tanh_slope(s: Tensor) -> Tensor:
+    g = s.tanh()
+    return 1 - g * g
+
+
+def _between(x: Tensor, low: float, high: float, value: float) -> Tensor:
+    """``value`` where low <= x <= high, 0 elsewhere."""
+    return ((x >= low) & (x <= high)).to(x.dtype) * value
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    gate = z.sigmoid()
+    return gate * (1 + z * (1 - gate))
+
+
+def _hardswish_slope(z: Tensor) -> Tensor:
+    return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
+
+
+RESTRICTIONS: Final[dict[str, Elementwise]] = {
+    "sigmoid": Elementwise(0, torch.sigmoid, _sigmoid_slope, (0, 1)),
+    "tanh": Elementwise(1, torch.tanh, _tanh_slope, (-1, 1)),
+    "hardsigmoid": Elementwise(
+        2,
+        lambda s: (s / 6 + 0.5).clamp(0, 1),  # F.hardsigmoid's 1/6 is a float32
+        lambda s: _between(s, -3, 3, 1 / 6),
+        (0, 1),
+    ),
+    "softsign": Elementwise(3, F.softsign, lambda s: (1 + s.abs()).square().reciprocal(), (-1, 1)),
+    "identity": Elementwise(4, lambda s: s, torch.ones_like, (-_INFINITY, _INFINITY)),
+}
+
+ACTIVATIONS: Final[dict[str, Elementwise]] = {
+    "none": Elementwise(0, lambda z: z, torch.ones_like, (-_INFINITY, _INFINITY), nn.Identity),
+    "relu": Elementwise(1, F.relu, lambda z: (z > 0).to(z.dtype), (0, _INFINITY), nn.ReLU),
+    "leaky_relu": Elementwise(
+        2,
+        F.leaky_relu,
+        lambda z, slope: torch.where(z > 0, torch.ones_like(z), slope),
+        (-_INFINITY, _INFINITY),
+        nn.LeakyReLU,
+        sloped=True,
+    ),
+    "silu": Elementwise(3, F.silu, _silu_slope, (-0.2785, _INFINITY), nn.SiLU),
+    "hardswish": Elementwise(
+        4,
+        F.hardswish,
+        _hardswish_slope,
+        (-0.375, _INFINITY),
+        nn.Hardswish,
+    ),
+}
+
+
+def codes(table: Mapping[str, Elementwise]) -> dict[str, int]:
+    """The code of each name."""
+    return {name: function.code for name, function in table.items()}
+
+
+def by_code(table: Mapping[str, Elementwise]) -> dict[int, Elementwise]:
+    """The functions by their codes."""
+    return {function.code: function for function in table.values()}
+
+
+RESTRICTION_OF: Final = by_code(RESTRICTIONS)
+ACTIVATION_OF: Final = by_code(ACTIVATIONS)
+
+
+# Of each layer of torch its forward, as nobody has put another one in its place yet, and its names.
+_LAYERS = {f.module: f.module.forward for f in ACTIVATIONS.values() if f.module is not None}
+_NAMES = {
+    module: [name for name, f in ACTIVATIONS.items() if f.module is module] for module in _LAYERS
+}
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """The name of the activation that a layer of torch computes; None if it is none of these."""
+    kind = type(module)
+    if kind not in _LAYERS or kind.forward is not _LAYERS[kind] or "forward" in vars(module):
+        return None
+    for name in _NAMES[kind]:
+        options = ACTIVATIONS[name].options
+        if all(getattr(module, key) == value for key, value in options.items()):
+            return name
+    return None
+
+
+def mismatch(language: str, restrictions: Mapping[str, int], activations: Mapping[str, int]) -> str:
+    """What keeps a compiled language's functions from being used; nothing if they are these."""
+    for ours, theirs in ((RESTRICTIONS, restrictions), (ACTIVATIONS, activations)):
+        for name in {**ours, **theirs}:
+            own = ours[name].code if name in ours else None
+            if own != theirs.get(name):
+                return (
+                    f"{language} knows {name!r} by the code {theirs.get(name)}, "
+                    f"rbnorm.elementwise by {own}: it was built from other sources; build it again"
+                )
+    return ""
