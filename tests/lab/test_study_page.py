@@ -145,11 +145,14 @@ def test_corruptions_are_shown_by_kind_and_statistics(page):
 
 def test_figures_show_every_arm(page):
     for measure in ("clean", "shifted"):
-        drawing = page.locator(f"#figure-{measure} svg")
+        drawing = page.locator(f"#figure-{measure} [lang=en] svg")
         assert drawing.bounding_box()["width"] > 300
         text = drawing.text_content()
         for label in ("whole", "half", "bn", "gn", "rbn", "minus the baseline"):
             assert label in text
+        chinese = page.locator(f"#figure-{measure} [lang=zh-Hans] svg").text_content()
+        assert "减去同一种子的基线（百分点）" in chinese
+        assert "minus the baseline" not in chinese
 
 
 def test_failures_and_the_way_to_repeat_it_are_named(page):

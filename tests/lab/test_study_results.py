@@ -9,6 +9,7 @@ from rbnorm.lab.studies.answer import answer
 from rbnorm.lab.studies.corrupted import controls, corruption_tables
 from rbnorm.lab.studies.results import collect
 from rbnorm.lab.studies.variants import comparisons_of
+from rbnorm.lab.studies.words import chinese
 from rbnorm.lab.text import Text
 
 BASE = (0.90, 0.91, 0.88, 0.92, 0.89, 0.90)
@@ -145,7 +146,7 @@ def test_a_primary_answer_says_which_is_better():
         f"[+{low:.2f}, +{high:.2f}], 6 seeds, Holm-adjusted p = 0.031)."
     )
     assert better.zh.startswith(
-        f"clean 项：rbn 比 bn 更高（+1.00 个百分点，95% 区间 [+{low:.2f}, +{high:.2f}]"
+        f"clean 项： rbn 比 bn 更高（+1.00 个百分点，95% 区间 [+{low:.2f}, +{high:.2f}]"
     )
     worse = answer(study, found(study, accuracies(rbn=-0.01)))
     assert "rbn is less accurate than bn (−1.00" in worse.en
@@ -156,7 +157,7 @@ def test_a_primary_answer_says_when_nothing_is_detected():
     study = make_study((comparison(),))
     same = answer(study, found(study, accuracies(rbn=0.0)))
     assert "no detectable difference between rbn and bn (+0.00 points, 95 % interval [" in same.en
-    assert "rbn 与 bn 之间没有可检测的差异（+0.00 个百分点，95% 区间 [" in same.zh
+    assert " rbn 与 bn 之间没有可检测的差异（+0.00 个百分点，95% 区间 [" in same.zh
 
 
 def test_an_exploratory_answer_names_what_is_better_worse_and_neither():
@@ -226,13 +227,27 @@ def test_a_further_comparison_may_test_its_control_with_other_statistics():
     means = [other.difference.estimate.mean for other in results.others]
     assert means == pytest.approx([-0.05, -0.15])
     said = answer(study, results).en
-    assert "Rbn minus gn, mean accuracy under corruptions: −5.00 points" in said
-    assert "rbn minus bn with statistics of the test batch" in said
-    assert "−15.00 points" in said
+    assert "Mean accuracy under corruptions: rbn is less accurate than gn (−5.00 points" in said
+    assert "rbn is less accurate than bn with statistics of the test batch (−15.00 points" in said
+
+
+def test_a_primary_answer_has_its_control_in_the_same_box():
+    others = comparisons_of("whole", [("rbn", "gn", "clean")])
+    study = make_study((comparison(),), others=others)
+    said = answer(study, found(study, accuracies(rbn=0.01, gn=0.01)))
+    assert "; but (exploratory) accuracy on clean test images: no detectable difference" in said.en
+    assert "；但（探索性）干净测试图像上的准确率： rbn 与 gn 之间没有可检测的差异" in said.zh
+
+
+def test_names_of_arms_are_said_in_both_languages():
+    assert chinese("both") == "两者都用"
+    assert chinese("w_b = 2, gamma compensated") == "w_b = 2，补偿 γ"
+    assert chinese("normalisation batch 4, sorted by class") == "归一化批量 4，按类别排序"
+    assert chinese("rbn") == "rbn"
 
 
 def test_a_further_comparison_that_was_not_run_is_left_out():
     study = make_study(others=comparisons_of("whole", [("rbn", "gn", "clean")]))
     results = found(study, lambda arm, seed: None if arm.label == "gn" else BASE[seed])
     assert results.others[0].difference is None
-    assert "minus gn" not in answer(study, results).en
+    assert "than gn" not in answer(study, results).en

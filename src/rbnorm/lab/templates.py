@@ -1,5 +1,6 @@
 """The one way from a template beside this module to a page, and from a page to files."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -39,6 +40,7 @@ def write_page(
     page_with: Callable[[dict[str, Markup]], str],
     out: Path,
     files: Sequence[str] | None = None,
+    translate: Callable[[str], str] | None = None,
 ) -> None:
     """Write ``report.html`` and figures as files of their own; each replaces its predecessor whole.
 
@@ -47,12 +49,22 @@ def write_page(
         page_with: The page as text, given the drawings by name.
         out: The folder.
         files: The figures that get files; None for all.
+        translate: What a text in a drawing is in Chinese, for a page in both languages.
     """
-    drawn = {name: Markup(plots.svg(figure, name)) for name, figure in figures.items()}
+    drawn = {name: _drawing(figure, name, translate) for name, figure in figures.items()}
     replace(out / PAGE, page_with(drawn).encode())
     for name in figures if files is None else files:
         for suffix in ("svg", "png"):
             replace(out / f"{name}.{suffix}", plots.picture(figures[name], suffix))
+
+
+def _drawing(figure: Figure, name: str, translate: Callable[[str], str] | None) -> Markup:
+    english = plots.svg(figure, name)
+    if translate is None:
+        return Markup(english)
+    texts = re.compile(r"(?<=>)[^<>]+(?=</text>)")
+    chinese = texts.sub(lambda text: translate(text[0]), plots.svg(figure, f"{name}-zh"))
+    return Markup(f'<div lang="en">{english}</div><div lang="zh-Hans">{chinese}</div>')
 
 
 def environments(records: Sequence[Made]) -> dict[str, str]:

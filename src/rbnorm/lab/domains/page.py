@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from rbnorm.lab import plots
 from rbnorm.lab.analysis import p_value
 from rbnorm.lab.domains.answer import bracketed, domains_answer
 from rbnorm.lab.domains.config import TRAINED
@@ -84,11 +82,11 @@ def draw(out: Path, defaults: DomainSettings, command: str) -> None:
     store = DomainStore(out)
     settings = settings_of_records(store.records, defaults)
     results = DomainResults(settings, store.records, store.failures)
-    drawn = {"targets": targets_figure(results), "remedies": remedies_figure(results)}
-    figures = {name: figure for name, figure in drawn.items() if figure}
+    possible = {"targets": targets_figure(results), "remedies": remedies_figure(results)}
+    figures = {name: figure for name, figure in possible.items() if figure}
     folder = out / NAME
     make_folder(folder)
-    write_page(figures, lambda _: page(results, figures, command), folder)
+    write_page(figures, lambda drawn: page(results, drawn, command), folder, translate=_chinese)
     console = terminal()
     console.print(f"{NAME}: {domains_answer(results).en}")
     if results.failures:
@@ -96,8 +94,8 @@ def draw(out: Path, defaults: DomainSettings, command: str) -> None:
     console.print(f"Report: {folder / PAGE}", soft_wrap=True)
 
 
-def page(results: DomainResults, figures: dict[str, Figure], command: str) -> str:
-    """The page as text."""
+def page(results: DomainResults, drawn: dict[str, Markup], command: str) -> str:
+    """The page as text; ``drawn`` are its figures by name."""
     records: Any = results.records  # with the fields that every record of the lab has
     study = Study(
         NAME,
@@ -122,7 +120,7 @@ def page(results: DomainResults, figures: dict[str, Figure], command: str) -> st
         statistics=[name for name in STATISTICS if results.accuracy(BN, name)],
         words=WORDS,
         answer=domains_answer(results),
-        figures={name: bilingual(figure, name) for name, figure in figures.items()},
+        figures=drawn,
         facts=environments(records),
         commands=[reproducing(command, _ELSEWHERE, ("--no-run", "--cut", "--keep-models"))],
         bracketed=bracketed,
@@ -131,23 +129,16 @@ def page(results: DomainResults, figures: dict[str, Figure], command: str) -> st
     )
 
 
-def bilingual(figure: Figure, name: str) -> dict[str, Markup]:
-    """The figure as SVG by language: its words are those of the page."""
-    english = plots.svg(figure, name)
-    chinese = plots.svg(figure, f"{name}-zh")
-    for en, zh in _translations().items():
-        chinese = chinese.replace(f">{en}<", f">{zh}<")
-    return {"en": Markup(english), "zh": Markup(chinese)}
-
-
-def _translations() -> dict[str, str]:
-    return {
+def _chinese(words: str) -> str:
+    """What stands in a figure in Chinese, in the words of the page."""
+    known = {
         "all targets": "全部目标域",
         "minus BN (points)": "减 BN（百分点）",
         "accuracy on the target (%)": "目标域准确率（%）",
         **{arm.text.en: arm.text.zh for arm in ARMS},
-        **{name: words.zh for name, words in WORDS.items()},
+        **{name: text.zh for name, text in WORDS.items()},
     }
+    return known.get(words, words)
 
 
 def accuracy(found: Blocked | None) -> str:

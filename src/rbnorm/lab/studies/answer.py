@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rbnorm.lab.analysis import p_value, points
+from rbnorm.lab.shift import TRAINED
 from rbnorm.lab.statistics import Estimate
-from rbnorm.lab.studies.arms import Study
+from rbnorm.lab.studies.arms import Comparison, Study
 from rbnorm.lab.studies.corrupted import Control, controls
 from rbnorm.lab.studies.results import (
     CLEAN,
@@ -16,6 +17,7 @@ from rbnorm.lab.studies.results import (
     PrimaryResult,
     Results,
 )
+from rbnorm.lab.studies.words import chinese
 from rbnorm.lab.text import Text
 
 MEASURES: Final = {
@@ -44,11 +46,14 @@ def answer(study: Study, results: Results) -> Text:
     """
     if not results.records:
         return NOT_RUN
+    several = len(results.groups()) > 1
+    named = [clause for other in results.others if (clause := _other(other, several))]
     if study.primary:
         clauses = [_primary(result) for result in results.primary]
+        clauses += [
+            Text(f"but (exploratory) {clause.en}", f"但（探索性）{clause.zh}") for clause in named
+        ]
     else:
-        several = len(results.groups()) > 1
-        named = [clause for other in results.others if (clause := _other(other, several))]
         clauses = named[:_MOST_NAMED] or [
             c for m in results.measures() if (c := _exploratory(results.arms, m))
         ]
@@ -86,35 +91,59 @@ def _primary(result: PrimaryResult) -> Text:
     name, difference = result.comparison.name, result.difference
     if difference is None:
         return Text(f"{name.en}: not run", f"{name.zh}：未运行")
-    treatment, control = result.comparison.treatment, result.comparison.control
+    treatment, control = _sides(result.comparison)
     evidence = _evidence(difference)
     p = p_value(result.adjusted)
     en = f"({evidence.en}, Holm-adjusted p = {p})"
     zh = f"（{evidence.zh}，Holm 校正后 p = {p}）"
     if not result.detectable and not result.resolvable:
-        return Text(
-            f"{name.en}: too few seeds to tell {treatment} from {control} {en}",
-            f"{name.zh}：种子太少，无法区分 {treatment} 与 {control}{zh}",
+        said = Text(
+            f"too few seeds to tell {treatment.en} from {control.en}",
+            f"种子太少，无法区分{treatment.zh}与{control.zh}",
         )
-    if not result.detectable:
-        return Text(
-            f"{name.en}: no detectable difference between {treatment} and {control} {en}",
-            f"{name.zh}：{treatment} 与 {control} 之间没有可检测的差异{zh}",
-        )
-    more = difference.estimate.mean > 0
-    return Text(
-        f"{name.en}: {treatment} is {'more' if more else 'less'} accurate than {control} {en}",
-        f"{name.zh}：{treatment} 比 {control} {'更高' if more else '更低'}{zh}",
-    )
+    else:
+        more = difference.estimate.mean > 0 if result.detectable else None
+        said = _verdict(treatment, control, more)
+    return Text(f"{name.en}: {said.en} {en}", f"{name.zh}：{said.zh}{zh}")
 
 
 def _other(result: OtherResult, several_groups: bool) -> Text | None:
     comparison, difference = result.comparison, result.difference
     if difference is None:
         return None
-    evidence, name = _evidence(difference), comparison.name
-    where = f"{comparison.group}, " if several_groups else ""
-    return Text(f"{where}{name.en}: {evidence.en}", f"{where}{name.zh}：{evidence.zh}")
+    estimate, measure = difference.estimate, MEASURES[comparison.measure]
+    said = _verdict(*_sides(comparison), estimate.mean > 0 if estimate.detectable else None)
+    evidence = _evidence(difference)
+    en = f"{comparison.group}, " if several_groups else ""
+    zh = f"{chinese(comparison.group)}，" if several_groups else ""
+    return Text(
+        f"{en}{measure.en}: {said.en} ({evidence.en})",
+        f"{zh}{measure.zh}：{said.zh}（{evidence.zh}）",
+    )
+
+
+def _sides(comparison: Comparison) -> tuple[Text, Text]:
+    """Treatment and control in words."""
+    treatment, control = (
+        Text(label, f" {chinese(label)} ") for label in (comparison.treatment, comparison.control)
+    )
+    if comparison.control_statistics == TRAINED:
+        return treatment, control
+    tested = STATISTICS[comparison.control_statistics]
+    return treatment, Text(f"{control.en} with {tested.en}", f"{control.zh}（{tested.zh}）")
+
+
+def _verdict(treatment: Text, control: Text, more: bool | None) -> Text:
+    """Whether one arm is more accurate than another; None stands for no detectable difference."""
+    if more is None:
+        return Text(
+            f"no detectable difference between {treatment.en} and {control.en}",
+            f"{treatment.zh}与{control.zh}之间没有可检测的差异",
+        )
+    return Text(
+        f"{treatment.en} is {'more' if more else 'less'} accurate than {control.en}",
+        f"{treatment.zh}比{control.zh}{'更高' if more else '更低'}",
+    )
 
 
 def _evidence(difference: Difference) -> Text:
@@ -162,9 +191,10 @@ def _part(items: Sequence[str], en: str, zh: str) -> Text | None:
     if not items:
         return None
     shown, rest = items[:_MOST_NAMED], len(items) - _MOST_NAMED
+    named = chinese("；".join(shown))
     return Text(
         f"{en}: {len(items)} ({'; '.join(shown)}{f'; and {rest} more' if rest > 0 else ''})",
-        f"{zh}：{len(items)} 个（{'；'.join(shown)}{f'；另有 {rest} 个' if rest > 0 else ''}）",
+        f"{zh}：{len(items)} 个（{named}{f'；另有 {rest} 个' if rest > 0 else ''}）",
     )
 
 
@@ -177,7 +207,7 @@ def _control(control: Control) -> Text:
     evidence = _evidence(control.gain)
     return Text(
         f"{name} with {words.en} against {name} as trained, under corruptions: {evidence.en}",
-        f"图像损坏时，{name} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
+        f"图像损坏时，{chinese(name)} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
     )
 
 

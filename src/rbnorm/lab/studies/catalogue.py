@@ -25,9 +25,14 @@ _FINE_TUNE: Final = 0.1  # of the learning rate of training
 def primary(settings: Settings, rate: Rate) -> Study:
     """The comparisons that the project's claims rest on."""
     whole, small = "whole batch", f"normalisation batch {SMALL_BATCH}"
+    alike = (
+        *at_rate_of_rbn(settings, rate, whole, "bn"),
+        *at_rate_of_rbn(settings, rate, small, "bn", norm_batch=SMALL_BATCH),
+    )
     arms = (
         *arms_of(settings, rate, whole, {"bn": "bn", "rbn": "rbn"}),
         *arms_of(settings, rate, small, {"bn": "bn", "rbn": "rbn"}, norm_batch=SMALL_BATCH),
+        *alike,
     )
     comparisons = (
         (whole, "clean", "accuracy on clean test images", "干净测试图像上的准确率"),
@@ -54,6 +59,12 @@ def primary(settings: Settings, rate: Rate) -> Study:
         tuple(
             Comparison(Text(en, zh), group, "rbn", "bn", measure)
             for group, measure, en, zh in comparisons
+        ),
+        others=tuple(
+            comparison
+            for arm in alike
+            for measure in (("clean",) if arm.config.norm_batch else ("clean", "shifted"))
+            for comparison in comparisons_of(arm.group, [("rbn", arm.label, measure)])
         ),
     )
 

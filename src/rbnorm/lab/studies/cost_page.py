@@ -8,6 +8,7 @@ from rbnorm.lab.studies.answer import NOT_RUN, SUBJECT
 from rbnorm.lab.studies.arms import Study
 from rbnorm.lab.studies.costs import RATIOS, Costs, NormCost, Ratio, bench_command
 from rbnorm.lab.studies.figure import cost_figure
+from rbnorm.lab.studies.words import chinese
 from rbnorm.lab.templates import render, write_page
 from rbnorm.lab.text import Text
 
@@ -42,6 +43,7 @@ def write_cost_page(study: Study, costs: Costs | None, out: Path, command: str) 
             facts={name: value or "unknown" for name, value in machine.items()},
         ),
         out / study.name,
+        translate=chinese,
     )
 
 

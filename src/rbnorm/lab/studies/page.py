@@ -15,6 +15,7 @@ from rbnorm.lab.studies.corrupted import controls, corruption_tables
 from rbnorm.lab.studies.figure import study_figure
 from rbnorm.lab.studies.results import Results, value_of
 from rbnorm.lab.studies.tuning import Candidate
+from rbnorm.lab.studies.words import chinese
 from rbnorm.lab.text import Text
 
 KINDS: Final = {
@@ -39,7 +40,9 @@ def write_page(results: Results, tuning: Sequence[Candidate], out: Path, command
         command: The command line that makes this page again.
     """
     figures = {measure: study_figure(results, measure) for measure in results.measures()}
-    templates.write_page(figures, lambda drawn: page(results, tuning, drawn, command), out)
+    templates.write_page(
+        figures, lambda drawn: page(results, tuning, drawn, command), out, translate=chinese
+    )
 
 
 def page(
@@ -70,6 +73,7 @@ def page(
         p_value=p_value,
         percent=percent,
         value_of=value_of,
+        chinese=chinese,
     )
 
 

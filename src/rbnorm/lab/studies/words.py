@@ -1,0 +1,36 @@
+"""The names of arms and groups, and the figures' words, in Chinese."""
+
+import re
+from typing import Final
+
+_PHRASES: Final = {
+    "whole batch": "整批",
+    "normalisation batch": "归一化批量",
+    ", sorted by class": "，按类别排序",
+    ", RBN's learning rate": "（RBN 的学习率）",
+    ", gamma compensated": "，补偿 γ",
+    ", rate tuned for this batch": "（按此批量调学习率）",
+    "centring only": "仅中心化",
+    "scaling only": "仅缩放",
+    "neither": "都不用",
+    "both": "两者都用",
+    "statistic: ": "统计量：",
+    "restriction: ": "限制函数：",
+    "no decay of the calibration": "校准参数不做权重衰减",
+    "fine-tuned": "微调",
+    "converted to ": "转换为 ",
+    "test accuracy (%)": "测试准确率（%）",
+    "training step": "训练步耗时",
+    "inference": "推理耗时",
+    "kept for backward": "为反向传播保存",
+    "peak memory": "峰值内存",
+    "/ BatchNorm's": "与 BatchNorm 之比",
+    "mean corruption accuracy (%)": "损坏图像上的平均准确率（%）",
+    "minus the baseline of the same seed (points)": "减去同一种子的基线（百分点）",
+}
+_ANY: Final = re.compile("|".join(map(re.escape, sorted(_PHRASES, key=len, reverse=True))))
+
+
+def chinese(name: str) -> str:
+    """A name with the phrases that it is made of in Chinese; norms keep their names."""
+    return _ANY.sub(lambda match: _PHRASES[match[0]], name)
