@@ -51,7 +51,8 @@ def answer(study: Study, results: Results) -> Text:
     if study.primary:
         clauses = [_primary(result) for result in results.primary]
         clauses += [
-            Text(f"but (exploratory) {clause.en}", f"但（探索性）{clause.zh}") for clause in named
+            Text(f"control (exploratory): {clause.en}", f"对照（探索性）：{clause.zh}")
+            for clause in named
         ]
     else:
         clauses = named[:_MOST_NAMED] or [
