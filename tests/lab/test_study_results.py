@@ -235,7 +235,8 @@ def test_a_primary_answer_has_its_control_in_the_same_box():
     others = comparisons_of("whole", [("rbn", "gn", "clean")])
     study = make_study((comparison(),), others=others)
     said = answer(study, found(study, accuracies(rbn=0.01, gn=0.01)))
-    assert "; control (exploratory): accuracy on clean test images: no detectable difference" in said.en
+    control = "control (exploratory): accuracy on clean test images: no detectable difference"
+    assert f"; {control}" in said.en
     assert "；对照（探索性）：干净测试图像上的准确率： rbn 与 gn 之间没有可检测的差异" in said.zh
 
 
