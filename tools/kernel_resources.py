@@ -112,7 +112,7 @@ def build(
     variant: Variant,
     dtype: str,
     target: GPUTarget,
-    config: triton.Config | None,
+    config: sweeps.Config | None,
     size: str = "i32",
 ) -> Any:
     """Compile for 128-bit aligned data of ``dtype``: "fp32", "bf16", "fp16" or "fp64".
@@ -124,9 +124,8 @@ def build(
     options = dict(variant.options)
     launch = {"num_warps": options.pop("num_warps", 4)}
     if config is not None:
-        options.update(config.kwargs)
-        launch["num_warps"] = config.num_warps
-    kernel = variant.kernel.fn if config is not None else variant.kernel
+        options["TILE"], launch["num_warps"] = config.tile, config.warps
+    kernel = variant.kernel
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         name = parameter.name

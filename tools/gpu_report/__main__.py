@@ -17,8 +17,9 @@ from tools.gpu_report import table
 from tools.gpu_report.rows import FILE, append, read
 
 # What compiles runs side by side, what is timed alone.
-STANDARD = "machine,correctness+warm,overhead,layers,model,phases,suite"
+STANDARD = "machine,correctness+warm+suite,overhead,layers,model,phases,training,counters"
 STEPS = STANDARD.replace("+", ",").split(",")
+DATA = "RBNORM_GPU_REPORT_DATA"  # see the training; importing it would open the device here
 ROOT = Path(__file__).parents[2]
 GRACE = 20.0  # seconds from the end of a step's time to its end by force: a case may be under way
 
@@ -32,6 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
     parser.add_argument("--limit", type=float, default=480, help="seconds for any one step")
     parser.add_argument("--effort", choices=("smoke", "short", "full"), default="full")
+    parser.add_argument("--data", type=Path, help="CIFAR-10 as a tar.gz of train/CLASS/*.jpg ...")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     given = parser.parse_args()
     given.steps = [group.split("+") for group in given.steps.split(",")]
@@ -108,6 +110,8 @@ def main() -> None:
     for old in (rows, given.out / "log.txt"):
         old.unlink(missing_ok=True)
     os.environ[FILE] = str(rows)
+    if given.data is not None:
+        os.environ[DATA] = str(given.data.resolve())
     paths = [str(ROOT), str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     end = time.monotonic() + given.budget

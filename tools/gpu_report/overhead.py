@@ -11,7 +11,7 @@ import torch
 
 from tools.gpu_report.clock import host
 from tools.gpu_report.options import Options, Row
-from tools.gpu_report.subjects import COMPILED, EAGER, Case, random
+from tools.gpu_report.subjects import COMPILED, EAGER, Case, Way, random
 
 NAME, SECONDS, WORKERS = "overhead", 40, 1
 SHAPE = (2, 16, 8, 8)
@@ -19,12 +19,17 @@ SHAPE = (2, 16, 8, 8)
 
 def cases(options: Options) -> list[str]:
     """Every way; compiled ones last."""
-    return [*EAGER, *options.choose((), ("compiled rbn",), COMPILED)]
+    return list(ways(options))
+
+
+def ways(options: Options) -> dict[str, Way]:
+    """What is timed."""
+    return EAGER | options.choose({}, COMPILED, COMPILED)
 
 
 def run(case: str, options: Options) -> Iterator[Row]:
     """Evaluation, the forward pass of training, and forward with backward."""
-    way = {**EAGER, **COMPILED}[case]
+    way = ways(options)[case]
     with way.ready():
         for mode in ("inference", "training"):
             size = Case(mode, "float32", "contiguous", SHAPE)

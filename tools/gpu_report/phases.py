@@ -14,7 +14,6 @@ from tools.gpu_report.options import DTYPES, Options, Row
 from tools.gpu_report.subjects import Case, random
 
 NAME, SECONDS, WORKERS = "phases", 60, 1
-PLAIN = (None, 0, 0.0)  # no residual, no activation
 PASSES = {"mean": 1, "moments": 1, "affine": 2, "grad_moments": 2, "grad_affine": 3}
 
 
@@ -37,9 +36,9 @@ def phases(dy: Any, x: Any) -> dict[str, Callable[[], Any]]:
     return {
         "mean": lambda: ops.mean(x),
         "moments": lambda: ops.moments(x),
-        "affine": lambda: ops.affine(x, m, a, b, *PLAIN),
-        "grad_moments": lambda: ops.grad_moments(dy, x, m, None, None, *PLAIN),
-        "grad_affine": lambda: ops.grad_affine(dy, x, m, a, None, p, b, *PLAIN, True, False),
+        "affine": lambda: ops.affine(x, m, a, b, None, 0, 0.0),
+        "grad_moments": lambda: ops.grad_moments(dy, x, m, None, None, None, 0, 0.0),
+        "grad_affine": lambda: ops.grad_affine(dy, x, m, a, None, p, b, None, 0, 0.0, True, False),
     }
 
 
@@ -55,14 +54,8 @@ def run(case: Case, options: Options) -> Iterator[Row]:
     if options.cuda:
         calls = {name: [captured(each)] for name, each in calls.items()}
     timed = in_turn(calls, options)
-    from rbnorm.kernels.triton import sweeps  # noqa: PLC0415 - it decides at import who interprets
-
     nbytes = torch.Size(case.shape).numel() * DTYPES[case.dtype].itemsize
     for name, us in timed.items():
         us /= count  # noqa: PLW2901
         speed = PASSES.get(name, 2) * nbytes / us / 1e3
         yield {**case.fields, "subject": name, "us": us, "gb_per_s": speed}
-    for name in ("moments", "affine", "grad_moments", "grad_affine") if options.cuda else ():
-        timings = getattr(getattr(sweeps, name), "configs_timings", {})
-        found = {str(config.kwargs["TILE"]): times[0] * 1e3 for config, times in timings.items()}
-        yield {**case.fields, "tuned": name, "us": found}

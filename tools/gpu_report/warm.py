@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tools.gpu_report import layers, phases
+from tools.gpu_report import layers, overhead, phases
 from tools.gpu_report.options import Options, Row
 from tools.gpu_report.subjects import Case, random
 
@@ -15,8 +15,9 @@ NAME, SECONDS, WORKERS = "warm", 75, 8
 
 
 def cases(options: Options) -> list[Case]:
-    """Those of the layers, then those of the phases."""
-    return list(dict.fromkeys([*layers.cases(options), *phases.cases(options)]))
+    """Those of the launch overhead, of the layers, and of the phases."""
+    small = [Case(m, "float32", "contiguous", overhead.SHAPE) for m in ("training", "inference")]
+    return list(dict.fromkeys([*small, *layers.cases(options), *phases.cases(options)]))
 
 
 def run(case: Case, options: Options) -> Iterator[Row]:
@@ -26,7 +27,10 @@ def run(case: Case, options: Options) -> Iterator[Row]:
     for call in phases.phases(dy, x).values():
         call()
     x.requires_grad_(case.mode == "training")
-    for way in layers.ways(case, options).values():
+    ways = layers.ways(case, options)
+    if case.shape == overhead.SHAPE:
+        ways |= overhead.ways(options)
+    for way in ways.values():
         torch.compiler.reset()
         with way.ready():
             way.calls(case, options, [(x, dy)])[0]()

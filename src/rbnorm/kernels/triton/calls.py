@@ -18,9 +18,12 @@ from torch import Tensor
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.kernels.triton import sweeps
 from rbnorm.kernels.triton.plan import Plan, plan
+from rbnorm.kernels.triton.sweeps import Config
 
 MOST = 4096
-_tuned: dict[Any, dict[str, Any]] = {}
+SMALL = 2**21  # values of a map that is tuned apart from larger ones
+_tuned: dict[Any, Config] = {}
+_IGNORED = (0, 0, 0, 0)  # in the place of what is compiled in
 
 
 def _is_untimed() -> bool:
@@ -30,6 +33,19 @@ def _is_untimed() -> bool:
         or torch.are_deterministic_algorithms_enabled()
         or torch.cuda.is_current_stream_capturing()
     )
+
+
+def _fastest(kernel: Any, p: Plan, arguments: tuple[Any, ...]) -> Config:
+    """Of the ways to compile a sweep that differ here."""
+    different = {(p.options(config), config.warps): config for config in reversed(sweeps.CONFIGS)}
+
+    def seconds(config: Config) -> float:
+        def call() -> None:
+            kernel[(p.programs(config),)](*arguments, *p.options(config), num_warps=config.warps)
+
+        return float(triton.testing.do_bench(call, warmup=5, rep=20, return_mode="median"))
+
+    return min(different.values(), key=seconds)
 
 
 class Launcher:
@@ -60,20 +76,15 @@ class Launcher:
             self._compiled[kernel.__name__] = programs, *handles
 
     def sweep(self, kernel: Any, p: Plan, *arguments: Any) -> None:
-        """Run a sweep, at the configuration that was the fastest for its class of sizes."""
+        """Run a sweep, as it was the fastest for its class of sizes."""
         if self.ready:
-            self.launch(kernel.fn, 0, 0, *arguments, *p.sweep, 0)
+            self.launch(kernel, 0, 0, *arguments, *_IGNORED)
             return
-        key = (kernel.base_fn.__name__, *self._class)
-        if key in _tuned:
-            found = _tuned[key]
-        elif _is_untimed():
-            found = sweeps.CONFIGS[0].all_kwargs()
-        else:
-            kernel[lambda meta: (p.programs(meta["TILE"]),)](*arguments, *p.sweep)
-            found = _tuned[key] = kernel.best_config.all_kwargs()
-        tile, warps = found["TILE"], found["num_warps"]
-        self.launch(kernel.fn, p.programs(tile), warps, *arguments, *p.sweep, tile)
+        key = (kernel.__name__, *self._class)
+        config = _tuned.get(key, sweeps.CONFIGS[0])
+        if key not in _tuned and not _is_untimed():
+            config = _tuned[key] = _fastest(kernel, p, arguments)
+        self.launch(kernel, p.programs(config), config.warps, *arguments, *p.options(config))
 
     def done(self) -> None:
         """Every kernel has been launched once: from now on, addresses."""
@@ -158,7 +169,9 @@ class Call:
         found = self._launchers.get(key)
         if found is None:
             assert self.plan is not None
-            found = Launcher(self._device, (self._dtype, *self.plan.sweep[::2]))
+            width, _, last = self.plan.sweep
+            small = self._shape.numel() < SMALL
+            found = Launcher(self._device, (self._dtype, width, last, small))
             self._launchers[key] = found
         return found, addresses if found.ready else tensors
 

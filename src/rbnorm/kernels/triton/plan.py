@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import triton
 
-from rbnorm.kernels.triton import sweeps
+from rbnorm.kernels.triton.sweeps import CONFIGS, Config
 from rbnorm.kernels.triton.tiles import rows_per_tile
 
 PROGRAMS = 2048  # fills the GPUs of today: 132 multiprocessors of an H100 hold about 1000
@@ -51,11 +51,18 @@ class Plan(NamedTuple):
         """The number of chunks of the positions."""
         return self.sizes[4]
 
-    def programs(self, tile: int) -> int:
+    def programs(self, config: Config) -> int:
         """Of a sweep; on one axis, which takes 2^31 - 1 programs where the others take 65535."""
         N, C, _, _, chunks = self.sizes
-        rows = rows_per_tile(self.sweep.WIDTH, tile, self.sweep.CHANNELS_LAST)
-        return int(triton.cdiv(N * C, rows)) * chunks
+        width, _, last, tile = self.options(config)
+        return int(triton.cdiv(N * C, rows_per_tile(width, tile, last))) * chunks
+
+    def options(self, config: Config) -> tuple[int, int, bool, int]:
+        """WIDTH, ALIGN, CHANNELS_LAST and TILE of a sweep."""
+        width, align, last = self.sweep
+        if last:
+            width = min(width * config.broad, triton.next_power_of_2(self.sizes[1]))
+        return width, align, last, config.tile
 
     @property
     def table_programs(self) -> int:
@@ -73,7 +80,7 @@ class Plan(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def plan(N: int, C: int, L: int, channels_last: bool) -> Plan:
     """Split the positions into chunks where the rows alone make too few programs."""
-    tile = sweeps.CONFIGS[0].kwargs["TILE"]
+    tile = CONFIGS[0].tile
     if channels_last:  # at least 64 channels side by side, more where there are few positions
         deep = tile // triton.next_power_of_2(L)
         width = min(triton.next_power_of_2(C), max(64, deep))

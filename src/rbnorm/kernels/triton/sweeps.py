@@ -4,9 +4,8 @@ Statistics leave a sweep as means over a chunk, (chunks, N, C); the table kernel
 Offsets are int64, the grid has one axis, nothing is accumulated with atomics.
 """
 
-import functools
+from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
@@ -19,35 +18,33 @@ from rbnorm.kernels.triton.tiles import (
     vector,
 )
 
+
+class Config(NamedTuple):
+    """How a sweep may be compiled.
+
+    Attributes:
+        tile: Values of a tile.
+        warps: Of a program.
+        broad: In channels_last, how often the plan's WIDTH lies side by side in a tile.
+    """
+
+    tile: int
+    warps: int
+    broad: int = 1
+
+
 # The first one is used where nothing may be timed.
-CONFIGS = [
-    triton.Config({"TILE": 2048}, num_warps=4),
-    triton.Config({"TILE": 1024}, num_warps=4),
-    triton.Config({"TILE": 4096}, num_warps=4),
-    triton.Config({"TILE": 4096}, num_warps=8),
-    triton.Config({"TILE": 8192}, num_warps=8),
-]
-
-
-def untimed() -> bool:
-    """Whether nothing may be timed, or timing would choose the order of sums."""
-    return (
-        triton.knobs.runtime.interpret
-        or torch.are_deterministic_algorithms_enabled()
-        or torch.cuda.is_current_stream_capturing()
-    )
-
-
-# WIDTH rises in powers of two, so a stream of many sizes is tuned a few times, not once for each.
-_tuned = triton.autotune(
-    configs=CONFIGS,
-    key=["WIDTH", "CHANNELS_LAST"],
-    do_bench=functools.partial(triton.testing.do_bench, warmup=5, rep=20),
+CONFIGS = (
+    Config(2048, 4),
+    Config(4096, 4),
+    Config(4096, 8),
+    Config(2048, 4, 4),
+    Config(4096, 8, 4),
+    Config(8192, 8, 4),
 )
 _jit = triton.jit(do_not_specialize=["N", "chunks"])
 
 
-@_tuned
 @_jit
 def moments(
     x, mean, var,
@@ -94,7 +91,6 @@ def moments(
         tl.store(var + out, tl.where(v < 0, 0.0, v), inside)
 
 
-@_tuned
 @_jit
 def affine(
     x, m, scale, shift, residual, y,
@@ -126,7 +122,6 @@ def affine(
         tl.store(y + offset, z.to(y.dtype.element_ty), mask)
 
 
-@_tuned
 @_jit
 def grad_moments(
     dy, x, m, scale, shift, residual, mean_dz, mean_dzx, E, V, weight, bias, center_weight,
@@ -185,7 +180,6 @@ def grad_moments(
     tl.store(mean_dzx + out, tl.sum(sum_dzx, 0) / count, inside)
 
 
-@_tuned
 @_jit
 def grad_affine(
     dy, x, m, scale, shift, x_scale, u, residual, dx, dresidual,
