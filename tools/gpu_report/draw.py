@@ -1,0 +1,203 @@
+"""``python -m tools.gpu_report.draw gpu-report.json docs/gpu.md README.md README.zh-CN.md``.
+
+Writes what was measured between the markers of each file: the tables into the page about GPUs,
+one line into a README.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tools.gpu_report.options import Row
+
+MARKS = "<!-- measured on a gpu -->", "<!-- /measured on a gpu -->"
+FASTER = ("batchnorm", "batchnorm native")
+
+
+class Report:
+    """The rows of a report, by step."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = [row for row in rows if "failed" not in row and "left" not in row]
+
+    def of(self, step: str, **wanted: Any) -> list[Row]:
+        """The rows of a step with these values."""
+        return [
+            row
+            for row in self.rows
+            if row["step"] == step and all(row.get(k) == v for k, v in wanted.items())
+        ]
+
+    def versions(self) -> Row:
+        """Of the machine."""
+        return self.of("machine")[0]
+
+    def ratios(self, **wanted: Any) -> list[tuple[Row, dict[str, float]]]:
+        """Each case of the layer in a CUDA graph: its row, and us by subject."""
+        cases: dict[Any, tuple[Row, dict[str, float]]] = {}
+        for row in self.of("layers", how="graph", **wanted):
+            key = tuple(row[k] for k in ("mode", "dtype", "layout", "shape"))
+            cases.setdefault(key, (row, {}))[1][row["subject"]] = row["us"]
+        return list(cases.values())
+
+
+def faster(us: dict[str, float]) -> float:
+    """Of BatchNorm with and without cuDNN."""
+    return min(us[name] for name in FASTER if name in us)
+
+
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    rule = ["---"] * len(head)
+    return ["", *("| " + " | ".join(cells) + " |" for cells in (head, rule, *body)), ""]
+
+
+def _layers(report: Report) -> list[str]:
+    modes = ("training", "inference")
+    cases: dict[Any, dict[str, dict[str, float]]] = {}
+    for row, us in report.ratios():
+        key = (row["dtype"], row["layout"], row["shape"])
+        cases.setdefault(key, {})[row["mode"]] = us
+    body = []
+    for (dtype, layout, shape), found in cases.items():
+        cells = [shape, dtype, layout]
+        for mode in modes:
+            us = found.get(mode)
+            if us is None:
+                cells += ["", "", ""]
+                continue
+            copies = 4 if mode == "training" else 1
+            share = copies * us["copy"] / us["rbn"]
+            cells += [f"{faster(us):.0f}", f"{us['rbn'] / faster(us):.2f}", f"{share:.0%}"]
+        body.append(cells)
+    head = ["shape", "dtype", "layout"]
+    head += ["training: BatchNorm us", "RBN", "of copy"]
+    head += ["evaluation: BatchNorm us", "RBN", "of copy"]
+    return _table(head, body)
+
+
+def _overhead(report: Report) -> list[str]:
+    modes = ("inference", "training forward", "training")
+    subjects = list(dict.fromkeys(row["subject"] for row in report.of("overhead")))
+    body = []
+    for subject in subjects:
+        found = {row["mode"]: row["us"] for row in report.of("overhead", subject=subject)
+                 if "us" in row}  # fmt: skip
+        body.append([subject, *(f"{found[m]:.0f}" if m in found else "" for m in modes)])
+    return _table(["us a call", "evaluation", "forward", "forward and backward"], body)
+
+
+def _model(report: Report) -> list[str]:
+    body = []
+    for how in ("eager", "compiled"):
+        rows = {row["subject"]: row for row in report.of("model", how=how)}
+        for name, row in rows.items():
+            ratio = row["us"] / rows["batchnorm"]["us"]
+            cells = [f"{row['us'] / 1e3:.1f}", f"{ratio:.3f}", f"{row['host_us'] / 1e3:.1f}"]
+            body.append([f"{name}, {how}", *cells, f"{row['peak_mib'] / 1024:.2f}"])
+    head = ["ResNet-50, batch 128", "ms a step", "of BatchNorm", "ms of the host", "peak GiB"]
+    return _table(head, body) if body else []
+
+
+def _training(report: Report) -> list[str]:
+    body = []
+    for name in ("batchnorm", "rbn"):
+        rows = report.of("training", subject=name)
+        if rows:
+            accuracies = ", ".join(f"{row['accuracy']:.2%}" for row in rows)
+            body.append([name, accuracies, f"{median(row['epoch_s'] for row in rows):.2f}"])
+    head = ["ResNet-18, 6 epochs", "test accuracy by seed", "s an epoch"]
+    return _table(head, body) if body else []
+
+
+def _counters(report: Report) -> list[str]:
+    body = [
+        [row["kernel"], row["layout"], f"{row['read']:.2f}", f"{row['written']:.2f}",
+         f"{row['us']:.1f}", f"{row['gb_per_s']:.0f}"]
+        for row in report.of("counters") if "kernel" in row
+    ]  # fmt: skip
+    head = ["kernel", "layout", "maps read", "maps written", "us", "GB/s"]
+    return _table(head, body) if body else []
+
+
+def page(report: Report) -> list[str]:
+    """The part of the page about GPUs."""
+    v = report.versions()
+    copy = max(row["gb_per_s"] for row in report.of("machine") if "gb_per_s" in row)
+    right = report.of("correctness")
+    suite = report.of("suite", test="all")
+    return [
+        "",
+        f"{v['card']}, torch {v['torch']}, Triton {v['triton']}; a copy moves {copy:.0f} GB/s.",
+        f"{sum(row['right'] for row in right)} of {len(right)} comparisons with the definition "
+        "in float64 were right"
+        + (f"; `tests/gpu`: {suite[0]['outcome'].strip('= ')}." if suite else "."),
+        "",
+        "The layer alone, in a CUDA graph and over inputs that take turns, so that neither the "
+        "host nor a cache counts; RBN as a multiple of the faster BatchNorm, of cuDNN or of "
+        "PyTorch. *Of copy*: the speed of RBN, counting 8 passes over the map in training and 2 in "
+        "evaluation, against a copy of the same map.",
+        *_layers(report),
+        "How long the host is busy with a call on a map of 2 x 16 x 8 x 8:",
+        *_overhead(report),
+        *_model(report),
+        *_training(report),
+        *_counters(report),
+    ]
+
+
+def line(report: Report, chinese: bool) -> str:
+    """The line of a README."""
+
+    def spread(mode: str) -> tuple[float, float, float]:
+        found = sorted(us["rbn"] / faster(us) for _, us in report.ratios(mode=mode))
+        return median(found), found[0], found[-1]
+
+    card, train, test = report.versions()["card"], spread("training"), spread("inference")
+    host = {
+        name: next(row["us"] for row in report.of("overhead", subject=name, mode="training"))
+        for name in ("batchnorm", "rbn")
+    }
+    steps = {row["subject"]: row["us"] for row in report.of("model", how="eager")}
+    step = steps["rbn"] / steps["batchnorm"] if "rbn" in steps else None
+    a, b, c = (f"{value:.2f}" for value in train)
+    d, e, f = (f"{value:.2f}" for value in test)
+    overhead = f"{host['rbn']:.0f}", f"{host['batchnorm']:.0f}"
+    if chinese:
+        model = "" if step is None else f"，ResNet-50 的一步是 {step:.2f} 倍"
+        return (
+            f"在 {card} 上，这一层的训练耗时是 BatchNorm 的 {a} 倍（中位数，{b} 到 {c}），"
+            f"推理 {d} 倍（{e} 到 {f}）{model}；不用 CUDA graph 的小特征图由主机决定："
+            f"一次前向加反向占用主机 {overhead[0]} 微秒，BatchNorm 为 {overhead[1]} 微秒。"
+        )
+    model = "" if step is None else f"; a step of ResNet-50 takes {step:.2f} times as long"
+    return (
+        f"On an {card} the layer's training pass takes {a} times BatchNorm's (median, {b} to {c}), "
+        f"evaluation {d} ({e} to {f}){model}. Small maps outside a CUDA graph wait for the host: "
+        f"forward and backward keep it busy for {overhead[0]} us, BatchNorm's for {overhead[1]}."
+    )
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Put the text between the markers of a file."""
+    begin, end = MARKS
+    head, rest = path.read_text().split(begin)
+    tail = rest.split(end)[1]
+    path.write_text(head + begin + text + end + tail)
+
+
+def main(source: str, *targets: str) -> None:
+    """Rewrite every file that is named."""
+    report = Report(json.loads(Path(source).read_text()))
+    for target in map(Path, targets):
+        if target.name.startswith("README"):
+            rewrite(target, line(report, target.name.endswith("zh-CN.md")))
+        else:
+            rewrite(target, "\n".join([*page(report), ""]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
