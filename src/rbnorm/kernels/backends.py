@@ -80,15 +80,17 @@ def load(library: torch.library.Library) -> None:
     ops = torch.ops.rbnorm
     names = [name for name in vars(Phases) if not name.startswith("_")]
     dispatched = SimpleNamespace(**{name: getattr(ops, name).default for name in names})
-    whole = Whole(*(getattr(ops, name).default for name in Whole._fields))
+    whole = {
+        "c++": Whole(*(getattr(ops, name).default for name in Whole._fields)),
+        "triton": Whole(**triton.DIRECT),
+    }
     if _found["cpu"].name == "portable":
         why = _found["cpu"].why
         plain = {name: noticed(getattr(phases, name), lambda: why) for name in names}
         _compiled["cpu"] = Kernels(cast("Phases", SimpleNamespace(**plain)))
     for device, found in _found.items():
         if found.name != "portable":
-            checks = found.name == "c++"
-            _compiled[device] = Kernels(cast("Phases", dispatched), whole, checks)
+            _compiled[device] = Kernels(cast("Phases", dispatched), whole[found.name], checks=True)
 
 
 def active(device: str) -> Kernels:

@@ -40,6 +40,11 @@ def _deferred(name: str) -> Callable[..., Any]:
     return call
 
 
+# The whole layer past the dispatcher, which takes Python to Python here and costs as much as two
+# launches; forward and inference look at their arguments themselves, backward trusts autograd.
+DIRECT = {name: _deferred(name) for name in ("forward", "inference", "backward")}
+
+
 def register(library: torch.library.Library, key: str = "CUDA") -> str | None:
     """Register every op of ``OPS`` in ``library`` for a dispatch ``key``; ROCm's is CUDA too.
 

@@ -8,6 +8,7 @@ plan and its compiled kernels here, and hands over addresses.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from rbnorm.kernels.checks import ACCEPTED, DTYPES
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.kernels.triton import sweeps
 from rbnorm.kernels.triton.plan import Plan, plan
@@ -103,6 +105,8 @@ class Call:
     """
 
     def __init__(self, x: Tensor) -> None:
+        if x.ndim < 2 or x.dtype not in DTYPES:
+            raise RuntimeError(f"x must have shape (N, C, ...) and be {ACCEPTED}")
         self.layout = torch.contiguous_format
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
         if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last):
@@ -112,6 +116,7 @@ class Call:
         self.plan = plan(N, C, positions(x), is_last) if x.numel() else None
         self._launchers: dict[Any, Launcher] = {}
         self._shape, self._dtype, self._device = x.shape, x.dtype, x.get_device()
+        self._is_single = x.numel() == C
         self._wide = table_dtype(x.dtype)
         self._one = one = torch.empty((), dtype=self._wide, device=x.device)
         self.table, self.vector = one.expand(N, C), one.expand(C)
@@ -121,11 +126,13 @@ class Call:
         self._slot = -(-chunks * N * C // 32) * 32  # a table of chunks, to a multiple of 128 bytes
         self._slots: dict[int, Tensor] = {}
 
-    def check(self, residual: Tensor | None, vectors: Sequence[Tensor | None]) -> None:
-        """Raise for what would make a kernel read or write beyond its tensors.
+    def check(
+        self, training: bool, eps: float, residual: Tensor | None, *vectors: Tensor | None
+    ) -> None:
+        """Raise for what no kernel may meet: at little cost, in this order of vectors.
 
         Raises:
-            RuntimeError: Whoever called has a sentence that names the argument.
+            RuntimeError: The caller's own checks name what is wrong.
         """
         for v in vectors:
             if v is not None and (
@@ -134,13 +141,18 @@ class Call:
                 or v.shape != self.vector.shape
                 or not v.is_contiguous()
             ):
-                raise RuntimeError("a vector must be (C,), contiguous, and of the table dtype")
+                raise RuntimeError("a vector must be contiguous, (C,), in the table dtype")
         if residual is not None and (
             residual.dtype is not self._dtype
             or residual.get_device() != self._device
             or residual.shape != self._shape
         ):
             raise RuntimeError("residual must have the shape, dtype and device of x")
+        _, _, _, scale_weight, scale_bias, *_ = vectors
+        if (scale_weight is None) is not (scale_bias is None):
+            raise RuntimeError("scale_weight and scale_bias must be given together")
+        if not 0 <= eps < math.inf or (training and (eps == 0 or self._is_single)):
+            raise RuntimeError("eps must be positive, and a channel have more than one value")
 
     def arranged(self, t: Tensor | None) -> Any:
         """x, or data beside it, in the layout of all."""

@@ -183,7 +183,7 @@ def forward(
     if p is None:
         return _forward_of_nothing(x, call, None if training else (running_mean, running_var))
     vectors = (weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var)
-    call.check(residual, vectors)
+    call.check(training, eps, residual, *vectors)
     x, residual = call.arranged(x), call.arranged(residual)
     y, m = empty_like(x), empty_like(call.table)
     E, V = empty_like(call.vector), empty_like(call.vector)
@@ -253,7 +253,7 @@ def inference(
             running_mean, running_var, False, 0.0, eps, restrict, activation, slope,
         )[0]  # fmt: skip
     vectors = (weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var)
-    call.check(residual, vectors)
+    call.check(False, eps, residual, *vectors)
     x, residual = call.arranged(x), call.arranged(residual)
     y = empty_like(x)
     given = (x, residual, y, None, None, None, *vectors)

@@ -34,17 +34,19 @@ class Plan(NamedTuple):
     Attributes:
         sizes: N, C, L, the chunk's length and their number, which sweeps and table kernels take.
         sweep: Of every sweep.
-        table: BLOCK_N, BLOCK_C and BLOCK_J of a table kernel, and its warps.
+        table: BLOCK_N, BLOCK_C and BLOCK_J of a table kernel; its warps and its programs.
         whole: WIDTH, ALIGN, CHANNELS_LAST, TILE and HELD where one launch does all of evaluation,
-            and its warps; None where its programs would be too few.
+            its warps and its programs; None where they would be too few.
     """
 
     sizes: tuple[int, int, int, int, int]
     sweep: Sweep
     table: tuple[int, int, int]
     table_warps: int
+    table_programs: int
     whole: tuple[int, int, bool, int, bool] | None
-    whole_warps: int
+    whole_warps: int = 0
+    whole_programs: int = 0
 
     @property
     def chunks(self) -> int:
@@ -63,18 +65,6 @@ class Plan(NamedTuple):
         if last:
             width = min(width * config.broad, triton.next_power_of_2(self.sizes[1]))
         return width, align, last, config.tile
-
-    @property
-    def table_programs(self) -> int:
-        """Of a table kernel."""
-        return int(triton.cdiv(self.sizes[1], TABLE_CHANNELS))
-
-    @property
-    def whole_programs(self) -> int:
-        """Of the kernel that does all of evaluation."""
-        assert self.whole is not None
-        width, _, last, tile, _ = self.whole
-        return int(triton.cdiv(self.sizes[0] * self.sizes[1], rows_per_tile(width, tile, last)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,14 +86,22 @@ def plan(N: int, C: int, L: int, channels_last: bool) -> Plan:
     parts = triton.next_power_of_2(chunks)
     instances = min(triton.next_power_of_2(N), max(1, TABLE_TILE // TABLE_CHANNELS // parts))
     table_tile = instances * parts * TABLE_CHANNELS
-    whole = _whole(N, C, L, channels_last)
-    return Plan(
+    found = Plan(
         (N, C, L, chunk, chunks),
         Sweep(width, align, channels_last),
         (instances, TABLE_CHANNELS, parts),
         max(4, table_tile // (8 * LANES)),
-        None if whole is None else (whole[0], align, channels_last, *whole[1:]),
-        0 if whole is None else min(16, max(4, whole[1] // (16 * LANES))),
+        triton.cdiv(C, TABLE_CHANNELS),
+        None,
+    )
+    whole = _whole(N, C, L, channels_last)
+    if whole is None:
+        return found
+    width, tile, held = whole
+    return found._replace(
+        whole=(width, align, channels_last, tile, held),
+        whole_warps=min(16, max(4, tile // (16 * LANES))),
+        whole_programs=triton.cdiv(N * C, rows_per_tile(width, tile, channels_last)),
     )
 
 
