@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rbnorm.kernels.triton import launch
+from rbnorm.kernels.triton.plan import plan
 
 BASE = Case((5, 3, 4, 5), torch.float64, "contiguous", True, {"eps": 1e-3}, 0)
 
@@ -149,3 +150,63 @@ def test_empty_input(shape, training):
     found = launch.backward(x, x, None, m, E, V, *vectors, training, 1e-5, 0, 0, 0.0, True, False)
     assert found[0].shape == shape
     assert torch.equal(found[2], torch.zeros(shape[1]))
+
+
+@pytest.mark.parametrize(("restrict", "activation"), [(5, 0), (-1, 0), (0, 5), (0, -1)])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_unknown_code_is_refused(restrict, activation, training):
+    x, vectors = torch.randn(3, 4, 5), torch.randn(5, 4).unbind()
+    running = torch.zeros(4), torch.ones(4)
+    with pytest.raises(Exception, match=r"no such (restriction|activation)"):
+        launch.forward(x, None, *vectors, *running, training, 0.1, 1e-5, restrict, activation, 0.0)
+
+
+WRONG = {
+    "too short": {"weight": torch.ones(3)},
+    "another dtype": {"bias": torch.ones(4, dtype=torch.float64)},
+    "strided": {"center_weight": torch.ones(8)[::2]},
+    "no pair": {"scale_bias": None},
+    "residual": {"residual": torch.ones(3, 4, 6)},
+    "no eps": {"eps": 0.0},
+    "a single value": {"x": torch.ones(1, 4, 1), "residual": None},
+    "integers": {"x": torch.ones(3, 4, 5, dtype=torch.int32)},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_comes_past_the_dispatcher_is_looked_at(name):
+    """Without a word a kernel would read beyond a tensor, or take its bytes for other numbers."""
+    names = ("weight", "bias", "center_weight", "scale_weight", "scale_bias", "running_mean")
+    given = {"x": torch.randn(3, 4, 5), "residual": torch.randn(3, 4, 5)}
+    given |= {name: torch.zeros(4) for name in names} | {"running_var": torch.ones(4)}
+    given |= {"training": True, "momentum": 0.1, "eps": 1e-5}
+    launch.forward(*given.values(), 0, 0, 0.0)
+    changed = {**given, **WRONG[name]}
+    running = given["running_mean"].clone()
+    with pytest.raises(RuntimeError, match="must"):
+        launch.forward(*changed.values(), 0, 0, 0.0)
+    assert torch.equal(given["running_mean"], running)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 5, 17, 9),  # one tile holds a row
+        (2, 40, 9, 7),
+        (1, 2, 130, 130),  # positions beyond a tile: x is read twice
+        (600, 6, 1, 1),
+    ],
+)
+def test_evaluation_in_one_launch(shape, channels_last):
+    layout = "channels_last" if channels_last else "contiguous"
+    case = replace(BASE, shape=shape, layout=layout, training=False, dtype=torch.float32)
+    assert plan(*shape[:2], shape[2] * shape[3], channels_last).whole is not None
+    compare(case, "hardswish", True)
+
+
+def test_evaluation_of_few_rows_is_split():
+    assert plan(1, 2, 400 * 400, False).whole is None
+    compare(
+        replace(BASE, shape=(1, 2, 400, 400), dtype=torch.float32, training=False), "none", False
+    )

@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, empty_like
 
+from rbnorm import elementwise
 from rbnorm.kernels import phases
+from rbnorm.kernels.triton import elementwise as functions
 from rbnorm.kernels.triton import evaluation, sweeps
 from rbnorm.kernels.triton import tables as table_math
 from rbnorm.kernels.triton.calls import Call, Launcher, call_of, on_device
 
 _NO_PARAMETERS = (None,) * 7
+_WRONG = elementwise.mismatch("Triton's file", functions.RESTRICTIONS, functions.ACTIVATIONS)
+if _WRONG:
+    raise ImportError(_WRONG)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Any]:
