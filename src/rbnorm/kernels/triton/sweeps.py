@@ -1,7 +1,9 @@
 """The four sweeps over data. Each program takes one chunk of some rows; see :mod:`.tiles`.
 
 Statistics leave a sweep as means over a chunk, (chunks, N, C); the table kernels merge the chunks.
-Offsets are int64, the grid has one axis, nothing is accumulated with atomics.
+Offsets are int64, the grid has one axis, nothing is accumulated with atomics. The sweeps for
+statistics run backwards through memory, those that write forwards: each begins with what the one
+before it has left in the second-level cache.
 """
 
 from typing import NamedTuple
@@ -62,7 +64,7 @@ def moments(
     BLOCK: tl.constexpr = TILE // ROWS
     acc = mean.dtype.element_ty
     row, _, inside, base, stride, begin, end, part = locate(
-        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
+        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS, BACKWARDS=True
     )
     origin = tl.load(x + base + begin * stride, inside, other=0.0).to(acc)
     offset, mask = addresses(base, stride, inside, begin, end, 0, BLOCK)
@@ -142,7 +144,7 @@ def grad_moments(
     BLOCK: tl.constexpr = TILE // ROWS
     acc = m.dtype.element_ty
     row, c, inside, base, stride, begin, end, part = locate(
-        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS
+        N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS, BACKWARDS=True
     )
     center = tl.load(m + row, inside, other=0.0)
     if ACTIVATION != NONE and E is None:

@@ -28,14 +28,20 @@ def locate(
     ALIGN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr,
+    BACKWARDS: tl.constexpr = False,
 ):
     """This program's rows, their channels and addresses, and its chunk of their positions.
+
+    The programs run from the end of memory to its beginning where they go ``BACKWARDS``: what is
+    read then finds in the cache what was written last, and leaves there what is read next.
 
     Everything that grows with the input is int64. ALIGN divides the length of the contiguous axis
     and of a chunk: dividing and multiplying by it is how the compiler learns that, and so may use
     128-bit accesses for lengths such as 14 x 14, which 16 does not divide.
     """
     pid = tl.program_id(0)
+    if BACKWARDS:
+        pid = tl.num_programs(0) - 1 - pid
     part = (pid % chunks).to(tl.int64)
     first = (pid // chunks).to(tl.int64) * ROWS
     if CHANNELS_LAST:
