@@ -17,7 +17,7 @@ from tools.gpu_report import table
 from tools.gpu_report.rows import FILE, append, read
 
 # What compiles runs side by side, what is timed alone.
-STANDARD = "machine,correctness+warm+suite,overhead,layers,model,phases,training,counters"
+STANDARD = "machine,correctness+warm+suite,overhead,layers,model,phases,counters,training"
 STEPS = STANDARD.replace("+", ",").split(",")
 DATA = "RBNORM_GPU_REPORT_DATA"  # see the training; importing it would open the device here
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ def run(case: str, options: Options) -> Iterator[Row]:
     command += ["-p", "tools.gpu_report.recorder", "-o", "addopts=", "-W", "default"]
     command += ["-n", str(workers)] if workers else []
     command += [] if options.cuda else ["--collect-only"]
-    environment = {"RBNORM_FUZZ_EXAMPLES": str(options.choose(1, 12, 40)), **os.environ}
+    environment = {"RBNORM_FUZZ_EXAMPLES": str(options.choose(1, 8, 40)), **os.environ}
     found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     print(found.stdout, found.stderr, flush=True)
     lines = found.stdout.strip().splitlines()
