@@ -6,6 +6,7 @@ import os
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -43,18 +44,22 @@ def _load(options: Options) -> None:
     """Images (N, 3, side, side), standardised, and labels, on the device."""
     if DATA in os.environ:
         names: dict[str, int] = {}
-        pictures: dict[str, list[Tensor]] = {"train": [], "test": []}
+        files: dict[str, list[Tensor]] = {"train": [], "test": []}
         labels: dict[str, list[int]] = {"train": [], "test": []}
         with tarfile.open(os.environ[DATA]) as archive:
             for member in archive:
                 parts = Path(member.name).parts[-3:]
                 file = archive.extractfile(member) if member.name.endswith(".jpg") else None
-                if file is None or parts[0] not in pictures:
+                if file is None or parts[0] not in files:
                     continue
-                raw = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-                pictures[parts[0]].append(decode_jpeg(raw))
+                content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+                files[parts[0]].append(content)
                 labels[parts[0]].append(names.setdefault(parts[1], len(names)))
-        found = {k: (torch.stack(v).float(), torch.tensor(labels[k])) for k, v in pictures.items()}
+        with ThreadPoolExecutor() as pool:
+            found = {
+                k: (torch.stack([*pool.map(decode_jpeg, v)]).float(), torch.tensor(labels[k]))
+                for k, v in files.items()
+            }
     else:
         from sklearn.datasets import load_digits  # noqa: PLC0415
 
