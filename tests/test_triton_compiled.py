@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="Triton is installed on Linux only")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from rbnorm.kernels.triton import sweeps, tables
+from rbnorm.kernels.triton import evaluation, sweeps, tables
 from rbnorm.kernels.triton.plan import plan
 from tools import kernel_resources as ahead
 
@@ -161,6 +161,17 @@ def test_extreme_sizes_compile(size, layout):
         ends.pop("L", None)  # not specialised in a table kernel
         wide = variant._replace(options={**variant.options, **ends})
         ahead.build(wide, "fp32", target, None, "i32" if size == 1 else "i64")
+
+
+@pytest.mark.parametrize("size", ["i32", "i64"])
+@pytest.mark.parametrize("ends", [{}, {"C": 1}, {"L": 1}, {"C": 1, "L": 1}], ids=str)
+def test_evaluation_compiles_at_extreme_sizes(ends, size):
+    p = plan(3, ends.get("C", 5), ends.get("L", 7), channels_last=True)
+    names = ("WIDTH", "ALIGN", "CHANNELS_LAST", "TILE", "HELD")
+    options = {"RESTRICT": 1, "ACTIVATION": 4, **dict(zip(names, p.whole, strict=True)), **ends}
+    for absent in (frozenset(), ahead.FRESH | ahead.PARAMETERS):
+        variant = ahead.Variant(evaluation.evaluate, absent, options)
+        ahead.build(variant, "fp64", ahead.TARGETS["sm_90"], None, size)
 
 
 @pytest.mark.parametrize("chunks", [1, 128])

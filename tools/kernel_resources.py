@@ -56,8 +56,8 @@ class Variant(NamedTuple):
 _RELU = {"ACTIVATION": 1}
 _PLAIN = {"ACTIVATION": 0}
 _COMPUTED = frozenset({"E", "V"})
-_PARAMETERS = frozenset({"weight", "bias", "center_weight", "scale_weight", "scale_bias"})
-_BARE = frozenset({"residual", "scale", "shift"}) | _COMPUTED | _PARAMETERS
+PARAMETERS = frozenset({"weight", "bias", "center_weight", "scale_weight", "scale_bias"})
+_BARE = frozenset({"residual", "scale", "shift"}) | _COMPUTED | PARAMETERS
 
 
 def _table(p: Plan) -> dict[str, Any]:
@@ -96,11 +96,11 @@ TABLES = {
         tables.backward, frozenset(), _table(plan(8, 1, 2**24, False))
     ),
 }
-_FRESH = frozenset({"m", "E", "V", "residual"})
+FRESH = frozenset({"m", "E", "V", "residual"})
 WHOLE = {
     f"evaluation, {side} x {side}, {layout}": Variant(
         evaluation.evaluate,
-        _FRESH,
+        FRESH,
         _whole(plan(32, C, side * side, layout != "contiguous"), **_PLAIN),
     )
     for C, side in ((256, 56), (512, 28), (1024, 14))
