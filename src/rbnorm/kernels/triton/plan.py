@@ -13,8 +13,10 @@ from rbnorm.kernels.triton.tiles import rows_per_tile
 PROGRAMS = 2048  # fills the GPUs of today: 132 multiprocessors of an H100 hold about 1000
 MAX_WIDTH = 4096
 MAX_CHUNKS = 128  # what a table kernel merges in one tile
-TABLE_CHANNELS = 8  # 32 bytes of float32, the sector of a load
-TABLE_TILE = 2048  # 8 channels of 256 instances without a second, dependent load
+TABLE_CHANNELS = 8  # at most, 32 bytes of float32, the sector of a load
+TABLE_PROGRAMS = 128  # worth a smaller share of each sector
+TABLE_TILE = 2048  # values; 8 channels of 256 instances without a second, dependent load
+TABLE_TILE_OF_CHUNKS = 512  # more of them spill
 LANES = 32  # values of a tile for a thread of a warp
 LARGEST_HELD = 16384  # values that a program holds in registers, 32 of a thread
 LARGEST_LOOP = 2**16  # values that a lone program may read
@@ -84,14 +86,16 @@ def plan(N: int, C: int, L: int, channels_last: bool) -> Plan:
     along = C if channels_last else L
     align = min(along & -along, 16)
     parts = triton.next_power_of_2(chunks)
-    instances = min(triton.next_power_of_2(N), max(1, TABLE_TILE // TABLE_CHANNELS // parts))
-    table_tile = instances * parts * TABLE_CHANNELS
+    side = min(TABLE_CHANNELS, max(1, triton.next_power_of_2(C) // TABLE_PROGRAMS))  # channels
+    most = TABLE_TILE if parts == 1 else TABLE_TILE_OF_CHUNKS
+    instances = min(triton.next_power_of_2(N), max(1, most // side // parts))
+    table_tile = instances * parts * side
     found = Plan(
         (N, C, L, chunk, chunks),
         Sweep(width, align, channels_last),
-        (instances, TABLE_CHANNELS, parts),
+        (instances, side, parts),
         max(4, table_tile // (8 * LANES)),
-        triton.cdiv(C, TABLE_CHANNELS),
+        triton.cdiv(C, side),
         None,
     )
     whole = _whole(N, C, L, channels_last)

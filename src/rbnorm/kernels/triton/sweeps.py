@@ -55,10 +55,8 @@ def moments(
 ):  # fmt: skip
     """Mean and, unless ``var`` is None, biased variance of each row's chunk.
 
-    Every lane of the tile sums the deviations from its own first value, in which a large common
-    mean cancels, and their squares; a first value far from all others spoils its own lane alone.
-    The lanes' means are merged as differences to the chunk's first value, in two passes over
-    registers, the second of which corrects the rounding of the first.
+    Both are taken of the differences to the mean of the row's first tile, in which a large common
+    mean cancels, as it would around any value that is not far from the others.
     """
     ROWS: tl.constexpr = rows_per_tile(WIDTH, TILE, CHANNELS_LAST)
     BLOCK: tl.constexpr = TILE // ROWS
@@ -66,30 +64,24 @@ def moments(
     row, _, inside, base, stride, begin, end, part = locate(
         N, C, L, chunk, chunks, ALIGN, CHANNELS_LAST, ROWS, BACKWARDS=True
     )
-    origin = tl.load(x + base + begin * stride, inside, other=0.0).to(acc)
     offset, mask = addresses(base, stride, inside, begin, end, 0, BLOCK)
-    pivot = tl.load(x + offset, mask, other=0.0)
-    lane = tl.zeros([BLOCK, ROWS], acc)
-    square = tl.zeros([BLOCK, ROWS], acc)
+    value = tl.load(x + offset, mask, other=0.0).to(acc)
+    pivot = tl.sum(value, 0) / tl.minimum(end - begin, BLOCK).to(acc)
+    lane = tl.where(mask, value - pivot[None, :], 0.0)
+    square = lane * lane
     for tile in range(1, tl.cdiv(end - begin, BLOCK)):
         offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
-        value = tl.load(x + offset, mask, other=pivot).to(acc) - pivot.to(acc)
+        value = tl.load(x + offset, mask, other=0.0).to(acc)
+        value = tl.where(mask, value - pivot[None, :], 0.0)
         lane += value
         if var is not None:
             square += value * value
     count = (end - begin).to(acc)
-    held = tl.cdiv(tl.maximum(end - begin - tl.arange(0, BLOCK), 0), BLOCK).to(acc)[:, None]
-    weight = held / count
-    each = lane / tl.maximum(held, 1.0)
-    square -= each * lane
-    lane = tl.where(held > 0, (pivot.to(acc) - origin[None, :]) + each, 0.0)
-    rough = tl.sum(lane * weight, 0)
-    lane -= rough[None, :]
-    rest = tl.sum(lane * weight, 0)
+    rest = tl.sum(lane, 0) / count
     out = part * N * C + row
-    tl.store(mean + out, origin + (rough + rest), inside)
+    tl.store(mean + out, pivot + rest, inside)
     if var is not None:
-        v = tl.sum(square + held * lane * lane, 0) / count - rest * rest
+        v = tl.sum(square, 0) / count - rest * rest
         tl.store(var + out, tl.where(v < 0, 0.0, v), inside)
 
 
