@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from rbnorm import autograd, definition, kernels, tables
+from rbnorm import autograd, definition, kernels, switchable, tables
 from rbnorm import batch as batches
 from rbnorm.autograd import Running
 from rbnorm.batch import Group
@@ -91,6 +91,10 @@ def _empty(x: Tensor, residual: Tensor | None, vectors: Vectors) -> Tensor:
     return y
 
 
+def _end(y: Tensor, residual: Tensor | None, activation: str, slope: float) -> Tensor:
+    return ACTIVATIONS[activation](y if residual is None else y + residual, slope)
+
+
 def _literal(
     x: Tensor,
     residual: Tensor | None,
@@ -119,8 +123,7 @@ def _literal(
     y, E, V = definition.literal_rbn(
         x.to(dtype), *p, statistics=used, eps=eps, statistic=statistic, restrict=restrict
     )
-    y = y if residual is None else y + residual
-    y = ACTIVATIONS[activation](y, slope)
+    y = _end(y, residual, activation, slope)
     if momentum is not None and running is not None:
         tables.update(running, E, V, size[0], momentum)
     return phases.standard(y.to(x.dtype))
@@ -233,6 +236,9 @@ def representative_batch_norm(
         return _empty(x, residual, p)
     dtype = table_dtype(x.dtype)
     p = Vectors(*(v if v is None or v.dtype == dtype else v.to(dtype) for v in p))
+    if group is None and switchable.is_wanted(x.dtype, running, factor):
+        y = switchable.forward(x.to(dtype), p, running, factor, eps, statistic, restrict)  # type: ignore[arg-type]
+        return _end(y, residual, activation, negative_slope).to(x.dtype)
     if codes is None:
         return _literal(
             x, residual, p, running, factor, eps, statistic, restrict, activation, negative_slope,
