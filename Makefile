@@ -31,6 +31,7 @@ demo: env
 results: env
 	$(BIN)/rbnorm compare --out results/compare-digits
 	$(BIN)/rbnorm study all --no-run --out results/studies
+	$(BIN)/rbnorm study domains --no-run --out results/studies
 
 test: env browser
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=

@@ -16,7 +16,7 @@ from rbnorm import convert_batchnorm
 from rbnorm.lab.domains.answer import domains_answer
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import augmented, load_domains, steps_of, unchanged
-from rbnorm.lab.domains.plan import ARMS, BN, FROZEN, RBN, DomainSettings, Plan
+from rbnorm.lab.domains.plan import ARMS, AT_RATE_OF_RBN, BN, FROZEN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.results import DomainResults, blocked
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.testing import accuracies, batch_statistics
@@ -222,6 +222,7 @@ def test_rates_are_chosen_on_the_source_and_then_runs_follow():
     plan = Plan(SETTINGS, records)
     assert plan.rates(RBN, "a") == (0.2, 1.0)
     assert plan.rates(BN, "a") == (0.2, 1.0)
+    assert plan.rates(AT_RATE_OF_RBN, "a") == (0.2, 1.0)  # BN has no calibration to train
     seeds = {
         arm.name: {r.seed for r in plan.ready() if r.norm == arm.norm and not r.tuning}
         for arm in (RBN, ARMS[2])

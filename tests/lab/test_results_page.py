@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def answers(tmp_path_factory):
     """The answer of every study, drawn anew from a copy of the records."""
     out = tmp_path_factory.mktemp("results")
-    for name in ("records.jsonl", "bench"):
+    for name in ("records.jsonl", "domains.jsonl", "bench"):
         source = ROOT / "results" / "studies" / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, out / name)
@@ -35,6 +35,12 @@ def test_every_answer_stands_on_the_page(answers, capsys):
         answer = said.partition(f"{name}: ")[2].partition(" Report: ")[0]
         assert answer
         assert answer in page, name
+
+
+def test_the_answer_on_domains_stands_on_the_page(answers, capsys):
+    assert main(["study", "domains", "--no-run", "--out", str(answers)]) == 0
+    answer = flat(capsys.readouterr().out).removeprefix("domains: ").partition(" Report: ")[0]
+    assert answer in flat((ROOT / "docs" / "results.md").read_text())
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

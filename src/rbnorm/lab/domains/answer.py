@@ -40,6 +40,9 @@ def domains_answer(results: DomainResults) -> Text:
         )
         if found is not None:
             clauses.append(Text(f"{en}: {bracketed(found)}", f"{zh}：{bracketed(found)}"))
+    done, planned = len(results.records), len(results.plan.ready())
+    if done < planned:
+        clauses.append(Text(f"{done} of {planned} runs", f"{planned} 次运行中完成了 {done} 次"))
     return Text(f"{'; '.join(c.en for c in clauses)}.", f"{'；'.join(c.zh for c in clauses)}。")
 
 

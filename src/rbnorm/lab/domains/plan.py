@@ -189,7 +189,8 @@ class Plan:
             return None
         if _has_calibration(owner) and len(accuracies) < self._choices:
             return None
-        return _best(accuracies)
+        lr, calibration_rate = _best(accuracies)
+        return lr, calibration_rate if _has_calibration(arm) else 1.0
 
     def choices(self, arm: DomainArm, target: str) -> dict[Rates, float | None]:
         """Mean held-out source accuracy of every choice of rates that is to be tried so far."""
