@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from support import VIEWPORTS, opened, run
 
 import rbnorm
-from rbnorm.lab import diagnose as command
 from rbnorm.lab.checkpoints import load_model, read_saved
 from rbnorm.lab.corruptions import corrupt
 from rbnorm.lab.data import load_data
@@ -79,7 +78,7 @@ def test_a_comparison_that_lacks_a_model_runs_it_again(tmp_path):
 
 def test_the_numbers_are_those_of_the_library(models, found):
     model = load_model(str(models["rbn"]), None, classes=0, channels=0)
-    data = command.load_data("digits")
+    data = load_data("digits")
     order = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:200].tolist()
     batches = [data.test.__getitems__(order[i : i + 50]) for i in range(0, 200, 50)]
     expected = rbnorm.diagnose(model, batches)
@@ -99,7 +98,7 @@ def test_counterfactuals_start_from_the_model_itself(found):
 
 def test_the_second_data_set_is_the_corrupted_images(models, found):
     model = load_model(str(models["rbn"]), None, classes=0, channels=0)
-    data = command.load_data("digits")
+    data = load_data("digits")
     order = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:200]
     mean, std = data.mean[0], data.std[0]
     raw = data.test.tensors[0][order]
