@@ -26,6 +26,7 @@ from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.feature_maps import feature_maps
 from rbnorm.lab.findings import findings
 from rbnorm.lab.folders import check_folder, make_folder
+from rbnorm.lab.progress import terminal
 from rbnorm.lab.records import environment
 from rbnorm.lab.subject import (
     Weights,
@@ -132,7 +133,8 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     model = placed(model, device)
     other = _other(request, data, device)
     console = Console(file=sys.stdout)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=terminal(stderr=True)) as progress:
         try:
             measured = _Measurement(request, data, model, progress)
             report = measured.report(other, _title(request, saved), command)

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
+from rbnorm.lab.progress import terminal
 
 _FORMATS: Final = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What the suffixes that torchvision looks for stand for."""
@@ -139,6 +140,7 @@ def _check_images(files: Sequence[str], *, quiet: bool) -> None:
             total=len(chosen),
             disable=quiet,
             transient=True,
+            console=terminal(stderr=True),
         )
         for fault in checks:
             if fault:

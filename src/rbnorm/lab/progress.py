@@ -21,8 +21,12 @@ class _Terminal(Console):
 
 
 def terminal(**options: Any) -> Console:
-    """A console on standard output that prints brackets and colons in names as what they are."""
-    options.setdefault("file", None if options.get("stderr") else sys.stdout)
+    """A console that prints names as they are, with their brackets and colons.
+
+    Args:
+        options: Of rich's ``Console``; it prints on standard output, unless ``stderr`` is set.
+    """
+    options.setdefault("file", sys.stderr if options.pop("stderr", False) else sys.stdout)
     return _Terminal(markup=False, emoji=False, highlight=False, **options)
 
 
@@ -44,6 +48,6 @@ def progress_of_runs(width: int, *, disable: bool = False) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(markup=False, emoji=False),
+        console=terminal(stderr=True),  # nobody may be reading standard output
         disable=disable,
     )

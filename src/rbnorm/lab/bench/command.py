@@ -96,7 +96,7 @@ def _run(name: str, part: Part, device: torch.device, effort: Effort) -> list[Ro
         TimeElapsedColumn(),
     )
     found: list[Row] = []
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=terminal(stderr=True)) as progress:
         task = progress.add_task(name, total=len(part.cases))
         for case in part.cases:
             about = f"{name}: {case.mode} {case.dtype} {case.layout} {case.size}"
