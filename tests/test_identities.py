@@ -83,6 +83,29 @@ def test_scaling_calibration_can_raise_the_variance_in_evaluation() -> None:
     assert plain.mean() ** 2 > (tau**-2 - 1) * plain.var(correction=0)  # the condition fails
 
 
+@pytest.mark.parametrize("w_b", [0.0, 2.0, 4.0])
+def test_initial_gate_sets_how_fast_the_scaling_learns(w_b: float) -> None:
+    """With gamma / R(w_b) the gradients of w_v and w_b go with R'(w_b) / R(w_b), w_m's does not."""
+    x, dy = data(4, 3, 5, 6), torch.cos(data(4, 3, 5, 6))
+
+    def gradients(w_b: float) -> list[Tensor]:
+        gate = torch.tensor(w_b, dtype=D).sigmoid()
+        values = (torch.ones(3, dtype=D) / gate, torch.zeros(3, dtype=D), torch.zeros(3, dtype=D))
+        gamma, w_m, w_v = (v.requires_grad_() for v in values)
+        bias = torch.full((3,), w_b, dtype=D, requires_grad=True)
+        y = representative_batch_norm(
+            x, None, None, gamma, training=True, center_weight=w_m, scale_weight=w_v,
+            scale_bias=bias,
+        )  # fmt: skip
+        return list(torch.autograd.grad((y * dy).sum(), (gamma, w_m, w_v, bias)))
+
+    sigmoid = torch.tensor([w_b, 1.0], dtype=D).sigmoid()
+    faster = (1 - sigmoid[0]) / (1 - sigmoid[1])  # R' / R of the sigmoid
+    expected = (sigmoid[0] / sigmoid[1], 1.0, faster, faster)
+    for got, of_one, factor in zip(gradients(w_b), gradients(1.0), expected, strict=True):
+        assert torch.allclose(got, factor * of_one, rtol=1e-12, atol=1e-13)
+
+
 def test_centre_weight_of_minus_one_removes_the_instance_mean() -> None:
     x = data(4, 3, 5, 6)
     y = representative_batch_norm(
