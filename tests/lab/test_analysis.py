@@ -31,23 +31,23 @@ def test_pairing_by_seed_finds_an_effect_smaller_than_the_spread_over_seeds():
 
 def test_the_answer_says_when_nothing_is_detected():
     rows = summarise(study(effect=0.0, noise=0.01))
-    assert "no detectable difference between rbn and BN" in analysis.answer(rows)
+    assert "no detectable difference between rbn and BN" in analysis.answer(rows).en
 
 
 def test_the_answer_says_which_is_better():
-    assert "rbn is more accurate than BN (+" in analysis.answer(summarise(study(0.01, 0.002)))
-    assert "rbn is less accurate than BN (−" in analysis.answer(summarise(study(-0.01, 0.002)))
+    assert "rbn is more accurate than BN (+" in analysis.answer(summarise(study(0.01, 0.002))).en
+    assert "rbn is less accurate than BN (−" in analysis.answer(summarise(study(-0.01, 0.002))).en
 
 
 def test_one_seed_is_no_evidence():
-    sentence = analysis.answer(summarise(study(0.01, 0.002, seeds=1)))
+    sentence = analysis.answer(summarise(study(0.01, 0.002, seeds=1))).en
     assert "one seed cannot tell it from chance" in sentence
 
 
 def test_a_study_without_batchnorm_says_so():
     rows = summarise([make_record(norm="rbn")])
     assert rows[0].gain is None
-    assert analysis.answer(rows).startswith("This study has no runs of both rbn and bn")
+    assert analysis.answer(rows).en.startswith("This study has no runs of both rbn and bn")
 
 
 def test_only_seeds_that_both_have_are_paired():
@@ -78,3 +78,9 @@ def test_numbers_in_words():
     assert analysis.with_margin(estimate([0.5])) == "50.00 ± n/a"
     assert analysis.with_interval(estimate([-0.5])) == "−50.00 (n/a)"
     assert analysis.p_value(None) == "n/a"
+
+
+def test_the_chinese_answer_says_the_same():
+    assert "rbn 的准确率高于 BN（+" in analysis.answer(summarise(study(0.01, 0.002))).zh
+    assert "rbn 的准确率低于 BN（−" in analysis.answer(summarise(study(-0.01, 0.002))).zh
+    assert "只有一个种子" in analysis.answer(summarise(study(0.01, 0.002, seeds=1))).zh

@@ -131,7 +131,7 @@ def test_the_page_asks_for_nothing_and_logs_no_error(page):
 
 
 def test_the_page_shows_three_figures(page):
-    figures = page.locator("figure svg")
+    figures = page.locator('figure [lang="en"] svg')
     assert figures.count() == 3
     for i in range(3):
         box = figures.nth(i).bounding_box()
@@ -156,6 +156,16 @@ def test_the_page_answers_and_says_how_it_was_compared(page):
     ):
         assert text in body
     assert page.locator("#table tbody tr").count() == 4
+
+
+def test_the_page_answers_in_chinese(page):
+    page.click("#language")
+    assert page.title() == "RBN 与其他归一化的对比"
+    assert page.locator("#answer").inner_text().startswith("在测试图像上，批大小为 32 时")
+    drawn = page.locator('figure [lang="zh-Hans"] svg')
+    assert "测试准确率（%）" in drawn.nth(0).text_content()
+    assert "训练周期" in drawn.nth(1).text_content()
+    assert "Every norm of a seed" not in page.locator("body").inner_text()
 
 
 def test_the_figures_ink_is_the_colour_of_the_text(page):

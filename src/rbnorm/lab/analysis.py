@@ -8,6 +8,7 @@ import numpy as np
 
 from rbnorm.lab.records import Record
 from rbnorm.lab.statistics import Estimate, estimate
+from rbnorm.lab.text import Text
 
 BASELINE = "bn"
 
@@ -86,27 +87,41 @@ def _interval(estimate: Estimate) -> str:
     return "n/a" if estimate.interval is None else " to ".join(map(points, estimate.interval))
 
 
-def answer(rows: Sequence[Row], norm: str = "rbn") -> str:
+def answer(rows: Sequence[Row], norm: str = "rbn") -> Text:
     """What the rows say about ``norm`` against BatchNorm, in one sentence."""
     clauses = [_clause(row) for row in rows if row.norm == norm and row.gain]
     if not clauses:
-        return f"This study has no runs of both {norm} and {BASELINE}, so it cannot compare them."
-    return f"On held-out images, {'; '.join(clauses)}."
+        return Text(
+            f"This study has no runs of both {norm} and {BASELINE}, so it cannot compare them.",
+            f"这项比较没有同时包含 {norm} 和 {BASELINE} 的运行，无法比较两者。",
+        )
+    en, zh = "; ".join(c.en for c in clauses), "；".join(c.zh for c in clauses)
+    return Text(f"On held-out images, {en}.", f"在测试图像上，{zh}。")
 
 
-def _clause(row: Row) -> str:
+def _clause(row: Row) -> Text:
     gain = row.gain
     assert gain is not None
-    where = f"at batch size {row.batch_size}"
-    difference = f"{points(gain.mean)} percentage points"
+    where, there = f"at batch size {row.batch_size}", f"批大小为 {row.batch_size} 时"
+    difference, by = f"{points(gain.mean)} percentage points", f"{points(gain.mean)} 个百分点"
     if gain.interval is None:
-        why = "one seed" if len(gain.values) == 1 else "seeds that all differ equally"
-        return f"{where} {row.norm} minus BN is {difference}, and {why} cannot tell it from chance"
-    evidence = f"95 % interval {_interval(gain)}, {len(gain.values)} seeds"
-    if not gain.detectable:
-        return (
-            f"{where} there is no detectable difference between {row.norm} and BN "
-            f"({difference}, {evidence})"
+        one = len(gain.values) == 1
+        why = "one seed" if one else "seeds that all differ equally"
+        because = "只有一个种子" if one else "各种子之差都相同"
+        return Text(
+            f"{where} {row.norm} minus BN is {difference}, and {why} cannot tell it from chance",
+            f"{there} {row.norm} 与 BN 相差 {by}，{because}，无法判断是否出于偶然",
         )
-    verdict = "more" if gain.mean > 0 else "less"
-    return f"{where} {row.norm} is {verdict} accurate than BN ({difference}, {evidence})"
+    seeds = len(gain.values)
+    evidence = f"{difference}, 95 % interval {_interval(gain)}, {seeds} seeds"
+    shown = f"{by}，95% 区间 {_interval(gain).replace(' to ', ' 到 ')}，{seeds} 个种子"
+    if not gain.detectable:
+        return Text(
+            f"{where} there is no detectable difference between {row.norm} and BN ({evidence})",
+            f"{there} {row.norm} 与 BN 没有可检测的差异（{shown}）",
+        )
+    more = gain.mean > 0
+    return Text(
+        f"{where} {row.norm} is {'more' if more else 'less'} accurate than BN ({evidence})",
+        f"{there} {row.norm} 的准确率{'高于' if more else '低于'} BN（{shown}）",
+    )

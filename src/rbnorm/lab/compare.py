@@ -184,5 +184,5 @@ def _print(records: Sequence[Record], out: Path, *, ran: int) -> None:
     if not ran:
         console.print(f"Nothing left to run: all {len(records)} runs are in {out}.", soft_wrap=True)
     console.print(table)
-    console.print(analysis.answer(rows))
+    console.print(analysis.answer(rows).en)
     console.print(f"Report: {out / PAGE}", soft_wrap=True)

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from rbnorm.lab import analysis, plots
 from rbnorm.lab.records import Record
+from rbnorm.lab.studies.words import chinese
 from rbnorm.lab.templates import PAGE, environments, render, write_page
 
 
@@ -19,7 +20,13 @@ def write_report(records: Sequence[Record], out: Path, command: str) -> None:
         command: The command line that makes this page again.
     """
     figures = plots.figures(records)
-    write_page(figures, lambda drawn: page(records, command, drawn), out, files=["accuracy"])
+    write_page(
+        figures,
+        lambda drawn: page(records, command, drawn),
+        out,
+        files=["accuracy"],
+        translate=chinese,
+    )
 
 
 def page(records: Sequence[Record], command: str, figures: dict[str, Markup]) -> str:
