@@ -9,9 +9,14 @@
 namespace rbnorm {
 namespace RBNORM_BACKEND {
 #include "vec.h"
+#include "vecmath.h"
 #include "elementwise.h"
+#include "areas.h"
+#include "moments.h"
 #include "sweeps.h"
 #include "grid.h"
+#include "tables.h"
+#include "points.h"
 #include "layer.h"
 #include "phases.h"
 

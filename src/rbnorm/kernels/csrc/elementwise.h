@@ -46,7 +46,7 @@ INLINE Vec<T> restricted(const Vec<T>& s, int restriction, Vec<T>* derivative) {
       slope = g * (one - g);
       break;
     case TANH:
-      g = lanewise(s, [](T v) { return std::tanh(v); });
+      g = tanh(s);
       slope = one - g * g;
       break;
     case HARDSIGMOID:

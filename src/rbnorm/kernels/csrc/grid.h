@@ -10,57 +10,99 @@ constexpr int64_t part_channels = 128;     // of them at a time: more rows fall 
 constexpr int64_t run_bytes = 1 << 14;     // of one instance: a few whole pages are read together
 constexpr int64_t task_values = 1 << 15;   // below this a second thread costs more than it gives
 
+// Calls f(begin, end) for parts of the numbers up to `count`; `grain` of them are worth a thread.
+template <class F>
+INLINE void parallel(int64_t count, int64_t grain, F f) {
+  if (count <= grain)  // a loop, at no other cost
+    count > 0 ? f(0, count) : void();
+  else
+    torch::stable::parallel_for(0, count, grain, f);
+}
+
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The areas of the instances [n0, n1) and channels [c0, c1): instances times blocks of channels
 // times chunks of positions, numbered so that those of one instance follow one another.
-struct Grid {
+class Grid {
+ public:
   Shape shape;
   int64_t n0, n1, c0, c1, block, chunk, blocks, chunks;
+  bool alone;
 
-  Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t block)
-      : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(block) {
+  // `alone` on its thread, or worked on by all of them.
+  Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t block, bool alone)
+      : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(block), alone(alone) {
     blocks = ceil_div(c1 - c0, block);
     chunk = s.channels_last ? std::clamp(chunk_values / block, least_head, chunk_positions)
                             : chunk_positions;
     chunks = ceil_div(s.L, chunk);
+    if (alone) return;
     // Few areas are shared evenly: as many for every thread.
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t even = ceil_div(chunks, threads) * threads;
     if (s.channels_last && (n1 - n0) * blocks < threads && even * least_head <= s.L)
       chunk = ceil_div(s.L, even), chunks = ceil_div(s.L, chunk);
   }
-  Grid(const Shape& s, int64_t block) : Grid(s, 0, s.N, 0, s.C, block) {}
+  Grid(const Shape& s, int64_t block) : Grid(s, 0, s.N, 0, s.C, block, false) {}
   int64_t instances() const { return n1 - n0; }
   int64_t size() const { return instances() * blocks * chunks; }
   // Rows of tables: one per instance, or one per instance and chunk.
   int64_t instance(const Area& a) const { return a.n - n0; }
-  int64_t row(const Area& a) const { return instance(a) * chunks + a.i0 / chunk; }
+  int64_t row(const Area& a) const {
+    return chunks == 1 ? instance(a) : instance(a) * chunks + a.i0 / chunk;
+  }
   Area operator[](int64_t item) const {
     const int64_t k = item % chunks, b = item / chunks % blocks, n = item / chunks / blocks;
-    return {n0 + n, c0 + b * block, std::min(c1, c0 + (b + 1) * block), k * chunk,
-            std::min(shape.L, (k + 1) * chunk)};
+    Area a{n0 + n, c0 + b * block, 0, k * chunk, 0};
+    end(a);
+    return a;
   }
   int64_t positions(int64_t k) const { return std::min(shape.L, (k + 1) * chunk) - k * chunk; }
 
-  // Inside another parallel_for this one runs on the calling thread alone.
+  // Calls f(begin, end) for parts of the numbers up to `count`; `grain` of them are worth a thread.
+  template <class F>
+  void share(int64_t count, int64_t grain, F f) const {
+    alone && count > 0 ? f(0, count) : parallel(count, grain, f);
+  }
   template <class F>
   void for_areas(F f) const {
     each([&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; item++) f((*this)[item]);
+      Area a = (*this)[begin];
+      for (int64_t item = begin; item < end; item++, next(a)) f(a);
     });
   }
   // The same backwards: what a sweep before this one read last may still be in the cache.
   template <class F>
   void for_areas_back(F f) const {
     each([&](int64_t begin, int64_t end) {
-      for (int64_t item = end; item-- > begin;) f((*this)[item]);
+      Area a = (*this)[end - 1];
+      for (int64_t item = end; item-- > begin; previous(a)) f(a);
     });
   }
+
+ private:
   template <class F>
   void each(F f) const {
     const int64_t values = std::max<int64_t>(block * std::min(shape.L, chunk), 1);
-    torch::stable::parallel_for(0, size(), ceil_div(task_values, values), f);
+    share(size(), ceil_div(task_values, values), f);
+  }
+  // The ends of an area that has its beginnings.
+  void end(Area& a) const {
+    a.c1 = std::min(c1, a.c0 + block), a.i1 = std::min(shape.L, a.i0 + chunk);
+  }
+  void next(Area& a) const {
+    if ((a.i0 += chunk) >= shape.L) {
+      a.i0 = 0;
+      if ((a.c0 += block) >= c1) a.c0 = c0, a.n++;
+    }
+    end(a);
+  }
+  void previous(Area& a) const {
+    if ((a.i0 -= chunk) < 0) {
+      a.i0 = (chunks - 1) * chunk;
+      if ((a.c0 -= block) < c0) a.c0 = c0 + (blocks - 1) * block, a.n--;
+    }
+    end(a);
   }
 };
 
@@ -78,9 +120,29 @@ int64_t block_of(const Shape& shape, int64_t instances) {
   return std::clamp<int64_t>(std::min(wanted, shared), 1, C);
 }
 
-// Calls f(grid) for all channels of all instances (not 0). Channels, and instances that need not
-// wait for one another, go through all phases by themselves, so that they are still in the cache of
-// their thread in the later ones. Where that gives too little to do in parallel, all threads go
+// Memory for tables, which one thread's units use in turn.
+template <class T>
+class Arena {
+ public:
+  // Starts anew with room for that many numbers.
+  void reserve(int64_t count) {
+    if (int64_t(memory.size()) < count) memory.resize(count);
+    used = 0;
+  }
+  T* take(int64_t count) {
+    T* p = memory.data() + used;
+    used += count;
+    return p;
+  }
+
+ private:
+  std::vector<T> memory;
+  int64_t used = 0;
+};
+
+// Calls f(grid, arena) for all channels of all instances (not 0). Channels, and instances that need
+// not wait for one another, go through all phases by themselves, so that they are still in the cache
+// of their thread in the later ones. Where that gives too little to do in parallel, all threads go
 // through the phases together.
 template <class S, class F>
 void for_units(const Shape& shape, bool together, F f) {
@@ -90,16 +152,17 @@ void for_units(const Shape& shape, bool together, F f) {
   const int64_t block = block_of<S>(shape, instances);
   const int64_t parts = ceil_div(shape.C, block), units = parts * ceil_div(shape.N, instances);
   if (units < threads) {
-    f(Grid(shape, block));
+    Arena<table_t<S>> arena;
+    f(Grid(shape, block), arena);
     return;
   }
   const int64_t values = std::max<int64_t>(block * instances * shape.L, 1);
-  torch::stable::parallel_for(
-      0, units, ceil_div(task_values, values), [&](int64_t begin, int64_t end) {
-        for (int64_t u = begin; u < end; u++) {
-          const int64_t n = u / parts * instances, c = u % parts * block;
-          const int64_t n1 = std::min(shape.N, n + instances), c1 = std::min(shape.C, c + block);
-          f(Grid(shape, n, n1, c, c1, block));
-        }
-      });
+  parallel(units, ceil_div(task_values, values), [&](int64_t begin, int64_t end) {
+    Arena<table_t<S>> arena;
+    for (int64_t u = begin; u < end; u++) {
+      const int64_t n = u / parts * instances, c = u % parts * block;
+      const int64_t n1 = std::min(shape.N, n + instances), c1 = std::min(shape.C, c + block);
+      f(Grid(shape, n, n1, c, c1, block, true), arena);
+    }
+  });
 }

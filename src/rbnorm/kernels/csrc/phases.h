@@ -13,8 +13,10 @@ void moments(const Moments& p) {
   using T = table_t<S>;
   const Grid grid = whole<S>(p.shape);
   const int64_t C = p.shape.C, rows = grid.chunks > 1 ? p.shape.N * grid.chunks : 0;
-  Workspace<T> mean(rows, C), variance(p.v ? rows : 0, C);
-  const auto place = [&](void* out, Workspace<T>& chunks, const Area& a) -> T* {
+  Arena<T> arena;
+  arena.reserve(2 * rows * Workspace<T>::padded(C));
+  const Workspace<T> mean(arena, rows, C), variance(arena, p.v ? rows : 0, C);
+  const auto place = [&](void* out, const Workspace<T>& chunks, const Area& a) -> T* {
     if (!out) return nullptr;
     return (grid.chunks > 1 ? chunks[grid.row(a)] : static_cast<T*>(out) + a.n * C) + a.c0;
   };
@@ -24,7 +26,7 @@ void moments(const Moments& p) {
   });
   for (int64_t n = 0; grid.chunks > 1 && n < p.shape.N; n++) {
     T *m = mean[n * grid.chunks], *v = p.v ? variance[n * grid.chunks] : nullptr;
-    merge_chunks<T>(grid, m, v, mean.ld);
+    merge_chunks<T>(grid, m, v, nullptr, mean.ld);
     std::copy_n(m, C, static_cast<T*>(p.m) + n * C);
     if (v) std::copy_n(v, C, static_cast<T*>(p.v) + n * C);
   }
@@ -58,8 +60,10 @@ void grad_moments(const GradMoments& p) {
   const Grid grid = whole<S>(p.shape);
   const Tail<S> tail = tail_of<S>(p.epilogue);
   const int64_t C = p.shape.C, rows = grid.chunks > 1 ? p.shape.N * grid.chunks : 0;
-  Workspace<T> first(rows, C), second(rows, C);
-  const auto place = [&](void* out, Workspace<T>& chunks, const Area& a) {
+  Arena<T> arena;
+  arena.reserve(2 * rows * Workspace<T>::padded(C));
+  const Workspace<T> first(arena, rows, C), second(arena, rows, C);
+  const auto place = [&](void* out, const Workspace<T>& chunks, const Area& a) {
     return (grid.chunks > 1 ? chunks[grid.row(a)] : static_cast<T*>(out) + a.n * C) + a.c0;
   };
   grid.for_areas([&](const Area& a) {
@@ -71,7 +75,7 @@ void grad_moments(const GradMoments& p) {
   for (int64_t n = 0; grid.chunks > 1 && n < p.shape.N; n++)
     for (auto [chunks, out] : {std::pair{&first, p.S1}, std::pair{&second, p.S2}}) {
       T* row = (*chunks)[n * grid.chunks];
-      merge_chunks<T>(grid, row, nullptr, chunks->ld);
+      merge_chunks<T>(grid, row, nullptr, nullptr, chunks->ld);
       std::copy_n(row, C, static_cast<T*>(out) + n * C);
     }
 }

@@ -1,5 +1,8 @@
 // Vectors of the table type, at the width of the instruction set this file is compiled for.
 //
+// What returns a vector, or a struct of them, must be inlined (INLINE, and FLAT for a lambda): GCC 12
+// may clear the upper half of a vector in a struct before it returns it.
+//
 // Included once per instruction set, inside its namespace. A storage type S is read as its table
 // type T: float for the half types, itself otherwise.
 
@@ -40,20 +43,37 @@ INLINE V read(const P* p) {
   return v;
 }
 
-INLINE Vec<float> load(const float* p) { return read<Vec<float>>(p); }
-INLINE Vec<double> load(const double* p) { return read<Vec<double>>(p); }
-INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
-INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
+// How a vector of S lies in memory: half types as the words of half a vector.
+template <class S>
+struct PackedType {
+  using type = Vec<S>;
+};
+template <>
+struct PackedType<BFloat16> {
+  using type = Shorts;
+};
+template <>
+struct PackedType<Half> {
+  using type = Shorts;
+};
+template <class S>
+using Packed = typename PackedType<S>::type;
+
+template <class S>
+INLINE Vec<S> unpacked(const Vec<S>& v, const S*) { return v; }
+template <class S>
+INLINE Vec<S> packed(const Vec<S>& v, const S*) { return v; }
 
 // A bfloat16 is the upper half of a float32.
-INLINE Words widened(const BFloat16* p) {
+INLINE Vec<float> unpacked(const Shorts& half, const BFloat16*) {
 #if RBNORM_VECTOR_BYTES == 64
-  return bits<Words>(_mm512_cvtepu16_epi32(read<__m256i>(p)));
+  const Words words = bits<Words>(_mm512_cvtepu16_epi32(bits<__m256i>(half)));
 #elif RBNORM_VECTOR_BYTES == 32
-  return bits<Words>(_mm256_cvtepu16_epi32(read<__m128i>(p)));
+  const Words words = bits<Words>(_mm256_cvtepu16_epi32(bits<__m128i>(half)));
 #else
-  return __builtin_convertvector(read<Shorts>(p), Words);
+  const Words words = __builtin_convertvector(half, Words);
 #endif
+  return bits<Vec<float>>(words << 16);
 }
 
 INLINE Shorts narrowed(const Words& words) {
@@ -66,37 +86,44 @@ INLINE Shorts narrowed(const Words& words) {
 #endif
 }
 
-INLINE Vec<float> load(const BFloat16* p) { return bits<Vec<float>>(widened(p) << 16); }
-
-INLINE void store(BFloat16* p, Vec<float> v) {
+INLINE Shorts packed(const Vec<float>& v, const BFloat16*) {
   const Words word = bits<Words>(v);
   const Words rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const Shorts half = narrowed(v != v ? Words{} + 0x7fc0 : rounded);
-  std::memcpy(p, &half, sizeof(half));
+  return narrowed(v != v ? Words{} + 0x7fc0 : rounded);
 }
 
+INLINE Vec<float> unpacked(const Shorts& half, const Half*) {
 #if RBNORM_VECTOR_BYTES == 64
-INLINE Vec<float> load(const Half* p) { return _mm512_cvtph_ps(read<__m256i>(p)); }
-INLINE void store(Half* p, Vec<float> v) {
-  const __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(p, &half, sizeof(half));
-}
+  return _mm512_cvtph_ps(bits<__m256i>(half));
 #elif RBNORM_VECTOR_BYTES == 32
-INLINE Vec<float> load(const Half* p) { return _mm256_cvtph_ps(read<__m128i>(p)); }
-INLINE void store(Half* p, Vec<float> v) {
-  const __m128i half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(p, &half, sizeof(half));
-}
+  return _mm256_cvtph_ps(bits<__m128i>(half));
 #else
-INLINE Vec<float> load(const Half* p) {
   Vec<float> v = {};
-  for (int64_t i = 0; i < width<float>; i++) v[i] = static_cast<float>(p[i]);
+  for (int64_t i = 0; i < width<float>; i++)
+    v[i] = static_cast<float>(Half(half[i], Half::from_bits()));
   return v;
-}
-INLINE void store(Half* p, Vec<float> v) {
-  for (int64_t i = 0; i < width<float>; i++) p[i] = static_cast<Half>(v[i]);
-}
 #endif
+}
+
+INLINE Shorts packed(const Vec<float>& v, const Half*) {
+#if RBNORM_VECTOR_BYTES == 64
+  return bits<Shorts>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif RBNORM_VECTOR_BYTES == 32
+  return bits<Shorts>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  Shorts half = {};
+  for (int64_t i = 0; i < width<float>; i++) half[i] = static_cast<Half>(v[i]).x;
+  return half;
+#endif
+}
+
+template <class S>
+INLINE Vec<table_t<S>> load(const S* p) { return unpacked(read<Packed<S>>(p), p); }
+template <class S>
+INLINE void store(S* p, const Vec<table_t<S>>& v) {
+  const Packed<S> all = packed(v, p);
+  std::memcpy(p, &all, sizeof(all));
+}
 
 template <class T>
 INLINE Vec<T> fill(T value) {
@@ -159,32 +186,65 @@ INLINE V lanewise(const V& v, F f) {
   return result;
 }
 
-// exp by 2^k e^r with |r| <= ln(2)/2 and the Taylor polynomial of e^r: relative error below 2e-7.
-INLINE Vec<float> exp(const Vec<float>& x) {
-  const Vec<float> low = fill(-87.f), high = fill(88.f), magic = fill(12582912.f);  // 1.5 * 2^23
-  const Vec<float> bounded = select(x < low, low, select(x > high, high, x));
-  const Vec<float> shifted = bounded * 1.44269504f + magic, k = shifted - magic;
-  const Vec<float> r = (bounded - k * 0.693359375f) + k * 2.12194440e-4f;
-  Vec<float> e = fill(1.f / 5040);
-  for (const float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f}) e = e * r + c;
-  const Words exponent = (bits<Words>(shifted) - bits<Words>(magic)) << 23;
-  const Vec<float> result = bits<Vec<float>>(bits<Words>(e) + exponent);
-  return select(x != x, x, result);
-}
-INLINE Vec<double> exp(const Vec<double>& x) {
-  return lanewise(x, [](double v) { return std::exp(v); });
+#if defined(__clang__)
+template <int... lane, class V>
+INLINE V shuffled(const V& a, const V& b) { return __builtin_shufflevector(a, b, lane...); }
+#else
+template <int... lane, class V>
+INLINE V shuffled(const V& a, const V& b) { return __builtin_shuffle(a, b, decltype(a < b){lane...}); }
+#endif
+
+// a + b where the lanes of a that differ by `step` are summed, likewise of b: in a's place where
+// the bit `step` of the lane is clear, in b's place where it is set.
+template <int step, class V, int... lane>
+INLINE V sum_pairs(const V& a, const V& b, std::integer_sequence<int, lane...>) {
+  constexpr int w = sizeof...(lane);
+  return shuffled<(lane & step ? w + lane : lane)...>(a, b) +
+         shuffled<(lane & step ? w + (lane ^ step) : lane ^ step)...>(a, b);
 }
 
-// A sum over many rows with the rounding errors carried along (Kahan).
+template <class T, int step>
+INLINE Vec<T> sum_halves(const Vec<T>* rows) {
+  Vec<T> sums[step];
+  repeat<step>([&](auto i) FLAT {
+    sums[i] = sum_pairs<step>(rows[i], rows[i + step], std::make_integer_sequence<int, width<T>>{});
+  });
+  if constexpr (step == 1)
+    return sums[0];
+  else
+    return sum_halves<T, step / 2>(sums);
+}
+
+// The vector whose lane c is the sum of rows[c], of which there are as many as lanes.
 template <class T>
-struct Sum {
-  Vec<T> total{}, lost{};
-  INLINE void add(const Vec<T>& v) {
-    const Vec<T> y = v - lost, t = total + y;
-    lost = (t - total) - y;
-    total = t;
-  }
-};
+INLINE Vec<T> row_sums(const Vec<T>* rows) {
+  return sum_halves<T, width<T> / 2>(rows);
+}
+
+// The lanes of v in the order of `from`.
+template <class T>
+INLINE Vec<T> permuted(const Vec<T>& v, const Mask<T>& from) {
+#if defined(__clang__)
+  return lanewise(from, [&](auto lane) { return v[lane]; });
+#else
+  return __builtin_shuffle(v, from);
+#endif
+}
+
+template <class T>
+INLINE bool all_finite(const Vec<T>& v) {
+  const Vec<T> zero = v - v;
+  uint64_t set = 0;
+  const auto words = bits<std::array<uint64_t, RBNORM_VECTOR_BYTES / 8>>(zero != Vec<T>{});
+  for (const uint64_t word : words) set |= word;
+  return set == 0;
+}
+template <class T>
+INLINE bool any(const Mask<T>& mask) {
+  uint64_t set = 0;
+  for (const uint64_t word : bits<std::array<uint64_t, RBNORM_VECTOR_BYTES / 8>>(mask)) set |= word;
+  return set != 0;
+}
 
 // Where vectors stand in a run of numbers: `count` whole ones in a row; the last one, moved back
 // over numbers that were seen already; or the only one of a run shorter than itself.
@@ -220,26 +280,53 @@ struct Last : Whole<T, 1> {
   INLINE Vec<T> keep(const Vec<T>& v) const { return bits<Vec<T>>(bits<Mask<T>>(v) & fresh); }
 };
 
+// The first `n` numbers of a vector; the other lanes are 0.
 template <class T>
-struct Short {
+struct Partial {
   static constexpr int count = 1;
   int64_t n;
   template <class S>
   INLINE Vec<T> load(const S* p, int = 0) const {
+#if RBNORM_VECTOR_BYTES == 64
+    if constexpr (sizeof(S) == 8) return _mm512_maskz_loadu_pd(lanes(), p);
+    if constexpr (sizeof(S) == 4) return _mm512_maskz_loadu_ps(lanes(), p);
+    if constexpr (sizeof(S) == 2)
+      return unpacked(bits<Shorts>(_mm256_maskz_loadu_epi16(lanes(), p)), p);
+#endif
     S all[width<T>] = {};
     for (int64_t k = 0; k < n; k++) all[k] = p[k];
     return NAMESPACE::load(all);
   }
   template <class S>
   INLINE void store(S* p, const Vec<T>& v, int = 0) const {
+#if RBNORM_VECTOR_BYTES == 64
+    if constexpr (sizeof(S) == 8) return _mm512_mask_storeu_pd(p, lanes(), v);
+    if constexpr (sizeof(S) == 4) return _mm512_mask_storeu_ps(p, lanes(), v);
+    if constexpr (sizeof(S) == 2)
+      return _mm256_mask_storeu_epi16(p, lanes(), bits<__m256i>(packed(v, p)));
+#endif
     S all[width<T>];
     NAMESPACE::store(all, v);
     for (int64_t k = 0; k < n; k++) p[k] = all[k];
   }
   INLINE Vec<T> keep(const Vec<T>& v) const {
-    Vec<T> kept{};
-    for (int64_t k = 0; k < n; k++) kept[k] = v[k];
-    return kept;
+    return bits<Vec<T>>(bits<Mask<T>>(v) & ~read<Mask<T>>(window<T>.bits + width<T> - n));
+  }
+#if RBNORM_VECTOR_BYTES == 64
+  INLINE uint16_t lanes() const { return uint16_t((1u << n) - 1); }
+#endif
+};
+
+// One number of each of `n` channels, whose runs of `length` numbers follow one another.
+template <class T>
+struct Strided {
+  static constexpr int count = 1;
+  int64_t n, length;
+  template <class S>
+  INLINE Vec<T> load(const S* p, int = 0) const {
+    S all[width<T>] = {};
+    for (int64_t k = 0; k < n; k++) all[k] = p[k * length];
+    return NAMESPACE::load(all);
   }
 };
 
@@ -255,5 +342,5 @@ INLINE void for_vectors(int64_t n, F f) {
   if (n >= w)
     f(Last<T>(n, n - i));
   else
-    f(Short<T>{n});
+    f(Partial<T>{n});
 }
