@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from cases import arrange
+from cases import VECTORS, arrange
 from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
-from rbnorm.kernels import SCHEMAS
+from rbnorm.kernels import SCHEMAS, fused, phases
 
 LAYER = ("forward", "inference", "backward")
 SWEEPS = sorted(SCHEMAS.keys() - set(LAYER))
@@ -49,6 +49,17 @@ def layer_arguments(op: str, shape: tuple[int, ...], dtype: torch.dtype, layout:
     tail = {"activation": 2, "slope": 0.1, "want_dx": True, "want_dresidual": True}
     given = {**big, **small, **positive, **options, **tail, "m": torch.randn(shape[:2]).to(wide)}
     return {name: given[name] for name in NAMES[op]}
+
+
+def coherent(args: dict[str, Any]) -> dict[str, Any]:
+    """``m``, ``E`` and ``V`` as ``forward`` gives them to ``backward`` with these arguments."""
+    x, names = args["x"], ("residual", *VECTORS)
+    if not args["training"]:
+        return {"m": phases.mean(x)}
+    options = (args[name] for name in ("eps", "restrict", "activation", "slope"))
+    given = (args[name] for name in names)
+    _, m, E, V = fused.forward(x, *given, None, None, True, 0.0, *options)
+    return {"m": m, "E": E, "V": V}
 
 
 def named(op: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> dict[str, Any]:

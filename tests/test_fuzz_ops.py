@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import LAYOUTS
-from direct import LAYER, named, wrong
+from direct import LAYER, coherent, named, wrong
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -51,7 +51,8 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         "want_dresidual": draw(st.booleans()),
     }
     options["want_dresidual"] &= options["activation"] > 0
-    return op, args | {k: v for k, v in options.items() if k in args}
+    args |= {k: v for k, v in options.items() if k in args}
+    return op, args | coherent(args) if op == "backward" else args
 
 
 def outputs(result: Any, args: dict[str, Any]) -> list[Tensor]:

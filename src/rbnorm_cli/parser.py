@@ -283,8 +283,9 @@ def _bench(parser: Parser) -> None:
     add(
         "--parts",
         nargs="+",
-        default=["layers", "compiled", "models"],
-        help="list of layers, compiled, models, compiled-models, norms, norms-resnet50, and "
+        default=["layers", "short", "compiled", "models", "mobilenet"],
+        help="list of layers, short, compiled, models, mobilenet, compiled-models, norms, "
+        "norms-resnet50, and "
         "exported models as onnxruntime-resnet18, openvino-resnet18, and either with "
         "mobilenet_v3_large",
         metavar="PART",

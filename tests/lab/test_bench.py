@@ -335,6 +335,18 @@ def test_a_part_measured_again_replaces_its_rows_alone(small_parts, tmp_path):
     assert len(third["layers"]) == len(first["layers"])
 
 
+def test_rows_of_another_processor_stay_where_they_are(small_parts, tmp_path, monkeypatch):
+    theirs = [make_row("batchnorm")]
+    rows.save(tmp_path, theirs, {"layers": {"cpu": "Another(R) CPU", "device": "cpu"}})
+    monkeypatch.setattr(rows, "_cpu_name", lambda: "This(R) Fine CPU @ 2.10GHz")
+    for _ in range(2):
+        main(["bench", "--parts", "layers", "--repeats", "1", "--out", str(tmp_path)])
+    assert rows.load(tmp_path)[0] == theirs
+    found, machine = rows.load(tmp_path / "this-fine-cpu-2-10ghz")
+    assert machine["layers"]["cpu"] == "This(R) Fine CPU @ 2.10GHz"
+    assert len(found) == len({row.candidate for row in found})
+
+
 def test_rows_come_back_as_they_were_written(tmp_path):
     measured = [make_row("batchnorm"), make_row("copy", saved_bytes=None)]
     rows.save(tmp_path, measured, {"layers": {"cores": 2}})
@@ -369,7 +381,7 @@ def test_the_figure_has_a_mark_for_every_ratio():
 BAD = {
     "--repeats 0": "repeats must be at least 1, not 0",
     "--repeats x": "invalid int value: 'x'",
-    "--parts layer": "unknown part 'layer': choose from layers, compiled, models, compiled-models",
+    "--parts layer": "unknown part 'layer': choose from layers, short, compiled, models, mobilenet",
     "--parts ,": "no part: choose from layers",
     "--device tpu": "unknown device 'tpu': choose from cpu, cuda",
     "--out a-file": "is a file",

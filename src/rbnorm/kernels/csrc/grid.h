@@ -8,6 +8,7 @@ constexpr int64_t unit_bytes = 1 << 17;    // of the channels that go through al
 constexpr int64_t part_rows = 2048;        // channels_last rows that are few enough to take part
 constexpr int64_t part_channels = 128;     // of them at a time: more rows fall out of the cache
 constexpr int64_t run_bytes = 1 << 14;     // of one instance: a few whole pages are read together
+constexpr int64_t least_bytes = 1 << 10;   // of one instance: below this the visit costs most
 constexpr int64_t task_values = 1 << 15;   // below this a second thread costs more than it gives
 
 // Calls f(begin, end) for parts of the numbers up to `count`; `grain` of them are worth a thread.
@@ -117,7 +118,9 @@ int64_t block_of(const Shape& shape, int64_t instances) {
   const int64_t run = std::max<int64_t>(shape.L * sizeof(S), 1);
   const int64_t wanted = std::max(unit_bytes / (instances * run), run_bytes / run);
   const int64_t shared = C * ceil_div(shape.N, instances) / (4 * threads);
-  return std::clamp<int64_t>(std::min(wanted, shared), 1, C);
+  const int64_t block = std::min(wanted, std::max(shared, ceil_div(least_bytes, run)));
+  constexpr int64_t w = width<table_t<S>>;  // whole vectors of channels
+  return std::clamp<int64_t>(block < w ? block : block / w * w, 1, C);
 }
 
 // Memory for tables, which one thread's units use in turn.

@@ -9,10 +9,9 @@ void train(const Forward& f) {
   const Tail<S> tail{static_cast<const S*>(f.residual), f.layer.activation, T(f.layer.slope)};
   for_units<S>(f.shape, true, [&](const Grid& grid, Arena<T>& arena) {
     const int64_t channels = grid.c1 - grid.c0, N = grid.instances(), rows = N * grid.chunks;
-    arena.reserve((3 * rows + 2 * N) * Workspace<T>::padded(channels));
+    arena.reserve(3 * rows * Workspace<T>::padded(channels));
     const Workspace<T> mean(arena, rows, channels), variance(arena, rows, channels);
     const Workspace<T> rest(arena, rows, channels);
-    const Workspace<T> scale(arena, N, channels), shift(arena, N, channels);
     grid.for_areas([&](const Area& a) {
       const int64_t j = a.c0 - grid.c0, row = grid.row(a);
       moments<S>(grid.shape, a, x, mean[row] + j, variance[row] + j, rest[row] + j);
@@ -21,10 +20,10 @@ void train(const Forward& f) {
       const int64_t row = n * grid.chunks;
       merge_chunks<T>(grid, mean[row], variance[row], rest[row], mean.ld);
     }
-    training_tables<T>(f, grid, mean, variance, rest, scale, shift);
+    training_tables<T>(f, grid, mean, variance, rest);
     grid.for_areas_back([&](const Area& a) {
-      const int64_t j = a.c0 - grid.c0, n = grid.instance(a);
-      const Tables<T> tables{mean[n * grid.chunks] + j, scale[n] + j, shift[n] + j};
+      const int64_t j = a.c0 - grid.c0, row = grid.instance(a) * grid.chunks;
+      const Tables<T> tables{mean[row] + j, variance[row] + j, rest[row] + j};
       affine<S>(grid.shape, a, tables, x, tail, static_cast<S*>(f.y));
     });
   });

@@ -144,29 +144,48 @@ void moments_of_runs(const Shape& shape, const Area& a, const S* x,
   });
 }
 
+// Few positions --------------------------------------------------------------------------------
+
+// Positions so few that those of a vector of channels stay in registers.
+constexpr int64_t few_positions = 8;
+
+template <class T>
+INLINE bool has_few_positions(const Shape& shape, const Area& a) {
+  return shape.channels_last ? a.i1 - a.i0 <= few_positions && tile_of<T>(shape.C, a.i1 - a.i0) == 1
+                             : has_short_runs<T>(shape);
+}
+
+// Calls f(at, i, offset) for every position i of a vector of channels from c on, which `at` reads.
+template <class T, class At, class F>
+INLINE void for_few(const Shape& shape, const Area& a, int64_t c, const At& at, F f) {
+  const int64_t first = shape.offset(a.n, c, a.i0), n = a.i1 - a.i0;
+  if (shape.channels_last) {
+    for (int64_t i = 0; i < n; i++) f(at, i, first + i * shape.C);
+  } else {
+    const Strided<T> of_each{std::min(width<T>, a.c1 - c), shape.L};
+    for (int64_t i = 0; i < n; i++) f(of_each, i, first + i);
+  }
+}
+
 template <class S, bool Variance>
-void moments_of_short_runs(const Shape& shape, const Area& a, const S* x,
-                           const MomentTables<table_t<S>>& out) {
+void moments_of_few(const Shape& shape, const Area& a, const S* x,
+                    const MomentTables<table_t<S>>& out) {
   using T = table_t<S>;
-  const int64_t L = shape.L;
+  const int64_t n = a.i1 - a.i0;
   for_channels<T>(a, [&](int64_t c, auto at) FLAT {
-    const Strided<T> of_each{std::min(width<T>, a.c1 - c), L};
-    const S* p = x + shape.offset(a.n, c, 0);
-    Vec<T> values[width<T> / 2];
-    Vec<T> first{}, second{};
-    values[0] = of_each.load(p);
-    for (int64_t i = 1; i < L; i++) {
-      values[i] = of_each.load(p + i);
+    Vec<T> values[few_positions] = {}, first{}, second{};
+    for_few<T>(shape, a, c, at, [&](auto of_each, int64_t i, int64_t offset) FLAT {
+      values[i] = of_each.load(x + offset);
       first += values[i] - values[0];
-    }
-    Vec<T> center = values[0] + first / T(L);
+    });
+    const Vec<T> center = values[0] + first / T(n);
     first = Vec<T>{};
-    for (int64_t i = 0; i < L; i++) {
+    for (int64_t i = 0; i < n; i++) {
       const Vec<T> d = values[i] - center;
       first += d;
       if constexpr (Variance) second += d * d;
     }
-    store_moments<S, Variance>(shape, a, c, at, x, center, first / T(L), second / T(L), out);
+    store_moments<S, Variance>(shape, a, c, at, x, center, first / T(n), second / T(n), out);
   });
 }
 
@@ -259,10 +278,10 @@ void moments(const Shape& shape, const Area& a, const S* x, table_t<S>* mean, ta
              table_t<S>* rest = nullptr) {
   using T = table_t<S>;
   const auto sweep =
-      shape.channels_last
+      has_few_positions<T>(shape, a)
+          ? (variance ? moments_of_few<S, true> : moments_of_few<S, false>)
+      : shape.channels_last
           ? (variance ? moments_of_rows<S, true> : moments_of_rows<S, false>)
-      : has_short_runs<T>(shape)
-          ? (variance ? moments_of_short_runs<S, true> : moments_of_short_runs<S, false>)
           : (variance ? moments_of_runs<S, true> : moments_of_runs<S, false>);
   sweep(shape, a, x, {mean, variance, rest});
 }
@@ -284,7 +303,7 @@ void grad_moments_area(const Shape& shape, const Area& all, const Tables<table_t
     const Vec<T> dz = through<S, WithTail>(at, k, f, dy, centered, tail, offset);
     return std::array{dz, dz * centered};
   };
-  if (shape.channels_last) {
+  if (shape.channels_last && !has_few_positions<T>(shape, all)) {
     for_blocks(all, [&](const Area& a) FLAT {
       const Rows rows = Rows::of<T>(shape, a);
       const int64_t done = a.c0 - all.c0;
@@ -307,14 +326,14 @@ void grad_moments_area(const Shape& shape, const Area& all, const Tables<table_t
   for_channels<T>(all, [&](int64_t c, auto at) FLAT {
     const int64_t count = std::min(width<T>, all.c1 - c), offset = shape.offset(all.n, c, all.i0);
     std::array<Vec<T>, 2> means{};
-    if (has_short_runs<T>(shape)) {
-      const Strided<T> of_each{count, n};
+    if (has_few_positions<T>(shape, all)) {
       const Factors<T> f = prepare(tables.from(c - all.c0),
                                    [&](const T* table) FLAT { return at.load(table); });
-      for (int64_t i = 0; i < n; i++) {
-        const auto values = terms(of_each, 0, f, offset + i);
-        repeat<2>([&](auto s) FLAT { means[s] += values[s] / T(n); });
-      }
+      for_few<T>(shape, all, c, at, [&](auto of_each, int64_t, int64_t place) FLAT {
+        const auto values = terms(of_each, 0, f, place);
+        repeat<2>([&](auto s) FLAT { means[s] += values[s]; });
+      });
+      repeat<2>([&](auto s) FLAT { means[s] = means[s] / T(n); });
     } else {
       means = means_of_runs<T, 2>(count, n, [&](int64_t k) FLAT {
         const int64_t run = offset + k * shape.L;

@@ -130,7 +130,11 @@ struct Input {
     return y;
   }
   Tensor like_or_nothing(bool wanted) const { return wanted ? like() : nothing(dtype); }
-  Tensor table() const { return empty({shape.N, shape.C}, {shape.C, 1}, table_dtype(dtype)); }
+  Tensor table() const {
+    const Tensor t = empty({shape.N, shape.C}, {shape.C, 1}, table_dtype(dtype));
+    use_huge_pages(t.mutable_data_ptr(), t.numel() * bytes(table_dtype(dtype)));
+    return t;
+  }
   Tensor vector() const { return empty({shape.C}, {1}, table_dtype(dtype)); }
 
   // The sentences are those of rbnorm/kernels/checks.py.

@@ -52,7 +52,8 @@ void merge_chunks(const Grid& grid, T* mean, T* variance, T* rest, int64_t ld) {
     for (int64_t k = 1; k < grid.chunks; k++) {
       const double more = grid.positions(k), share = more / (count + more);
       const double difference = exact(k * ld + j) - m;
-      if (variance) v += share * (variance[k * ld + j] - v + (1 - share) * difference * difference);
+      if (variance)  // an infinite one stays so
+        v = (1 - share) * v + share * (variance[k * ld + j] + (1 - share) * difference * difference);
       m += share * difference;
       count += more;
     }
@@ -142,11 +143,11 @@ INLINE void batch_statistics(const Forward& f, const Grid& grid, const Columns<T
   update(at, static_cast<T*>(f.running_var) + grid.c0, V * T(M / (M - 1)), f.momentum);
 }
 
-// The tables of the second sweep in training, for the instances' moments.
+// The tables of the second sweep in training, from the instances' moments: scale and shift take the
+// place of `variance` and `rest`.
 template <class T>
 void training_tables(const Forward& f, const Grid& grid, const Workspace<T>& mean,
-                     const Workspace<T>& variance, const Workspace<T>& rest,
-                     const Workspace<T>& scale, const Workspace<T>& shift) {
+                     const Workspace<T>& variance, const Workspace<T>& rest) {
   const int64_t N = grid.instances(), c0 = grid.c0;
   const auto from = [&](void* p) { return static_cast<T*>(p) + c0; };
   for_columns<T>(grid, [&](const Columns<T>& at) {
@@ -161,8 +162,8 @@ void training_tables(const Forward& f, const Grid& grid, const Workspace<T>& mea
     for (int64_t n = 0; n < N; n++) {
       if (f.m) at.put(from(f.m) + n * grid.shape.C, m(n));
       const Vec<T> t = deviation(m(n)) * r, gain = p.weight * p.gate(t);
-      at.set_row(scale[n], gain * r);
-      at.set_row(shift[n], gain * t + p.bias);
+      at.set_row(variance[n * grid.chunks], gain * r);
+      at.set_row(rest[n * grid.chunks], gain * t + p.bias);
     }
   });
 }

@@ -324,6 +324,14 @@ struct Strided {
   int64_t n, length;
   template <class S>
   INLINE Vec<T> load(const S* p, int = 0) const {
+#if RBNORM_VECTOR_BYTES == 64
+    if constexpr (sizeof(S) == 4) {
+      const auto lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const auto places = _mm512_mullo_epi32(lane, _mm512_set1_epi32(int(length)));
+      const auto wanted = uint16_t((1u << n) - 1);
+      return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), wanted, places, p, 4);
+    }
+#endif
     S all[width<T>] = {};
     for (int64_t k = 0; k < n; k++) all[k] = p[k * length];
     return NAMESPACE::load(all);

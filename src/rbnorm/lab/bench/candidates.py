@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import rbnorm
-from rbnorm import RepresentativeBatchNorm2d, definition
+from rbnorm import RepresentativeBatchNorm1d, RepresentativeBatchNorm2d, definition
 from rbnorm.lab.bench.rows import Case
 
 BASELINE: Final = "batchnorm"
@@ -89,14 +89,16 @@ def eager(case: Case, device: torch.device) -> list[Subject]:
     x, dy = inputs(case, device)
     chosen = rbnorm.backends()[device.type].name
     make = partial(_subject, case=case, x=x, dy=dy)
+    flat = len(case.shape) < 4
+    ours = RepresentativeBatchNorm1d if flat else RepresentativeBatchNorm2d
     subjects = [
-        make(BASELINE, nn.BatchNorm2d, "torch"),
-        make("rbnorm", RepresentativeBatchNorm2d, chosen),
+        make(BASELINE, nn.BatchNorm1d if flat else nn.BatchNorm2d, "torch"),
+        make("rbnorm", ours, chosen),
         make("literal", Literal, "torch"),
         Subject("copy", "torch", x.detach().clone, None, grad=False),
     ]
     if chosen != "portable":
-        subjects.append(make("rbnorm portable", RepresentativeBatchNorm2d, "portable"))
+        subjects.append(make("rbnorm portable", ours, "portable"))
     return subjects
 
 

@@ -14,11 +14,11 @@ from rbnorm.files import replace
 from rbnorm.lab.bench import figure, show
 from rbnorm.lab.bench.exported import EXPORTED
 from rbnorm.lab.bench.goals import outcomes
-from rbnorm.lab.bench.layers import COMPILED, LAYERS
+from rbnorm.lab.bench.layers import COMPILED, LAYERS, SHORT
 from rbnorm.lab.bench.measure import Effort, Part, measure
-from rbnorm.lab.bench.models import COMPILED_MODELS, MODELS
+from rbnorm.lab.bench.models import COMPILED_MODELS, MOBILENET, MODELS
 from rbnorm.lab.bench.norms import NORM_COSTS
-from rbnorm.lab.bench.rows import Row, here, load, save
+from rbnorm.lab.bench.rows import Row, beside, here, load, save
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.plots import picture
@@ -26,8 +26,10 @@ from rbnorm.lab.progress import terminal, text
 
 PARTS: Final = {
     "layers": LAYERS,
+    "short": SHORT,
     "compiled": COMPILED,
     "models": MODELS,
+    "mobilenet": MOBILENET,
     "compiled-models": COMPILED_MODELS,
     **NORM_COSTS,
     **EXPORTED,
@@ -36,11 +38,14 @@ FIGURE: Final = "bench"
 
 
 def bench(parts: Sequence[str], repeats: int, device: str, out: Path) -> None:
-    """Measure parts of the benchmark, then show and draw all that ``out`` has.
+    """Measure parts of the benchmark, then show and draw all that the folder has.
 
-    The arguments and errors are those of :func:`measure_parts`.
+    The arguments and errors are those of :func:`measure_parts`. Rows of another processor stay:
+    those of this one go into a folder beside them, which has its name.
     """
-    _show(measure_parts(parts, repeats, device, out), out)
+    _check(parts, repeats, device)
+    folder = beside(out, here(torch.device(device)))
+    _show(measure_parts(parts, repeats, device, folder), folder)
 
 
 def measure_parts(parts: Sequence[str], repeats: int, device: str, out: Path) -> list[Row]:

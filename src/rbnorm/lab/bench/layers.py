@@ -9,7 +9,7 @@ from rbnorm.lab.bench.candidates import compiled, eager
 from rbnorm.lab.bench.measure import Part
 from rbnorm.lab.bench.rows import Case
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 # The inputs of ResNet-50's BatchNorm layers as (C, H, W), each once.
 _RESNET50: Final = (
@@ -47,6 +47,34 @@ _COMPILED: Final[tuple[Shape, ...]] = (
     (128, 16, 32, 32),
 )
 
+# Fewer contiguous positions, or channels side by side, than a vector has numbers: what MLPs and
+# projection heads, squeeze-and-excitation, point clouds and images make of it.
+_SHORT: Final[tuple[tuple[str, Shape], ...]] = (
+    *(
+        ("nchw", shape)
+        for shape in (
+            (100000, 3),
+            (4096, 512),
+            (4096, 32, 2),
+            (512, 128, 7),
+            (256, 96, 15),
+            (4096, 64, 2, 2),
+            (1800, 64, 3, 3),
+            (256, 2048, 1, 1),
+        )
+    ),
+    *(
+        ("channels_last", shape)
+        for shape in (
+            (4, 3, 512, 512),
+            (8, 12, 128, 128),
+            (32, 20, 28, 28),
+            (2048, 256, 2, 2),
+            (64, 1024, 4, 4),
+        )
+    ),
+)
+
 _MODES: Final = ("training", "inference")
 
 LAYERS: Final = Part(
@@ -56,6 +84,10 @@ LAYERS: Final = Part(
             _MODES, ("float32", "bfloat16"), ("nchw", "channels_last"), (*SUITE, PER_CALL)
         )
     ),
+    eager,
+)
+SHORT: Final = Part(
+    tuple(Case("short", mode, "float32", *choice) for mode, choice in product(_MODES, _SHORT)),
     eager,
 )
 COMPILED: Final = Part(

@@ -1,4 +1,4 @@
-"""The parts that time a whole ResNet-50."""
+"""The parts that time a whole ResNet-50 or MobileNetV3-Large."""
 
 from __future__ import annotations
 
@@ -19,30 +19,33 @@ from rbnorm.lab.models import build_model
 _CLASSES: Final = 1000
 
 
-def _batchnorm() -> nn.Module:
-    return build_model("torchvision:resnet50", "bn", classes=_CLASSES, channels=3, seed=0)
+_RESNET50: Final = "torchvision:resnet50"
 
 
-def _rbnorm() -> nn.Module:
-    return build_model("torchvision:resnet50", "rbn", classes=_CLASSES, channels=3, seed=0)
+def _batchnorm(name: str = _RESNET50) -> nn.Module:
+    return build_model(name, "bn", classes=_CLASSES, channels=3, seed=0)
 
 
-def _literal() -> nn.Module:
+def _rbnorm(name: str = _RESNET50) -> nn.Module:
+    return build_model(name, "rbn", classes=_CLASSES, channels=3, seed=0)
+
+
+def _literal(name: str) -> nn.Module:
     """The model of RBN with the same state, computed formula by formula."""
-    model = _rbnorm()
+    model = _rbnorm(name)
     for layer in model.modules():
         if isinstance(layer, RepresentativeBatchNorm2d):
             layer.__class__ = Literal
     return model
 
 
-def eager(case: Case, device: torch.device) -> list[Subject]:
+def eager(case: Case, device: torch.device, name: str = _RESNET50) -> list[Subject]:
     """The model with BatchNorm, with RBN, and with the literal definition."""
     make = partial(subject, case=case, device=device)
     return [
-        make(BASELINE, _batchnorm(), "torch"),
-        make("rbnorm", _rbnorm(), rbnorm.backends()[device.type].name),
-        make("literal", _literal(), "torch"),
+        make(BASELINE, _batchnorm(name), "torch"),
+        make("rbnorm", _rbnorm(name), rbnorm.backends()[device.type].name),
+        make("literal", _literal(name), "torch"),
     ]
 
 
@@ -85,13 +88,14 @@ def subject(
     return Subject(name, backend, step, model, grad=True)
 
 
+def _steps(part: str) -> tuple[Case, ...]:
+    return tuple(Case(part, "training", "float32", layout, (16, 3, 224, 224)) for layout in LAYOUTS)
+
+
 MODELS: Final = Part(
-    (
-        Case("models", "training", "float32", "nchw", (16, 3, 224, 224)),
-        Case("models", "inference", "float32", "nchw", (1, 3, 224, 224)),
-    ),
-    eager,
+    (*_steps("models"), Case("models", "inference", "float32", "nchw", (1, 3, 224, 224))), eager
 )
+MOBILENET: Final = Part(_steps("mobilenet"), partial(eager, name="torchvision:mobilenet_v3_large"))
 COMPILED_MODELS: Final = Part(
     (Case("compiled-models", "training", "float32", "nchw", (16, 3, 224, 224)),), compiled
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -152,6 +153,20 @@ def here(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "backend": f"{backend.name}: {backend.why}",
     }
+
+
+def processor(machine: dict[str, Any]) -> str:
+    """What computed, by the description of a part's machine."""
+    return str(machine["cpu"] if machine["device"] == "cpu" else machine["device"])
+
+
+def beside(out: Path, machine: dict[str, Any]) -> Path:
+    """Where the rows of a machine go: to ``out``, or below it if another processor's are there."""
+    name = processor(machine)
+    _, others = load(out)
+    if all(processor(other) == name for other in others.values()):
+        return out
+    return out / "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)", "", name.lower())))
 
 
 def _cpu_name() -> str:
