@@ -7,7 +7,7 @@ from cases import VECTORS, arrange
 from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
-from rbnorm.kernels import SCHEMAS, fused, phases
+from rbnorm.kernels import SCHEMAS, layer, phases
 
 LAYER = ("forward", "inference", "backward")
 SWEEPS = sorted(SCHEMAS.keys() - set(LAYER))
@@ -58,7 +58,7 @@ def coherent(args: dict[str, Any]) -> dict[str, Any]:
         return {"m": phases.mean(x)}
     options = (args[name] for name in ("eps", "restrict", "activation", "slope"))
     given = (args[name] for name in names)
-    _, m, E, V = fused.forward(x, *given, None, None, True, 0.0, *options)
+    _, m, E, V = layer.forward(x, *given, None, None, True, 0.0, *options)
     return {"m": m, "E": E, "V": V}
 
 

@@ -1,5 +1,5 @@
-// Functions of vectors, over the whole range of their arguments, and a sum that keeps its rounding
-// errors. Relative errors were measured against long double: all float32, and 10^8 float64.
+// Functions of vectors, over the whole range of their arguments, and sums that keep what rounding
+// would lose. Relative errors are the largest of 2 10^7 float32 and 6 10^6 float64 against long double.
 //
 // Included once per instruction set, inside its namespace.
 
@@ -51,7 +51,7 @@ struct Power {
   }
 };
 
-// Relative error below ERR_EXP32 (float32) and ERR_EXP64; below the normal range, of its least number.
+// Relative error 8e-8 in float32 and 1.4e-16 in float64; results below the normal range lose bits.
 template <class T>
 INLINE Vec<T> exp_of(const Vec<T>& x) {
   const Vec<T> low = fill(Exponent<T>::low), high = fill(Exponent<T>::high);
@@ -61,7 +61,7 @@ INLINE Vec<T> exp_of(const Vec<T>& x) {
 INLINE Vec<float> exp(const Vec<float>& x) { return exp_of<float>(x); }
 INLINE Vec<double> exp(const Vec<double>& x) { return exp_of<double>(x); }
 
-// By e^(2|x|) - 1, which keeps its precision at 0. Relative error below ERR_TANH32 and ERR_TANH64.
+// By e^(2|x|) - 1, which keeps its precision at 0. Relative error 2.4e-7 in float32, 4.4e-16 in float64.
 template <class T>
 INLINE Vec<T> tanh_of(const Vec<T>& x) {
   const Vec<T> size = select(x < Vec<T>{}, -x, x), one = fill(T(sizeof(T) == 4 ? 10 : 20));
