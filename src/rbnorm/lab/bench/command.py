@@ -44,6 +44,7 @@ def bench(parts: Sequence[str], repeats: int, device: str, out: Path) -> None:
     those of this one go into a folder beside them, which has its name.
     """
     _check(parts, repeats, device)
+    check_folder(out)
     folder = beside(out, here(torch.device(device)))
     _show(measure_parts(parts, repeats, device, folder), folder)
 
