@@ -81,3 +81,10 @@ def test_links_between_files_lead_somewhere(page):
         target = link.partition("#")[0]
         if target and "://" not in target:
             assert (page.parent / target).exists(), link
+
+
+def test_the_page_to_touch_says_of_the_initial_values_what_the_results_say():
+    page = (ROOT / "src/rbnorm/lab/explain/page.html").read_text()
+    results = (DOCS / "results.md").read_text()
+    assert "two seeds of most variants so far, which cannot tell any initial value" in page
+    assert "Two seeds cannot tell any initial value from the default" in results

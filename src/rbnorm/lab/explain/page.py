@@ -62,7 +62,6 @@ def write_page(facts: dict[str, Any], accuracy: float, command: str) -> str:
         script=Markup(script),
         data=Markup(json.dumps(facts, allow_nan=False, separators=(",", ":"))),
         letters=letters,
-        init=None,
         channels=[channel["index"] for channel in facts["channels"]],
         images=len(facts["channels"][0]["maps"]),
         photographs=PHOTOGRAPHS,
