@@ -8,10 +8,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from rbnorm.lab.cli import main
 from rbnorm.lab.location.answer import correlation, located, verdict
 from rbnorm.lab.location.measure import location, measured, re_estimated
 from rbnorm.lab.models import build_model
+from rbnorm_cli.main import main
 
 
 @pytest.fixture
