@@ -23,7 +23,7 @@ from rbnorm.lab.models import build_model
 from rbnorm.modules import _RepresentativeBatchNorm
 
 _MODELS: Final = ("resnet18", "mobilenet_v3_large")
-_INERT: Final = 10  # of which one layer is not: as in results/diagnose-digits
+_ACTIVE: Final = 0.1  # share of the layers, at the end as in results/diagnose-digits
 _TOLERANCE: Final = 0.01
 _SHAPES: Final = ((1, 3, 224, 224), (8, 3, 224, 224))
 Load = Callable[[Path], Callable[[Any], object]]
@@ -65,7 +65,7 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
         build_model(f"torchvision:{model}", norm, classes=1000, channels=3, seed=0)
         for norm in ("bn", "rbn", "rbn")
     )
-    for module, active in ((batchnorm, 1), (rbn, 1), (inert, _INERT)):
+    for module, active in ((batchnorm, 1.0), (rbn, 1.0), (inert, _ACTIVE)):
         _calibrate(recalibrate(module, [example]).eval(), active)
     inert = fold(inert, example, tolerance=_TOLERANCE).model
     images = np.random.default_rng(0).standard_normal(case.shape, dtype=np.float32)
@@ -85,17 +85,17 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
 
 
 @torch.no_grad()
-def _calibrate(model: nn.Module, active: int) -> None:
+def _calibrate(model: nn.Module, active: float) -> None:
     """Parameters as if trained; at their initial values the layers would fold wholly.
 
-    One layer of ``active`` moves its output visibly, as every one does after a short training, and
-    the others hardly, as most do after a long one.
+    The last layers, a share of ``active``, move their output visibly, and the others hardly.
     """
     layers = [m for m in model.modules() if isinstance(m, _RepresentativeBatchNorm)]
+    inert = round(len(layers) * (1 - active))
     for number, layer in enumerate(layers):
         for vector in (layer.center_weight, layer.scale_weight):
             assert vector is not None
-            nn.init.normal_(vector, std=1e-1 if number % active == 0 else 1e-4)
+            nn.init.normal_(vector, std=1e-4 if number < inert else 1e-1)
 
 
 EXPORTED: Final = {
