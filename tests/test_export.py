@@ -153,3 +153,34 @@ def test_training_mode_is_refused(net: nn.Module) -> None:
 def test_single_instance_is_refused(net: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"at least 2 instances .* got shape \(1, 3, 8, 8\)"):
         to_onnx(net, torch.randn(1, 3, 8, 8))
+
+
+# What one converter or another does not have: CoreML and pnnx, ncnn, LiteRT.
+UNKNOWN = {"aten.addcmul", "aten.expand_as", "aten.mean.dtype"}
+
+
+def operators(graph: torch.fx.Graph) -> set[str]:
+    """The operators of an exported graph; a mean that is told its dtype is one of its own."""
+    found = set()
+    for node in graph.nodes:
+        if node.op == "call_function":
+            told = str(node.target) == "aten.mean.dim" and node.kwargs.get("dtype") is not None
+            found.add("aten.mean.dtype" if told else str(node.target).rpartition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("make", [folded, lambda net: net])
+def test_exported_graph_has_common_operators_alone(net: nn.Module, make) -> None:
+    found = operators(program(make(net)).run_decompositions({}).graph)
+    assert "aten.mean" in found
+    assert not found & UNKNOWN
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("make", [folded, lambda net: net])
+@torch.no_grad()
+def test_traced_graph_has_common_operators_alone(net: nn.Module, make) -> None:
+    traced = torch.jit.trace(make(net), torch.randn(2, 3, 8, 8))
+    kinds = {node.kind() for node in traced.inlined_graph.nodes()}
+    assert "aten::mean" in kinds
+    assert not kinds & {"aten::addcmul", "aten::expand_as"}

@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 
 def amplify(table: Tensor, center_weight: Tensor | None) -> Tensor:
     """``(1 + w_m) table``."""
-    return table if center_weight is None else torch.addcmul(table, center_weight, table)
+    return table if center_weight is None else table + center_weight * table
 
 
 def alone(m: Tensor, L: int) -> Batch:

@@ -69,12 +69,13 @@ def forward(d: Tensor, V: Tensor, p: Vectors, options: Options) -> Forward:
     s = g = None
     gain = p.weight
     if p.scale_weight is not None and p.scale_bias is not None:
-        s = torch.addcmul(p.scale_bias, p.scale_weight, t)
+        s = p.scale_bias + p.scale_weight * t  # few numbers, in what every exporter knows
         g = RESTRICTION_OF[options.restrict](s)
         gain = _times(g, p.weight)
     shift = _times(t, gain)
     shift = shift if p.bias is None else shift + p.bias
-    return Forward(_times(r, gain).expand_as(t), shift, t, r, s, g, gain)
+    scale = _times(r, gain)
+    return Forward(scale.expand(t.shape) if g is None else scale, shift, t, r, s, g, gain)
 
 
 class Backward(NamedTuple):

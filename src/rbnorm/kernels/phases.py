@@ -107,12 +107,18 @@ def _spread(table: Tensor, x: Tensor) -> Tensor:
     return table.reshape(table.shape + (1,) * (x.ndim - 2))
 
 
+def is_exported() -> bool:
+    """Whether operations are recorded: by a compiler, an exporter, or ``torch.jit.trace``."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
 def mean(x: Tensor) -> Tensor:
     """As :meth:`Phases.mean`."""
     dtype = table_dtype(x.dtype)
     if x.ndim == 2:  # no axes, and an empty ``dim`` would mean all
         return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    return x.mean(tuple(range(2, x.ndim)), dtype=dtype).contiguous()
+    wide = {} if x.dtype is dtype else {"dtype": dtype}  # exporters know the mean without a dtype
+    return x.mean(tuple(range(2, x.ndim)), **wide).contiguous()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +138,10 @@ def _before_activation(
 ) -> Tensor:
     """``z = scale (x - m) + shift + residual`` in the table dtype."""
     centered = x if m is None else x - _spread(m, x)
-    z = torch.addcmul(_spread(shift, x), _spread(scale, x), centered)
+    if is_exported():  # most formats have no addcmul
+        z = _spread(shift, x) + _spread(scale, x) * centered
+    else:
+        z = torch.addcmul(_spread(shift, x), _spread(scale, x), centered)
     return z if residual is None else z + residual
 
 
