@@ -117,8 +117,10 @@ def mean(x: Tensor) -> Tensor:
     dtype = table_dtype(x.dtype)
     if x.ndim == 2:  # no axes, and an empty ``dim`` would mean all
         return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    wide = {} if x.dtype is dtype else {"dtype": dtype}  # exporters know the mean without a dtype
-    return x.mean(tuple(range(2, x.ndim)), **wide).contiguous()
+    axes = tuple(range(2, x.ndim))
+    if x.dtype is dtype:  # exporters know the mean without a dtype
+        return x.mean(axes).contiguous()
+    return x.mean(axes, dtype=dtype).contiguous()
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
