@@ -10,6 +10,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
     for item in items:
+        if here not in item.path.parents:  # pytest hands over those of the whole run
+            continue
         item.add_marker(pytest.mark.tools)
         item.add_marker(pytest.mark.filterwarnings("ignore"))  # of the tools, of one another

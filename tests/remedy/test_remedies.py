@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import CLASSES, batches, images
+from planted import CLASSES, batches, images
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
