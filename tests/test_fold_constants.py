@@ -132,7 +132,7 @@ def test_constant_gate_is_the_mean_gate(net, images) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"statistic": "max"}, {"restrict": torch.tanh}, {"center": False}, {"affine": False}],
-    ids=str,
+    ids=["statistic", "callable", "no centring", "no affine"],
 )
 @torch.no_grad()
 def test_every_option_can_become_constant(options, images) -> None:
