@@ -38,7 +38,7 @@ def out(models):
     extra = ("--shifted", "contrast:4", "--counterfactuals", "--limit", "200", "--batch-size", "50")
     done = run("diagnose", "--model", models["rbn"], *extra, "--out", "d", cwd=models["folder"])
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert "Error" not in done.stderr  # bars alone
     assert "Measured on 200 images: 9 RepresentativeBatchNorm2d." in done.stdout
     assert done.stdout.index("RBN was not tried") < done.stdout.index("Measured on")
     assert done.stdout.rstrip().endswith("Report: d/report.html")

@@ -255,7 +255,7 @@ class _Measurement:
         if request.fine_tune is not None:
             loader = loader_of(self.data.train, request.batch_size, None)
             tuning = rbnorm.FineTuning(loader, request.fine_tune)
-        return rbnorm.remedies(
+        found = rbnorm.remedies(
             self.model,
             self.first,
             self.second,
@@ -263,6 +263,8 @@ class _Measurement:
             budget=_BUDGET if request.budget is None else request.budget,
             on_trial=_advance(self.progress, task),
         )
+        self.progress.update(task, completed=100, description="remedies")
+        return found
 
 
 def _advance(progress: Progress, task: Any) -> Callable[[str, float], None]:
