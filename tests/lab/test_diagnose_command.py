@@ -38,7 +38,7 @@ def out(models):
     extra = ("--shifted", "contrast:4", "--counterfactuals", "--limit", "200", "--batch-size", "50")
     done = run("diagnose", "--model", models["rbn"], *extra, "--out", "d", cwd=models["folder"])
     assert done.returncode == 0, done.stderr
-    assert "Error" not in done.stderr  # bars alone
+    assert done.stderr == ""
     assert "Measured on 200 images: 9 RepresentativeBatchNorm2d." in done.stdout
     assert done.stdout.index("RBN was not tried") < done.stdout.index("Measured on")
     assert done.stdout.rstrip().endswith("Report: d/report.html")
@@ -284,7 +284,9 @@ def test_the_figures_have_the_numbers_of_the_file(page, found):
     even = page.evaluate("document.getElementById('evenness').data[0].y")
     assert even == pytest.approx([layer["output_mean_std"] for layer in layers], rel=1e-3)
     bars = page.evaluate("document.getElementById('shift').data[0].y")
-    assert bars == found["ranking"]
+    assert len(bars) == len(found["ranking"])
+    pairs = zip(bars, found["ranking"], strict=True)
+    assert all(name.endswith(bar.removeprefix("…")) for bar, name in pairs)
 
 
 def test_a_click_on_the_heat_map_chooses_its_layer(page, found):
@@ -357,8 +359,8 @@ def test_the_page_fits_a_phone_and_speaks_chinese(out, browser):
 
 def test_every_case_has_a_picture_before_and_after(page):
     figures = page.locator("#extremes figure")
-    assert figures.count() == 4
-    for i in range(4):
+    assert figures.count() >= 3  # a case that no image is in has none
+    for i in range(figures.count()):
         assert figures.nth(i).locator("img").count() == 3
 
 
@@ -382,7 +384,7 @@ def test_the_file_has_the_remedies_and_where_it_comes_from(found):
     assert rows[0]["accuracy_first"] > rows[0]["accuracy_second"]
     assert {row["kind"] for row in rows} >= {"re-estimated", "test-batch", "mixed"}
     assert "--shifted contrast:4" in found["command"]
-    assert found["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["environment"]["torch"])
 
 
 def test_the_table_shows_the_remedies_of_the_file(page, found):

@@ -134,7 +134,8 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     other = _other(request, data, device)
     console = Console(file=sys.stdout)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=terminal(stderr=True)) as progress:
+    bars = terminal(stderr=True)
+    with Progress(*columns, console=bars, disable=not bars.is_terminal) as progress:
         try:
             measured = _Measurement(request, data, model, progress)
             report = measured.report(other, _title(request, saved), command)
