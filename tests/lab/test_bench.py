@@ -438,7 +438,7 @@ def test_exported_candidates_compute_the_model(runtime, monkeypatch):
     subjects = {subject.name: subject for subject in part.subjects(case, CPU)}
     assert list(subjects) == ["batchnorm", "rbnorm", "rbnorm inert", "rbnorm not folded"]
     assert {subject.backend for subject in subjects.values()} == {runtime}
-    batchnorm, folded, plain = (subject.call()[0] for subject in subjects.values())
+    batchnorm, folded, _, plain = (subject.call()[0] for subject in subjects.values())
     assert abs(folded - plain).max() < 1e-6
     assert abs(folded - batchnorm).max() > 0.1
 
@@ -448,5 +448,5 @@ def test_exported_parts_need_the_cpu_and_the_extra(monkeypatch):
     with pytest.raises(UsageError, match="is measured on the CPU, not on cuda"):
         part.subjects(part.cases[0], torch.device("cuda"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs onnx, onnxscript, openvino: .*rbnorm\[export\]"):
+    with pytest.raises(UsageError, match="needs onnx, onnxscript, openvino"):
         part.subjects(part.cases[0], CPU)
