@@ -258,4 +258,4 @@ def test_an_image_that_breaks_while_training_is_named(digits, tmp_path, workers)
     done = execute([sys.executable, "-c", UNCHECKED, *given], cwd=tmp_path)
     assert done.returncode == 2
     assert ".png is no readable image" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.strip().count("\n") == 0  # a bar that had not begun leaves a line
