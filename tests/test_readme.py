@@ -83,7 +83,7 @@ def test_the_commands_run_in_a_fresh_folder(tmp_path):
 def test_commands_are_ones_that_the_command_line_takes(page):
     for words in commands(page):
         if words[0] == "rbnorm":
-            line = words[1:]
+            line = words[1 : words.index(">") if ">" in words else None]
             if line[:2] == ["study", "domains"]:
                 line = ["study domains", *line[2:]]
             make_parser("").parse_args(line)

@@ -159,7 +159,8 @@ def test_activations_that_are_not_finite_are_counted_and_left_out() -> None:
         alone = rbnorm.diagnose(nn.BatchNorm2d(1), [x[rows, channel : channel + 1]]).layers[0]
         for name in ("mean_offset", "log_var_ratio", "between_share", "mean_above"):
             value = found.per_channel[name][channel].item()
-            assert value == pytest.approx(alone.per_channel[name].item())
+            # float32 sums over other batches, in another order
+            assert value == pytest.approx(alone.per_channel[name].item(), rel=1e-5, abs=1e-6)
     assert all(math.isfinite(s.mean) for s in found.batch_spread)
 
 

@@ -176,7 +176,7 @@ def test_without_runs_the_page_says_so(tmp_path):
         (["primary", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["primary", "--batch-size", "31"], "31 images cannot be cut into parts of 2"),
         (["primary", "--data", "imagenet"], "unknown data 'imagenet'"),
-        (["primary", "--limit", "10"], "batch size 32 is more than the 10 training images"),
+        (["primary", "--data", "digits", "--limit", "10"], "batch size 32 is more than the 10"),
         (["primary", "--data", "imagefolder:nowhere"], "there is no folder"),
         (["networks", "--networks", "small:resnet18x"], "unknown model"),
     ],

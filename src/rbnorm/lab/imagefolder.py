@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
+from rich.progress import Progress
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
@@ -134,19 +134,15 @@ def _check_images(files: Sequence[str], *, quiet: bool) -> None:
     Beyond :data:`_CHECKED` images about as many, evenly spread: all of ImageNet would take hours.
     """
     chosen = files[:: math.ceil(len(files) / _CHECKED)]
-    with ThreadPoolExecutor() as pool:
-        checks = track(
-            pool.map(_fault, chosen),
-            "checking images",
-            total=len(chosen),
-            disable=quiet,
-            transient=True,
-            console=terminal(stderr=True),
-        )
-        for fault in checks:
+    console = terminal(stderr=True)
+    bar = Progress(transient=True, disable=quiet or not console.is_terminal, console=console)
+    with ThreadPoolExecutor() as pool, bar:
+        task = bar.add_task("checking images", total=len(chosen))
+        for fault in pool.map(_fault, chosen):
             if fault:
                 pool.shutdown(cancel_futures=True)
                 raise fault
+            bar.advance(task)
 
 
 def _fault(file: str) -> UsageError | None:

@@ -40,14 +40,15 @@ def progress_of_runs(width: int, *, disable: bool = False) -> Progress:
 
     Args:
         width: Characters for the description.
-        disable: Show nothing.
+        disable: Show nothing, as where standard error is no terminal.
     """
+    console = terminal(stderr=True)  # nobody may be reading standard output
     return Progress(
         text(f"{{task.description:<{width}}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=terminal(stderr=True),  # nobody may be reading standard output
-        disable=disable,
+        console=console,
+        disable=disable or not console.is_terminal,
     )
