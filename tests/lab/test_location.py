@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rbnorm.lab.location.answer import correlation, located, verdict
-from rbnorm.lab.location.measure import location, measured, re_estimated
+from rbnorm.lab.location.measure import each_re_estimated, location, measured, re_estimated
 from rbnorm.lab.models import build_model
 from rbnorm_cli.main import main
 
@@ -52,6 +52,14 @@ def test_a_gain_is_measured_on_the_same_images(planted) -> None:
     loss = nn.functional.cross_entropy(scores.double(), second[0][1]).item()
     assert before[1] == pytest.approx(loss, abs=1e-6)
     assert after != before
+
+
+def test_one_pass_gives_the_statistics_of_every_layer_alone(planted) -> None:
+    model, _, second = planted
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, after in each_re_estimated(model, second, ["0", "2"]):
+        assert after == pytest.approx(re_estimated(model, second, [name]), abs=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_correlation_is_spearmans() -> None:

@@ -19,7 +19,7 @@ from rbnorm.modules import _RepresentativeBatchNorm
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class _Pooled:
+class Pooled:
     """Mean and variance of everything a layer normalises, merged batch by batch (Chan et al.)."""
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class _Pooled:
         self.mean = self.squares = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, layer: _BatchNorm, x: Tensor, _: Tensor | None) -> None:
+        """Take in one batch, as a listener of :func:`rbnorm.diagnosis.passes.run`."""
         seen = normalised(layer, x)
         count = len(x) * positions(x)
         if not count:
@@ -87,7 +88,7 @@ def recalibrate(
     }
     if not tracked:
         raise ValueError("model must have running statistics to re-estimate, got none")
-    pooled = {name: _Pooled() for name in tracked}
+    pooled = {name: Pooled() for name in tracked}
     momenta = [(layer, layer.momentum) for layer in every.values()]
     with unchanged(model):
         model.eval()
@@ -102,11 +103,11 @@ def recalibrate(
     _check(pooled)
     with torch.no_grad():
         for name, layer in tracked.items():
-            _store(layer, pooled[name])
+            store(layer, pooled[name])
     return model
 
 
-def _check(pooled: dict[str, _Pooled]) -> None:
+def _check(pooled: dict[str, Pooled]) -> None:
     if not any(p.count for p in pooled.values()):
         raise ValueError("batches must reach a normaliser with running statistics, got none there")
     for name, p in pooled.items():
@@ -114,7 +115,8 @@ def _check(pooled: dict[str, _Pooled]) -> None:
             raise ValueError(f"layer {name!r} got activations that are not finite; check the data")
 
 
-def _store(layer: _BatchNorm, p: _Pooled) -> None:
+def store(layer: _BatchNorm, p: Pooled) -> None:
+    """Give a layer these running statistics; a caller without gradients."""
     if p.count and layer.running_mean is not None and layer.running_var is not None:
         layer.running_mean.copy_(p.mean)
         layer.running_var.copy_(p.squares / max(p.count - 1, 1))

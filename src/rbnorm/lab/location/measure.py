@@ -1,13 +1,14 @@
 """What re-estimating the statistics of single layers, and of chosen ones, wins."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from torch import nn
 
 import rbnorm
 from rbnorm.diagnosis.passes import call, normalisers, run, unchanged
+from rbnorm.diagnosis.recalibration import Pooled, store
 from rbnorm.lab.records import number
 from rbnorm.remedy import named_layers, own_shifts
 from rbnorm.remedy.scores import Collector
@@ -64,6 +65,26 @@ def re_estimated(model: nn.Module, batches: Iterable[Any], layers: Sequence[str]
         return measured(model, batches)
 
 
+def each_re_estimated(
+    model: nn.Module, batches: Iterable[Any], layers: Iterable[str]
+) -> Iterator[tuple[str, Measured]]:
+    """The same for every layer alone, from one pass for the statistics of all.
+
+    What reaches a layer does not depend on its own statistics, so in the unchanged model each layer
+    already sees what it sees when it is the only one to be re-estimated.
+    """
+    pooled = {name: Pooled() for name in layers}
+    with unchanged(model):
+        model.eval()
+        run(model, batches, call, pooled)
+    every = normalisers(model)
+    for name, statistics in pooled.items():
+        with unchanged(model):
+            store(every[name], statistics)
+            after = measured(model, batches)
+        yield name, after
+
+
 def location(
     model: nn.Module, first: Iterable[Any], second: Iterable[Any], condition: str
 ) -> list[dict[str, Any]]:
@@ -89,9 +110,9 @@ def location(
             "layer": name,
             "depth": depth,
             **{signal: number(value) for signal, value in found[name].items()},
-            **_gain(base, re_estimated(model, second, [name])),
+            **_gain(base, after),
         }
-        for depth, name in enumerate(found)
+        for depth, (name, after) in enumerate(each_re_estimated(model, second, found))
     ]
     clean = measured(model, first)
     for choice, layers in _choices(found).items():
@@ -125,8 +146,3 @@ def _choices(found: dict[str, dict[str, float]]) -> dict[str, tuple[str, ...]]:
     for i in range(_DRAWS):
         chosen[f"random {i}"] = tuple(draw.sample(names, count))
     return chosen
-
-
-def layer_count(model: nn.Module) -> int:
-    """How many layers have running statistics."""
-    return sum(layer.running_mean is not None for layer in normalisers(model).values())
