@@ -18,6 +18,8 @@ from places import find  # noqa: E402
 
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("zh/*.md")]
 TAUGHT = ("index", "quickstart", "finetune", "small-batches", "deploy")
+# Pages that are as long in Chinese as in English.
+WHOLE = ("guide", "compare", "train", "tools")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -51,6 +53,33 @@ def test_the_chinese_page_has_the_code_of_the_english_one(page):
     code = [ast.dump(ast.parse(block)) for block in blocks(other, "python")]
     for block in blocks(page, "python"):
         assert ast.dump(ast.parse(block)) in code, block
+
+
+def shape(path):
+    """What both languages must have alike: code, commands, formulas, pictures, and of tables the
+    rows with their code and numbers.
+    """
+    text = re.sub(r"^```(\w+)\n(.*?)^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [*text.splitlines(), ""]
+    return {
+        "code": [ast.dump(ast.parse(block)) for block in blocks(path, "python")],
+        "typed": [re.sub(r" +# .*", "", line) for line in lines if line.startswith("    ")],
+        "headings": [re.sub(r"[^#].*", "", line) for line in lines if line.startswith("#")],
+        "pictures": [Path(link).name for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)],
+        "rows": [
+            sorted(re.findall(r"`[^`]+`|\$[^$]+\$|\d+(?:[.,]\d+)*", line))
+            for line in lines
+            if line.startswith("|")
+        ],
+        "columns": [len(re.split(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")],
+    }
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_both_languages_of_a_whole_page_are_in_step(name):
+    english, chinese = shape(DOCS / f"{name}.md"), shape(DOCS / "zh" / f"{name}.md")
+    for part, content in english.items():
+        assert content == chinese[part], part
 
 
 PLACES = sorted(
