@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from rbnorm import batch as batches
 from rbnorm import tables
 from rbnorm.batch import Batch, Group
-from rbnorm.kernels import Kernels, active, layer
+from rbnorm.kernels import Kernels, layer
 from rbnorm.kernels.backends import PORTABLE
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.tables import Options, Vectors
@@ -46,17 +46,12 @@ def unrecorded() -> Iterator[None]:
 
 
 def _fits(running: Running, x: Tensor) -> bool:
-    """Whether kernels can read and write these buffers."""
+    """Whether kernels can write these buffers."""
     mean, var = running
     dtype = table_dtype(x.dtype)
     return (
         mean.dtype is dtype and var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()
     )
-
-
-def _fitting(running: Running, x: Tensor) -> Running:
-    dtype = table_dtype(x.dtype)
-    return running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
 
 
 def _train(
@@ -97,7 +92,7 @@ def _evaluate(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
     """Y and m, with new E and V: a buffer may change before backward needs it."""
-    E, V = _fitting(running, x)
+    E, V = running
     if kernels.whole is not None:
         return *kernels.whole.forward(x, residual, *p, E, V, False, 0.0, *options), None
     E, V = E.clone(), V.clone()
@@ -223,17 +218,17 @@ def normalise(
     running: Running | None,
     momentum: float | Tensor | None,
     options: Options,
+    kernels: Kernels | None,
     group: Group | None = None,
-    traced: bool = False,
 ) -> Tensor:
     """Normalise x, and in training, where ``momentum`` is given, update ``running`` in place.
 
-    ``p`` is in the table dtype. In training ``group`` are the processes whose batches are
-    one; it is None in evaluation. ``traced`` is what :func:`is_traced` says.
+    ``p`` is in the table dtype, and so is ``running`` in evaluation, contiguous. ``kernels`` are
+    the device's, or None where :func:`is_traced`. In training ``group`` are the processes whose
+    batches are one; it is None in evaluation.
     """
-    if traced:
+    if kernels is None:
         return _traced(x, residual, p, running, momentum, options, group)
-    kernels = active(x.device.type)
     if torch.is_grad_enabled():
         for tensor in (x, residual, *p):
             if tensor is not None and tensor.requires_grad:
@@ -245,10 +240,9 @@ def normalise(
     if momentum is not None:
         return _train(kernels, x, residual, p, running, momentum, options, group)[0]
     assert running is not None
-    mean, var = running if _fits(running, x) else _fitting(running, x)
     if kernels.whole is not None:
-        return kernels.whole.inference(x, residual, *p, mean, var, *options)
-    return layer.normalise(kernels.phases, x, residual, p, (mean, var), options).y
+        return kernels.whole.inference(x, residual, *p, *running, *options)
+    return layer.normalise(kernels.phases, x, residual, p, running, options).y
 
 
 def _traced(
@@ -261,7 +255,7 @@ def _traced(
     group: Group | None,
 ) -> Tensor:
     """In plain PyTorch; with a backward of our own where the tracer is a compiler."""
-    used = _fitting(running, x) if momentum is None and running is not None else None
+    used = running if momentum is None else None
     M: int | Tensor = x.numel() // x.shape[1]
     if torch.compiler.is_compiling():
         training = None if momentum is None else 0.0

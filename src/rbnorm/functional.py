@@ -35,15 +35,15 @@ def _is_direct(
     training: bool,
     momentum: float | Tensor,
 ) -> bool:
-    """Whether an op will run that can take all this as it is, and checks it itself."""
-    if not kernels.active(x.device.type).checks:
-        return False
+    """Whether an op that checks what it is given can take all this as it is."""
     dtype = table_dtype(x.dtype)
     for vector in p:
         if vector is not None and vector.dtype is not dtype:
             return False
     if mean is None or var is None:
         return mean is var and training
+    if not (mean.dtype is var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()):
+        return False
     if training and (mean.requires_grad or var.requires_grad):
         return False
     return isinstance(momentum, Tensor) or -math.inf < momentum < math.inf
@@ -221,11 +221,12 @@ def representative_batch_norm(
             group,
         )  # fmt: skip
 
-    direct = not traced and group is None and x.numel() > 0
+    used = kernels.active(x.device.type)
+    direct = used.checks and not traced and group is None and x.numel() > 0
     if codes is not None and direct and _is_direct(x, p, mean, var, training, momentum):
         options = Options(eps, *codes, negative_slope)
         try:
-            return autograd.normalise(x, residual, p, running, factor, options)
+            return autograd.normalise(x, residual, p, running, factor, options, used)
         except RuntimeError:
             check()  # the op checks at less cost, but these are the words of every path
             raise
@@ -244,5 +245,9 @@ def representative_batch_norm(
             x, residual, p, running, factor, eps, statistic, restrict, activation, negative_slope,
             group,
         )  # fmt: skip
+    if not training and running is not None:
+        running = running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
     options = Options(eps, *codes, negative_slope)
-    return autograd.normalise(x, residual, p, running, factor, options, group, traced)
+    return autograd.normalise(
+        x, residual, p, running, factor, options, None if traced else used, group
+    )
