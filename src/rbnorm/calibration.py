@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from rbnorm.definition import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
+from rbnorm.names import RestrictionName, StatisticName
 
 NAMES = ("center_weight", "scale_weight", "scale_bias")
 
@@ -15,8 +16,8 @@ class Calibration(NamedTuple):
 
     center: bool = True
     scale: bool = True
-    statistic: str | Statistic = "mean"
-    restrict: str | Restriction = "sigmoid"
+    statistic: StatisticName | Statistic = "mean"
+    restrict: RestrictionName | Restriction = "sigmoid"
     center_weight_init: float = 0.0
     scale_weight_init: float = 0.0
     scale_bias_init: float = 1.0

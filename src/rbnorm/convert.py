@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,11 @@ from rbnorm.modules import (
     RepresentativeBatchNormAct2d,
     _RepresentativeBatchNorm,
 )
+from rbnorm.names import CalibrationOptions
 from rbnorm.sync import SyncRepresentativeBatchNorm
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["convert_batchnorm"]
 
@@ -161,7 +165,7 @@ def convert_batchnorm(
     preserve: bool = True,
     *,
     where: str | Callable[[str], bool] | None = None,
-    **calibration: Any,
+    **calibration: Unpack[CalibrationOptions],
 ) -> Model:
     r"""Turn every BatchNorm of a model into RBN, in place.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm.elementwise import RESTRICTIONS
+from rbnorm.names import RestrictionName, StatisticName
 
 __all__ = ["RESTRICTIONS", "STATISTICS", "literal_rbn", "per_channel", "resolve"]
 
@@ -90,8 +91,8 @@ def literal_rbn(
     *,
     statistics: tuple[Tensor, Tensor] | Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     eps: float = 1e-5,
-    statistic: str | Statistic = "mean",
-    restrict: str | Restriction = "sigmoid",
+    statistic: StatisticName | Statistic = "mean",
+    restrict: RestrictionName | Restriction = "sigmoid",
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Normalise ``x`` exactly as the paper writes it.
 

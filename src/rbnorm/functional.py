@@ -17,6 +17,7 @@ from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS
 from rbnorm.kernels import phases
 from rbnorm.kernels.checks import check_input, check_numbers, check_tensors
 from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.names import ActivationName, RestrictionName, StatisticName
 from rbnorm.tables import Options, Vectors
 
 __all__ = ["representative_batch_norm"]
@@ -58,8 +59,8 @@ def _check(
     training: bool,
     momentum: float | Tensor,
     eps: float,
-    statistic: str | Statistic,
-    restrict: str | Restriction,
+    statistic: StatisticName | Statistic,
+    restrict: RestrictionName | Restriction,
     activation: str,
     group: Group | None,
 ) -> None:
@@ -102,8 +103,8 @@ def _literal(
     running: Running | None,
     momentum: float | Tensor | None,
     eps: float,
-    statistic: str | Statistic,
-    restrict: str | Restriction,
+    statistic: StatisticName | Statistic,
+    restrict: RestrictionName | Restriction,
     activation: str,
     slope: float,
     group: Group | None,
@@ -142,10 +143,10 @@ def representative_batch_norm(
     center_weight: Tensor | None = None,
     scale_weight: Tensor | None = None,
     scale_bias: Tensor | None = None,
-    statistic: str | Statistic = "mean",
-    restrict: str | Restriction = "sigmoid",
+    statistic: StatisticName | Statistic = "mean",
+    restrict: RestrictionName | Restriction = "sigmoid",
     residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     negative_slope: float = 0.01,
     group: Group | None = None,
 ) -> Tensor:

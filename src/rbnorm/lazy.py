@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from rbnorm.modules import (
     _RepresentativeBatchNorm,
     bias_option,
 )
+from rbnorm.names import CalibrationOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "LazyRepresentativeBatchNorm1d",
@@ -49,7 +53,7 @@ class _LazyRepresentativeBatchNorm(_LazyNormBase, _RepresentativeBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        **calibration: Any,
+        **calibration: Unpack[CalibrationOptions],
     ) -> None:
         chosen = Calibration.of(**calibration)
         options = bias_option(bias)

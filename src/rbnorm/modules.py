@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,10 @@ from rbnorm.elementwise import activation_of
 from rbnorm.functional import representative_batch_norm
 from rbnorm.integrity import Guarded
 from rbnorm.kernels.phases import table_dtype
+from rbnorm.names import ActivationName, LayerOptions, RestrictionName, StatisticName
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "RepresentativeBatchNorm1d",
@@ -75,8 +79,8 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         bias: bool = True,
         center: bool = True,
         scale: bool = True,
-        statistic: str | Statistic = "mean",
-        restrict: str | Restriction = "sigmoid",
+        statistic: StatisticName | Statistic = "mean",
+        restrict: RestrictionName | Restriction = "sigmoid",
         center_weight_init: float = 0.0,
         scale_weight_init: float = 0.0,
         scale_bias_init: float = 1.0,
@@ -145,7 +149,7 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         self,
         input: Tensor,
         residual: Tensor | None = None,
-        activation: str | None = None,
+        activation: ActivationName | None = None,
         negative_slope: float = 0.0,
     ) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
@@ -372,7 +376,7 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         drop_layer: Callable[[], nn.Module] | None = None,
         device: torch.types.Device = None,
         dtype: torch.dtype | None = None,
-        **calibration: Any,
+        **calibration: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, **calibration
@@ -395,8 +399,9 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         output = output if residual is None else output + residual
         return self.act(output)  # type: ignore[no-any-return]
 
-    def _fused_activation(self) -> str | None:
+    def _fused_activation(self) -> ActivationName | None:
         """The activation that can be part of the op; None where drop or act are other code."""
         if is_bare(self.drop) and is_bare(self.act) and not _has_any_global_hook():
-            return activation_of(self.act) if activation_of(self.drop) == "none" else None
+            found = activation_of(self.act) if activation_of(self.drop) == "none" else None
+            return cast("ActivationName | None", found)
         return None

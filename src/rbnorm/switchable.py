@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rbnorm.definition import STATISTICS, Restriction, Statistic, per_channel, resolve
 from rbnorm.elementwise import RESTRICTIONS
 from rbnorm.kernels.phases import table_dtype
+from rbnorm.names import RestrictionName, StatisticName
 from rbnorm.tables import Vectors
 
 
@@ -35,8 +36,8 @@ def forward(
     running: tuple[Tensor, Tensor],
     momentum: float,
     eps: float,
-    statistic: str | Statistic,
-    restrict: str | Restriction,
+    statistic: StatisticName | Statistic,
+    restrict: RestrictionName | Restriction,
 ) -> Tensor:
     """RBN in training, with running statistics, in the dtype of these."""
     K = resolve("statistic", statistic, STATISTICS)

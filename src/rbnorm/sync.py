@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -12,6 +12,10 @@ from rbnorm.modules import (
     _RepresentativeBatchNorm,
     rbn_layers,
 )
+from rbnorm.names import LayerOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "SyncRepresentativeBatchNorm",
@@ -66,7 +70,7 @@ class SyncRepresentativeBatchNorm(_RepresentativeBatchNorm):
         process_group: dist.ProcessGroup | None = None,
         device: Any = None,
         dtype: Any = None,
-        **calibration: Any,
+        **calibration: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, **calibration
