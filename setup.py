@@ -1,12 +1,14 @@
-"""The C++ kernels, where a compiler and torch are there for the build; all else is pyproject.toml.
+"""The C++ kernels, where a compiler and torch are there for the build, and the README for an index.
 
-Without them the package installs and works all the same; why there are none is said here (``pip
-install -v`` shows it) and by ``rbnorm.backends()``.
+Without kernels the package installs and works all the same; why there are none is said here (``pip
+install -v`` shows it) and by ``rbnorm.backends()``. All else is pyproject.toml.
 """
 
 import importlib.util
 import os
 import platform
+import re
+import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,8 +113,31 @@ class Wheel(bdist_wheel):
         super().run()
 
 
+def repository() -> str | None:
+    """The project's address: ``[project.urls]``, else that of the workflow that builds."""
+    given = re.search(r'^Repository = "(.+)"$', Path("pyproject.toml").read_text(), re.MULTILINE)
+    if given is not None:
+        return given[1].removesuffix("/")
+    name = os.environ.get("GITHUB_REPOSITORY")
+    host = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+    return f"{host}/{name}" if name else None
+
+
+def readme(address: str | None) -> str:
+    """README.md as it reads away from the repository: links to its files lead there, or go."""
+    version = runpy.run_path("src/rbnorm/_version.py")["__version__"]
+    text = Path("README.md").read_text(encoding="utf-8")
+    file = r"\((?![\w+]+:|#)([^)\s]+)\)"
+    if address is None:
+        return re.sub(rf"\[([^][]*)\]{file}", r"\1", re.sub(rf"!\[[^]]*\]{file}", "", text))
+    text = re.sub(rf"(!\[[^]]*\]){file}", rf"\1({address}/raw/v{version}/\2)", text)
+    return re.sub(rf"\]{file}", rf"]({address}/blob/v{version}/\1)", text)
+
+
 reason = missing()
 setup(
+    long_description=readme(repository()),
+    long_description_content_type="text/markdown",
     cmdclass={"build_ext": ParallelBuild, "build_py": Sources, "bdist_wheel": Wheel},
     ext_modules=[kernels()] if reason is None else [],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if reason is None else {},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,15 @@ def run(code: str, **environment: str) -> list:
     return json.loads(done.stdout)
 
 
+DESCRIBE = """
+import json
+from distutils.core import run_setup
+found = run_setup("setup.py", stop_after="init")
+print(json.dumps([found.metadata.long_description, found.metadata.long_description_content_type]))
+"""
+LINK = re.compile(r"(!?)\[[^][]*\]\(([^)\s]+)\)")
+
+
 @pytest.mark.parametrize(
     ("hide", "expected"),
     [("", [["rbnorm.kernels._cpu"], "cp310"]), ("sys.modules['torch'] = None", [[], None])],
@@ -61,6 +71,27 @@ def run(code: str, **environment: str) -> list:
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no kernels for Windows")
 def test_build_has_kernels_where_torch_is_there(hide: str, expected: list) -> None:
     assert run(DECIDE.format(hide=hide)) == expected
+
+
+@pytest.mark.parametrize("name", ["", "somebody/rbnorm"], ids=["no repository", "a repository"])
+def test_links_of_the_readme_lead_somewhere_on_an_index(name: str) -> None:
+    text, kind = run(DESCRIBE, GITHUB_REPOSITORY=name, GITHUB_SERVER_URL="https://host")
+    assert kind == "text/markdown"
+    outside = [link for _, link in LINK.findall(text)]
+    assert all(link.startswith("https://") for link in outside)
+    own = f"https://host/{name}"
+    version = f"v{rbnorm.__version__}"
+    if name:
+        assert f"[Quickstart]({own}/blob/{version}/docs/quickstart.md)" in text
+        assert f"({own}/raw/{version}/results/diagnose-digits/heat.png)]({own}/blob/" in text
+        files = [link.split(version)[1] for link in outside if link.startswith(own)]
+        assert all((ROOT / file.strip("/")).is_file() for file in files)
+        text = re.sub(rf"{own}/(raw|blob)/{version}/", "", text)
+        assert text == (ROOT / "README.md").read_text()
+    else:
+        assert "| Quickstart, questions |" in text
+        assert "heat.png" not in text
+        assert "[Paper](https://" in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' compilers have other names")
