@@ -27,11 +27,14 @@ SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(
 demo: env
 	$(BIN)/rbnorm compare --out rbnorm-compare
 
-# The pages and figures of the committed records, beside them; runs nothing.
+# The pages and figures of the committed records, beside them, and what README and docs quote of
+# them; runs nothing.
 results: env
 	$(BIN)/rbnorm compare --out results/compare-digits
 	$(BIN)/rbnorm study all --no-run --out results/studies
 	$(BIN)/rbnorm study domains --no-run --out results/studies
+	$(BIN)/python -m tools.results_table
+	$(BIN)/python -m tools.results_page
 
 test: env browser
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=

@@ -19,7 +19,7 @@ from places import find  # noqa: E402
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("zh/*.md")]
 TAUGHT = ("index", "quickstart", "finetune", "small-batches", "deploy")
 # Pages that are as long in Chinese as in English.
-WHOLE = ("guide", "compare", "train", "tools")
+WHOLE = ("guide", "compare", "train", "tools", "diagnose", "studies", "results")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

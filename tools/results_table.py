@@ -61,15 +61,10 @@ def table(results: Path) -> dict[str, str]:
     Args:
         results: Folder of the studies' records.
     """
-    options = make_parser("")
-    settings = Settings.of(vars(options.parse_args(["study", "primary"])))
+    settings = Settings.of(vars(make_parser("").parse_args(["study", "primary"])))
     every = RecordStore(results).load()
     rate = Rates(settings, every)
-    own_store = DomainStore(results)
-    defaults = settings_of(options.parse_args(["study domains"]))
-    of_domains = DomainResults(
-        settings_of_records(own_store.records, defaults), own_store.records, own_store.failures
-    )
+    of_domains = domain_results(results)
     costs = load_costs(results)
     rows = []
     for norm, statistics, arm, name in ROWS:
@@ -94,6 +89,15 @@ def table(results: Path) -> dict[str, str]:
             )
         )
     return {language: _drawn(rows, language) for language in READMES}
+
+
+def domain_results(results: Path) -> DomainResults:
+    """What the records of the study of domains show."""
+    store = DomainStore(results)
+    defaults = settings_of(make_parser("").parse_args(["study domains"]))
+    return DomainResults(
+        settings_of_records(store.records, defaults), store.records, store.failures
+    )
 
 
 def _runs(

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rbnorm.lab.studies.answer import NOT_RUN
 from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm_cli.main import main
+from tools.results_page import PAGES, filled
+from tools.results_page import answers as all_answers
 from tools.results_table import BEGIN, END, READMES, table, write
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +44,17 @@ def test_the_answer_on_domains_stands_on_the_page(answers, capsys):
     assert main(["study", "domains", "--no-run", "--out", str(answers)]) == 0
     answer = flat(capsys.readouterr().out).removeprefix("domains: ").partition(" Report: ")[0]
     assert answer in flat((ROOT / "docs" / "results.md").read_text())
+
+
+def test_both_languages_boxes_are_drawn_from_the_records():
+    said = all_answers(ROOT / "results" / "studies")
+    for language, path in PAGES.items():
+        assert filled(path.read_text(), said, language) == path.read_text()
+
+
+def test_a_page_without_a_studys_box_is_refused():
+    with pytest.raises(ValueError, match="a heading and a box of cost"):
+        filled("## Cost (`cost`)\n\nNo box.\n", {"cost": NOT_RUN}, "en")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -146,7 +146,7 @@ def test_a_primary_answer_says_which_is_better():
         f"[+{low:.2f}, +{high:.2f}], 6 seeds, Holm-adjusted p = 0.031)."
     )
     assert better.zh.startswith(
-        f"clean 项： rbn 比 bn 更高（+1.00 个百分点，95% 区间 [+{low:.2f}, +{high:.2f}]"
+        f"clean 项：rbn 比 bn 更高（+1.00 个百分点，95% 区间 [+{low:.2f}, +{high:.2f}]"
     )
     worse = answer(study, found(study, accuracies(rbn=-0.01)))
     assert "rbn is less accurate than bn (−1.00" in worse.en
@@ -157,7 +157,7 @@ def test_a_primary_answer_says_when_nothing_is_detected():
     study = make_study((comparison(),))
     same = answer(study, found(study, accuracies(rbn=0.0)))
     assert "no detectable difference between rbn and bn (+0.00 points, 95 % interval [" in same.en
-    assert " rbn 与 bn 之间没有可检测的差异（+0.00 个百分点，95% 区间 [" in same.zh
+    assert "rbn 与 bn 之间没有可检测的差异（+0.00 个百分点，95% 区间 [" in same.zh
 
 
 def test_an_exploratory_answer_names_what_is_better_worse_and_neither():
@@ -237,7 +237,7 @@ def test_a_primary_answer_has_its_control_in_the_same_box():
     said = answer(study, found(study, accuracies(rbn=0.01, gn=0.01)))
     control = "control (exploratory): accuracy on clean test images: no detectable difference"
     assert f"; {control}" in said.en
-    assert "；对照（探索性）：干净测试图像上的准确率： rbn 与 gn 之间没有可检测的差异" in said.zh
+    assert "；对照（探索性）：干净测试图像上的准确率：rbn 与 gn 之间没有可检测的差异" in said.zh
 
 
 def test_names_of_arms_are_said_in_both_languages():

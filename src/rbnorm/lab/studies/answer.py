@@ -17,7 +17,7 @@ from rbnorm.lab.studies.results import (
     PrimaryResult,
     Results,
 )
-from rbnorm.lab.studies.words import chinese
+from rbnorm.lab.studies.words import chinese, close
 from rbnorm.lab.text import Text
 
 MEASURES: Final = {
@@ -65,7 +65,7 @@ def answer(study: Study, results: Results) -> Text:
         ]
     found = _joined(clauses)
     start = _progress(study, results)
-    return Text(f"{_capital(start.en + found.en)}.", f"{start.zh}{found.zh}。")
+    return Text(f"{_capital(start.en + found.en)}.", close(f"{start.zh}{found.zh}。"))
 
 
 def bracketed(estimate: Estimate) -> str:

@@ -35,8 +35,16 @@ _PHRASES: Final = {
     "minus the baseline of the same seed (points)": "减去同一种子的基线（百分点）",
 }
 _ANY: Final = re.compile("|".join(map(re.escape, sorted(_PHRASES, key=len, reverse=True))))
+_WORD: Final = r"\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
+_MARK: Final = r"\u3000-\u303f\uff00-\uffef"
+_BLANK: Final = re.compile(f"(?<=[{_MARK}]) | (?=[{_MARK}])|(?<=[{_WORD}]) (?=[{_WORD}])")
 
 
 def chinese(name: str) -> str:
     """A name with the phrases that it is made of in Chinese; norms keep their names."""
     return _ANY.sub(lambda match: _PHRASES[match[0]], name)
+
+
+def close(sentence: str) -> str:
+    """A Chinese sentence without blanks beside its punctuation and between its words."""
+    return _BLANK.sub("", sentence)
