@@ -38,11 +38,11 @@ def command(*arguments):
     return [sys.executable, "-m", "rbnorm", *map(str, arguments)]
 
 
-def run(*arguments, cwd: Path, timeout=170):
+def run(*arguments, cwd: Path, timeout=600):
     return execute(command(*arguments), cwd, timeout)
 
 
-def execute(argv, cwd: Path, timeout=170):
+def execute(argv, cwd: Path, timeout=600):
     return subprocess.run(
         argv,
         cwd=cwd,

@@ -70,9 +70,9 @@ INLINE bool has_short_runs(const Shape& shape) {
 template <class T>
 struct Repeats {
   using Lane = std::remove_reference_t<decltype(Mask<T>{}[0])>;
-  Lane lane[width<T> / 2][width<T> / 2][width<T>] = {};
+  Lane lane[width<T>][width<T>][width<T>] = {};
   constexpr Repeats() {
-    for (int64_t length = 1; length < width<T> / 2; length++)
+    for (int64_t length = 1; length < width<T>; length++)
       for (int64_t i = 0; i < length * width<T>; i++)
         lane[length][i / width<T>][i % width<T>] = Lane(i / length);
   }

@@ -42,7 +42,7 @@ INLINE Vec<T> restricted(const Vec<T>& s, int restriction, Vec<T>* derivative) {
   Vec<T> g = s, slope = one;
   switch (restriction) {
     case SIGMOID:
-      g = one / (one + exp(-s));
+      g = inverse<T>(one + exp(-s));
       slope = g * (one - g);
       break;
     case TANH:

@@ -66,15 +66,85 @@ void evaluate(const Forward& f, const Constants<table_t<S>>& constants, const Sh
   });
 }
 
+// Positions so few that the numbers of a vector of channels are read twice from the nearest cache.
+template <class T>
+bool few_in_evaluation(const Shape& s) {
+  return s.channels_last ? s.L <= 16 && tile_of<T>(s.C, s.L) == 1 : s.L < width<T>;
+}
+
+// Such instances, each vector of channels from its numbers to its results without a table in memory.
+template <class S, bool WithTail>
+void evaluate_few(const Forward& f, const Constants<table_t<S>>& constants, const Shape& shape,
+                  int64_t first) {
+  using T = table_t<S>;
+  const int64_t C = shape.C, L = shape.L, start = first * L;
+  const auto x = static_cast<const S*>(f.x) + start;
+  const auto y = static_cast<S*>(f.y) + start;
+  const auto residual = f.residual ? static_cast<const S*>(f.residual) + start : nullptr;
+  const Tail<S> tail{residual, f.layer.activation, T(f.layer.slope)};
+  const auto m = f.m ? static_cast<T*>(f.m) + first : nullptr;
+  const auto write = [=](const auto& at, const Factors<T>& factors, int64_t offset) FLAT {
+    const Vec<T> centered = at.load(x + offset) - factors.center;
+    if constexpr (WithTail) {
+      const Vec<T> z = tail.before(at, 0, factors, centered, offset);
+      at.store(y + offset, activate(z, tail.activation, tail.slope));
+    } else {
+      at.store(y + offset, factors.scale * centered + factors.shift);
+    }
+  };
+  const auto visit = [=](const Area& a, int64_t c, const auto& at) FLAT {
+    const Vec<T> mean = mean_of_few(shape, a, c, at, x);
+    if (m) at.store(m + a.n * C + c, mean);
+    const auto [by, to] =
+        constants.tables([&](const T* row) FLAT { return at.load(row + c); }, mean);
+    const Factors<T> factors{mean, by, to};
+    const int64_t offset = shape.offset(a.n, c, 0), n = std::min(width<T>, C - c) * L;
+    if (shape.channels_last) {
+      for (int64_t i = 0; i < L; i++) write(at, factors, offset + i * C);
+      return;
+    }
+    for (int64_t k = 0; k * width<T> < n; k++) {
+      const auto from = read<Mask<T>>(repeats<T>.lane[L][k]);
+      const Factors<T> own{permuted<T>(mean, from), permuted<T>(by, from), permuted<T>(to, from)};
+      const int64_t rest = n - k * width<T>;
+      if (rest >= width<T>)
+        write(Whole<T, 1>{0}, own, offset + k * width<T>);
+      else
+        write(Partial<T>{rest}, own, offset + k * width<T>);
+    }
+  };
+  const int64_t vectors = ceil_div(C, width<T>);
+  parallel(shape.N * vectors, ceil_div(task_values, width<T> * L), [=](int64_t begin, int64_t end) {
+    int64_t n = begin / vectors, c = begin % vectors * width<T>;
+    for (int64_t i = begin; i < end; i++) {
+      const Area a{n, 0, C, 0, L};
+      c + width<T> <= C ? visit(a, c, Whole<T, 1>{0}) : visit(a, c, Partial<T>{C - c});
+      if ((c += width<T>) >= C) c = 0, n++;
+    }
+  });
+}
+
+template <class S>
+void evaluate_part(const Forward& f, const Constants<table_t<S>>& constants, const Shape& shape,
+                   int64_t first) {
+  const bool with_tail = f.residual || f.layer.activation != NONE;
+  const auto run = !few_in_evaluation<table_t<S>>(shape) ? evaluate<S>
+                   : with_tail                           ? evaluate_few<S, true>
+                                                         : evaluate_few<S, false>;
+  run(f, constants, shape, first);
+}
+
 template <class S>
 void evaluate(const Forward& f) {
   using T = table_t<S>;
   const Shape& s = f.shape;
   const int64_t tile = s.channels_last ? 1 : tile_of<T>(s.C, s.N);
-  const Constants<T> constants(f.layer, s.C, tile, f.running_mean, f.running_var);
+  Arena<T> arena;
+  arena.reserve(Constants<T>::size(s.C, tile));
+  const Constants<T> constants(arena, f.layer, s.C, tile, f.running_mean, f.running_var);
   const int64_t whole = s.N / tile, rest = s.N % tile;
-  evaluate<S>(f, constants, {whole, tile * s.C, s.L, s.channels_last}, 0);
-  if (rest) evaluate<S>(f, constants, {1, rest * s.C, s.L, false}, whole * tile * s.C);
+  evaluate_part<S>(f, constants, {whole, tile * s.C, s.L, s.channels_last}, 0);
+  if (rest) evaluate_part<S>(f, constants, {1, rest * s.C, s.L, false}, whole * tile * s.C);
 }
 
 template <class S>

@@ -167,25 +167,46 @@ INLINE void for_few(const Shape& shape, const Area& a, int64_t c, const At& at, 
   }
 }
 
+// The means of a vector of channels from c on.
+template <class S, class At>
+INLINE Vec<table_t<S>> mean_of_few(const Shape& shape, const Area& a, int64_t c, const At& at,
+                                   const S* x) {
+  using T = table_t<S>;
+  Vec<T> origin{}, sum{};
+  for_few<T>(shape, a, c, at, [&](auto of_each, int64_t i, int64_t offset) FLAT {
+    const Vec<T> value = of_each.load(x + offset);
+    if (i == 0) origin = value;
+    sum += value - origin;
+  });
+  const Vec<T> mean = origin + sum / T(a.i1 - a.i0);
+  if (all_finite<T>(at.keep(mean))) return mean;
+  T careful[width<T>] = {};
+  for (int64_t k = 0; k < std::min(width<T>, a.c1 - c); k++)
+    moments_carefully<S>(shape, a, c + k, x, careful + k, nullptr, nullptr);
+  return load(careful);
+}
+
 template <class S, bool Variance>
 void moments_of_few(const Shape& shape, const Area& a, const S* x,
                     const MomentTables<table_t<S>>& out) {
   using T = table_t<S>;
-  const int64_t n = a.i1 - a.i0;
+  const T n = T(a.i1 - a.i0);
   for_channels<T>(a, [&](int64_t c, auto at) FLAT {
-    Vec<T> values[few_positions] = {}, first{}, second{};
-    for_few<T>(shape, a, c, at, [&](auto of_each, int64_t i, int64_t offset) FLAT {
-      values[i] = of_each.load(x + offset);
-      first += values[i] - values[0];
-    });
-    const Vec<T> center = values[0] + first / T(n);
-    first = Vec<T>{};
-    for (int64_t i = 0; i < n; i++) {
-      const Vec<T> d = values[i] - center;
-      first += d;
-      if constexpr (Variance) second += d * d;
+    if constexpr (!Variance) {
+      at.store(out.mean + (c - a.c0), mean_of_few(shape, a, c, at, x));
+    } else {
+      Vec<T> values[few_positions], sum{}, first{}, second{};
+      for_few<T>(shape, a, c, at, [&](auto of_each, int64_t i, int64_t offset) FLAT {
+        values[i] = of_each.load(x + offset);
+        sum += values[i] - values[0];
+      });
+      const Vec<T> center = values[0] + sum / n;
+      for (int64_t i = 0; i < a.i1 - a.i0; i++) {
+        const Vec<T> d = values[i] - center;
+        first += d, second += d * d;
+      }
+      store_moments<S, true>(shape, a, c, at, x, center, first / n, second / n, out);
     }
-    store_moments<S, Variance>(shape, a, c, at, x, center, first / T(n), second / T(n), out);
   });
 }
 

@@ -16,12 +16,14 @@ Grid columns_of(const Shape& s) {
 }
 
 // Calls f(at, offset) for every vector of the matrix; `at` reads what stands `tile` times in a row.
+// What f has captured by value is in registers, as no store can change it.
 template <class T, class F>
-void for_points(const Shape& s, int64_t tile, F f) {
+void for_points(const Shape& s, int64_t tile, const F& each) {
   const int64_t all = s.N * s.C, row = tile * s.C;
-  parallel(ceil_div(all, row), ceil_div(task_values, row), [&](int64_t begin, int64_t end) {
+  parallel(ceil_div(all, row), ceil_div(task_values, row), [=](int64_t begin, int64_t end) {
+    const F f = each;
     for (int64_t i = begin; i < end; i++)
-      for_vectors<T, 1>(std::min(row, all - i * row), [&](auto at) FLAT { f(at, i * row); });
+      for_vectors<T, 1>(std::min(row, all - i * row), [=](auto at) FLAT { f(at, i * row); });
   });
 }
 
@@ -54,25 +56,43 @@ void statistics_of_points(const Forward& f) {
   }
 }
 
-template <class S>
+template <class S, bool WithTail>
 void forward_points(const Forward& f) {
   using T = table_t<S>;
   const bool training = f.layer.training;
   if (training) statistics_of_points<S>(f);
   const int64_t tile = tile_of<T>(f.shape.C, f.shape.N);
-  const Constants<T> constants(f.layer, f.shape.C, tile, training ? f.E : f.running_mean,
+  Arena<T> arena;
+  arena.reserve(Constants<T>::size(f.shape.C, tile));
+  const Constants<T> constants(arena, f.layer, f.shape.C, tile, training ? f.E : f.running_mean,
                                training ? f.V : f.running_var);
   const auto x = static_cast<const S*>(f.x), residual = static_cast<const S*>(f.residual);
   const auto y = static_cast<S*>(f.y);
   const auto m = static_cast<T*>(f.m);
-  for_points<T>(f.shape, tile, [&](auto at, int64_t offset) FLAT {
+  const int activation = f.layer.activation;
+  const T slope = T(f.layer.slope);
+  for_points<T>(f.shape, tile, [=](auto at, int64_t offset) FLAT {
     const Vec<T> mean = at.load(x + offset);
     Vec<T> z = constants.tables([&](const T* row) FLAT { return at.load(row); }, mean).second;
-    if (residual) z += at.load(residual + offset);
-    at.store(y + offset, activate(z, f.layer.activation, T(f.layer.slope)));
+    if (WithTail && residual) z += at.load(residual + offset);
+    at.store(y + offset, WithTail ? activate(z, activation, slope) : z);
     if (m) at.store(m + offset, mean);
   });
 }
+
+template <class S>
+void forward_points(const Forward& f) {
+  f.residual || f.layer.activation != NONE ? forward_points<S, true>(f) : forward_points<S, false>(f);
+}
+
+template <class S>
+struct Inputs {
+  const S *x, *dy;
+  Tail<S> tail;
+  explicit Inputs(const Backward& b)
+      : x(static_cast<const S*>(b.x)), dy(static_cast<const S*>(b.dy)),
+        tail{static_cast<const S*>(b.residual), b.layer.activation, table_t<S>(b.layer.slope)} {}
+};
 
 // What backward computes again of a vector of numbers; x is around the center.
 template <class T>
@@ -80,19 +100,19 @@ struct Point {
   Vec<T> x, t, gate, derivative, dz;
 
   template <class S, class At, class Get>
-  INLINE static Point of(const Backward& b, const Constants<T>& constants, const At& at, Get get,
-                         const S* x, int64_t offset) {
+  INLINE static Point of(const Inputs<S>& in, const Constants<T>& constants, const At& at, Get get,
+                         int64_t offset) {
     Point p;
-    const Vec<T> value = at.load(x + offset);
+    const Vec<T> value = at.load(in.x + offset);
     p.x = value - constants.of(Constants<T>::CENTER, get);
     p.t = constants.standardised(get, value);
     p.gate = constants.gate(get, p.t, &p.derivative);
-    p.dz = at.load(static_cast<const S*>(b.dy) + offset);
-    if (b.layer.activation == NONE) return p;
+    p.dz = at.load(in.dy + offset);
+    if (in.tail.activation == NONE) return p;
     Vec<T> z = constants.of(Constants<T>::WEIGHT, get) * p.gate * p.t;
     z += constants.of(Constants<T>::BIAS, get);
-    if (b.residual) z += at.load(static_cast<const S*>(b.residual) + offset);
-    p.dz *= activation_slope(z, b.layer.activation, T(b.layer.slope));
+    if (in.tail.residual) z += at.load(in.tail.residual + offset);
+    p.dz *= activation_slope(z, in.tail.activation, in.tail.slope);
     return p;
   }
 };
@@ -104,15 +124,15 @@ template <class S>
 void sums_of_points(const Backward& b, const Constants<table_t<S>>& constants, const Grid& grid,
                     const Workspace<table_t<S>>& sums) {
   using T = table_t<S>;
-  const auto x = static_cast<const S*>(b.x);
+  const Inputs<S> in(b);
   grid.for_areas([&](const Area& all) {
     for_blocks(all, [&](const Area& a) FLAT {
       T block[point_sums][block_channels];
       sum_rows<T, point_sums, group_rows / 4>(
           Rows::of<T>(grid.shape, a), block, [](auto) FLAT { return 0; },
-          [&](auto at, int, int64_t offset) FLAT {
-            const auto get = [&](const T* row) FLAT { return at.load(row + a.c0); };
-            const Point<T> p = Point<T>::of(b, constants, at, get, x, offset);
+          [=, c0 = a.c0](auto at, int, int64_t offset) FLAT {
+            const auto get = [&](const T* row) FLAT { return at.load(row + c0); };
+            const Point<T> p = Point<T>::of(in, constants, at, get, offset);
             const Vec<T> gated = p.gate * p.dz, moved = p.derivative * p.t * p.dz;
             return std::array<Vec<T>, point_sums>{p.dz, gated, moved, p.x * gated, p.x * moved, p.x};
           });
@@ -130,7 +150,7 @@ void sums_of_points(const Backward& b, const Constants<table_t<S>>& constants, c
 
 // The gradients of the vectors; `common` and `slope` become what reaches x through E and V.
 template <class T>
-void gradients_of_points(const Backward& b, Constants<T>& constants, const Workspace<T>& sums,
+void gradients_of_points(const Backward& b, const Constants<T>& constants, const Workspace<T>& sums,
                          T* common, T* slope) {
   const int64_t C = b.shape.C, N = b.shape.N;
   using K = Constants<T>;
@@ -160,21 +180,21 @@ void backward_points(const Backward& b) {
   using T = table_t<S>;
   const Grid grid = columns_of<T>(b.shape);
   const int64_t C = b.shape.C, tile = tile_of<T>(C, b.shape.N), most = std::max<int64_t>(tile, 1);
-  Constants<T> constants(b.layer, C, tile, b.E, b.V);
   Arena<T> arena;
-  arena.reserve(point_sums * grid.chunks * Workspace<T>::padded(C) +
+  arena.reserve(Constants<T>::size(C, tile) + point_sums * grid.chunks * Workspace<T>::padded(C) +
                 2 * Workspace<T>::padded(most * C));
+  const Constants<T> constants(arena, b.layer, C, tile, b.E, b.V);
   const Workspace<T> sums(arena, point_sums * grid.chunks, C), through(arena, 2, most * C);
   sums_of_points<S>(b, constants, grid, sums);
   gradients_of_points<T>(b, constants, sums, through[0], through[1]);
   tile_row(through[0], C, tile), tile_row(through[1], C, tile);
-  const auto x = static_cast<const S*>(b.x);
+  const Inputs<S> in(b);
   const auto dx = static_cast<S*>(b.dx), dresidual = static_cast<S*>(b.dresidual);
   if (!dx && !dresidual) return;
-  for_points<T>(b.shape, tile, [&](auto at, int64_t offset) FLAT {
+  for_points<T>(b.shape, tile, [=](auto at, int64_t offset) FLAT {
     using K = Constants<T>;
     const auto get = [&](const T* row) FLAT { return at.load(row); };
-    const Point<T> p = Point<T>::of(b, constants, at, get, x, offset);
+    const Point<T> p = Point<T>::of(in, constants, at, get, offset);
     if (dresidual) at.store(dresidual + offset, p.dz);
     if (!dx) return;
     const Vec<T> moved = constants.of(K::SCALE_WEIGHT, get) * p.derivative * p.t;

@@ -170,13 +170,21 @@ void training_tables(const Forward& f, const Grid& grid, const Workspace<T>& mea
 
 // What a layer does to every instance once E and V are known, per channel; `tile` times behind one
 // another. t = slope (mean - center) + offset, where offset is what rounding left of the center.
+//
+// A view, to be copied to where a loop runs: what it holds by value stays in registers there.
 template <class T>
-class Constants {
- public:
+struct Constants {
   enum Name { CENTER, SLOPE, OFFSET, R, SCALE_WEIGHT, SCALE_BIAS, WEIGHT, BIAS, NAMES };
+  int64_t ld;
+  T* values;
+  bool gated;
+  int restriction;
 
-  Constants(const Layer& layer, int64_t C, int64_t tile, const void* E, const void* V)
-      : ld(ceil_div(C * tile, width<T>) * width<T>), values(NAMES * ld), layer(layer) {
+  static int64_t size(int64_t C, int64_t tile) { return NAMES * Workspace<T>::padded(C * tile); }
+  Constants(Arena<T>& arena, const Layer& layer, int64_t C, int64_t tile, const void* E,
+            const void* V)
+      : ld(Workspace<T>::padded(C * tile)), values(arena.take(NAMES * ld)),
+        gated(layer.scale_weight), restriction(layer.restriction) {
     for (int64_t i = 0; i < C; i += width<T>) {
       const Columns<T> at{i, std::min(width<T>, C - i)};
       const Channel<T> p(layer, 0, at);
@@ -190,20 +198,19 @@ class Constants {
     }
     for (int name = 0; name < NAMES; name++) tile_row(row(Name(name)), C, tile);
   }
-  T* row(Name name) { return values.data() + name * ld; }
+  INLINE T* row(Name name) const { return values + name * ld; }
 
   // get(row) reads a vector of channels.
   template <class Get>
-  INLINE Vec<T> of(Name name, Get get) const { return get(values.data() + name * ld); }
+  INLINE Vec<T> of(Name name, Get get) const { return get(row(name)); }
   template <class Get>
   INLINE Vec<T> standardised(Get get, const Vec<T>& mean) const {
     return of(SLOPE, get) * (mean - of(CENTER, get)) + of(OFFSET, get);
   }
   template <class Get>
   INLINE Vec<T> gate(Get get, const Vec<T>& t, Vec<T>* derivative = nullptr) const {
-    if (layer.scale_weight)
-      return restricted<T>(of(SCALE_WEIGHT, get) * t + of(SCALE_BIAS, get), layer.restriction,
-                           derivative);
+    if (gated)
+      return restricted<T>(of(SCALE_WEIGHT, get) * t + of(SCALE_BIAS, get), restriction, derivative);
     if (derivative) *derivative = Vec<T>{};
     return fill(T(1));
   }
@@ -213,9 +220,4 @@ class Constants {
     const Vec<T> t = standardised(get, mean), gain = of(WEIGHT, get) * gate(get, t);
     return {gain * of(R, get), gain * t + of(BIAS, get)};
   }
-
- private:
-  int64_t ld;
-  std::vector<T> values;
-  const Layer& layer;
 };

@@ -234,6 +234,10 @@ INLINE Vec<T> permuted(const Vec<T>& v, const Mask<T>& from) {
 template <class T>
 INLINE bool all_finite(const Vec<T>& v) {
   const Vec<T> zero = v - v;
+#if RBNORM_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return !_mm512_cmp_ps_mask(zero, zero, _CMP_UNORD_Q);
+  if constexpr (sizeof(T) == 8) return !_mm512_cmp_pd_mask(zero, zero, _CMP_UNORD_Q);
+#endif
   uint64_t set = 0;
   const auto words = bits<std::array<uint64_t, RBNORM_VECTOR_BYTES / 8>>(zero != Vec<T>{});
   for (const uint64_t word : words) set |= word;

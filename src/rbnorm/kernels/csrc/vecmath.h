@@ -92,6 +92,19 @@ INLINE Vec<double> sqrt(const Vec<double>& x) {
 #endif
 }
 
+// 1 / v for v >= 1, to a unit in the last place: an estimate and a step of Newton's method cost less
+// than a division of 16 numbers. What is below the normal range keeps 14 bits.
+template <class T>
+INLINE Vec<T> inverse(const Vec<T>& v) {
+#if RBNORM_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    const Vec<T> r = _mm512_rcp14_ps(v);
+    return select(v < fill(T(0x1p126)), r + r * (T(1) - v * r), r);
+  }
+#endif
+  return T(1) / v;
+}
+
 // A sum over many rows with the rounding errors carried along (Kahan), as long as it is finite.
 template <class T>
 struct Sum {
