@@ -75,6 +75,13 @@ def test_callable_option_is_refused(tmp_path) -> None:
     assert not os.listdir(tmp_path)
 
 
+def test_tensors_without_memory_are_refused(tmp_path) -> None:
+    saved = rbnorm.convert_batchnorm(model()).to("meta")
+    with pytest.raises(ValueError, match="is on the device meta, which has no memory"):
+        save(saved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def edit(folder, **changes) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
@@ -99,6 +106,7 @@ def edit(folder, **changes) -> None:
         (lambda f: edit(f, model_args={"layers": [2**20, 1, 1, 1]}), "ask for far more than the"),
         (lambda f: edit(f, model_args={"num_classes": 2**20}), "size mismatch for fc.weight"),
         (lambda f: (f / "config.json").write_text("[" * 99999), "must hold config.json and model"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff"), "must hold config.json and model"),
         (lambda f: (f / "config.json").write_text("[]"), "must hold a model of save_pretrained"),
         (
             lambda f: (f / "model.safetensors").write_bytes(

@@ -185,6 +185,14 @@ def test_export(training: bool, act: bool) -> None:
         assert_same(ours, expected)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+def test_jit_script_is_refused() -> None:
+    """Alone and within a model; the sentence names what works."""
+    for module in (rbnorm.RepresentativeBatchNormAct2d(4), net()):
+        with pytest.raises(NotImplementedError, match=r"use torch\.jit\.trace or torch\.export"):
+            torch.jit.script(module)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 @pytest.mark.parametrize("act", [True, False])
 def test_jit_trace(act: bool) -> None:

@@ -122,10 +122,12 @@ def safetensors_of(state: Mapping[str, Tensor], metadata: dict[str, str]) -> byt
     """A state dict as a file of safetensors, which the extra ``lab`` has.
 
     Raises:
-        ValueError: An entry has the name of the format's own, or a type that it does not know.
+        ValueError: An entry has the name of the format's own, is none that :func:`check_tensors`
+            takes, or has a type that the format does not know.
     """
     import safetensors.torch  # noqa: PLC0415
 
+    check_tensors(state)
     if "__metadata__" in state:
         raise ValueError("entry '__metadata__' has the name that safetensors keeps for itself")
     try:

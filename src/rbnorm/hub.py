@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from rbnorm.files import replace, safetensors_of
+from rbnorm.files import check_tensors, parse_json, replace, safetensors_of
 from rbnorm.record import convert_as_recorded, record_layers
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
@@ -45,7 +45,8 @@ def save(model: nn.Module, folder: Folder) -> None:
         folder: Made where it does not exist; these two files are replaced, others stay.
 
     Raises:
-        ValueError: The model has no RBN layer or one with a callable option. Nothing is written.
+        ValueError: The model has no RBN layer, one with a callable option, or a tensor that a file
+            cannot hold. Nothing is written.
     """
     _write(folder, RECORD, _json(record_layers(model)), model.state_dict())
 
@@ -133,19 +134,21 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _write(folder: Folder, name: str, text: bytes, state: Mapping[str, Tensor]) -> None:
-    folder = Path(folder)
+    folder, weights = Path(folder), safetensors_of(state, {"format": "pt"})
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / WEIGHTS, safetensors_of(state, {"format": "pt"}))
+    replace(folder / WEIGHTS, weights)
     replace(folder / name, text)
 
 
 def _read(folder: Folder, name: str) -> tuple[Any, dict[str, Tensor]]:
     folder = Path(folder)
     try:
-        text = (folder / name).read_text()
-        return json.loads(text), safetensors.torch.load((folder / WEIGHTS).read_bytes())
-    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+        config = parse_json((folder / name).read_bytes())
+        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+        check_tensors(state)
+    except (ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{folder} must hold {name} and {WEIGHTS}, got {error}") from error
+    return config, state
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rbnorm_cli import completion, names
+from rbnorm_cli import completion
+from rbnorm_cli.checks import check
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.parser import make_parser
 
@@ -91,7 +92,7 @@ def _run(given: Sequence[str]) -> int:
         )
         command(options, shlex.join(["rbnorm", *given]))
     except KeyboardInterrupt:
-        print(f"rbnorm: interrupted; {options.kept}.", file=sys.stderr)
+        print(f"rbnorm: interrupted; {options.interrupted}.", file=sys.stderr)
         return 130
     return 0
 
@@ -128,43 +129,10 @@ def _extra() -> str:
 
 def _check(options: argparse.Namespace) -> None:
     """What can be refused before anything is imported that takes time."""
-    if options.command == "convert":
-        _check_file(options.source)
-        return
-    missing = _missing()
+    missing = [] if options.command == "convert" else _missing()
     if missing:
         raise UsageError(
             f"rbnorm {options.command} needs {', '.join(missing)}: {install(missing)} adds "
             + ("it" if len(missing) == 1 else "them")
         )
-    _check_names(options)
-
-
-def _check_names(options: argparse.Namespace) -> None:
-    given, models = vars(options), list[str]()
-    match options.command:
-        case "study":
-            names.study_names(names.items(options.names))
-            models += names.items(options.networks)
-        case "diagnose":
-            for path in filter(None, (options.checkpoint, options.converted)):
-                _check_file(path)
-            names.check_shifted(options.shifted)
-    if given.get("model") and not (options.command == "diagnose" and _is_file(options.model)):
-        models.append(options.model)
-    norms = [*given.get("norms", ()), *([options.norm] if "norm" in given else ())]
-    for norm in names.items(norms):
-        names.norm_parts(norm)
-    if given.get("data"):
-        names.data_name(options.data)
-    for model in models:
-        names.model_name(model)
-
-
-def _is_file(model: str) -> bool:
-    return names.model_file(model) is not None
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise UsageError(f"{path} cannot be read (No such file or directory)")
+    check(options)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
 
-from rbnorm_cli.errors import UsageError
+from rbnorm_cli.errors import UsageError, first_line
 
 Number = TypeVar("Number", int, float)
 
@@ -237,6 +237,48 @@ def check_corruption(kind: str, severity: int | str) -> None:
             f"unknown severity {severity!r} of {kind}: "
             f"choose from {', '.join(map(str, SEVERITIES))}"
         )
+
+
+def check_condition(name: str) -> tuple[str, int]:
+    """The kind and severity of a corruption that must be one.
+
+    Raises:
+        UsageError: It is none.
+    """
+    chosen = corruption(name)
+    if chosen is None:
+        raise unknown("corruption", name, CORRUPTIONS)
+    return chosen
+
+
+def check_weights(model: str, *, checkpoint: bool, pretrained: bool, random: bool) -> None:
+    """Raise UsageError where a model to diagnose has no weights, or several."""
+    given = checkpoint + pretrained + random
+    if given > 1:
+        raise UsageError("give one of --checkpoint, --pretrained and --random")
+    if not given and model_file(model) is None:
+        raise UsageError(
+            f"{model} has no weights yet, and a diagnosis of random ones says nothing: give "
+            "--checkpoint FILE or --pretrained, or --random if you mean it"
+        )
+
+
+def class_names(path: Path) -> list[str]:
+    """Names of a model's outputs: one a line, as the folders of the classes are called.
+
+    Raises:
+        UsageError: There is no such file, or it has no lines or one twice.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UsageError(f"--classes {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--classes {path} cannot be read ({first_line(error)})") from error
+    found = [line for line in lines if line]
+    if not found or len(set(found)) < len(found):
+        raise UsageError(f"--classes {path} must hold a name a line, each once")
+    return found
 
 
 def check_shifted(name: str | None) -> None:

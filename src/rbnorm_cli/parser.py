@@ -39,14 +39,14 @@ def make_parser(epilog: str) -> Parser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(declare: Callable[[Parser], None], kept: str, about: str, more: str) -> None:
+    def add(declare: Callable[[Parser], None], interrupted: str, about: str, more: str) -> None:
         command = commands.add_parser(
             declare.__name__.removeprefix("_").replace("_", " "),
             help=about,
             description=more,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        command.set_defaults(kept=kept)
+        command.set_defaults(interrupted=interrupted)
         declare(command)
 
     add(

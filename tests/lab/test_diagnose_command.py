@@ -17,8 +17,9 @@ from rbnorm.lab.checkpoints import load_model, read_saved
 from rbnorm.lab.corruptions import corrupt
 from rbnorm.lab.data import load_data
 from rbnorm.lab.models import build_model
-from rbnorm.lab.subject import class_names, relabelled
+from rbnorm.lab.subject import relabelled
 from rbnorm_cli.main import main
+from rbnorm_cli.names import class_names
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,11 @@ def test_json_nested_too_deeply_is_no_json(text):
 ODD = {
     "sparse": (lambda: torch.eye(2).to_sparse(), "of layout torch.sparse_coo"),
     "rows": (lambda: torch.eye(2).to_sparse_csr(), "of layout torch.sparse_csr"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+    "jagged": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "nested",
+    ),
     "meta": (lambda: torch.empty(2, device="meta"), "on the device meta, which has no memory"),
     "quantised": (
         lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),

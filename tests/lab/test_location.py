@@ -108,4 +108,4 @@ def test_what_is_no_corruption_is_refused(tmp_path, capsys) -> None:
     options = ["--images", str(tmp_path / "images"), "--model", "cifar-resnet8"]
     options += ["--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out")]
     assert main(["study", "location", *options, "--conditions", "fog"]) == 2
-    assert "'fog' is no corruption" in capsys.readouterr().err
+    assert "unknown corruption 'fog'" in capsys.readouterr().err

@@ -235,6 +235,18 @@ def test_a_folder_has_one_writer(tmp_path, capsys):
     assert "another process is training in" in capsys.readouterr().err
 
 
+def test_the_folder_is_taken_before_its_checkpoint_is_read(tmp_path, capsys):
+    """Another run may be writing it: what is said is that, not that a file is broken."""
+    broken = tmp_path / "step-0000000001"
+    broken.mkdir()
+    for name in (checkpoint.MODEL, checkpoint.STATE, checkpoint.HISTORY):
+        (broken / name).write_bytes(b"half")
+    with FileLock(tmp_path / ".lock"):
+        given = ["--data=digits", "--model=cifar-resnet8", "--limit=64", "--batch-size=64"]
+        assert main(["train", *given, "--workers=0", f"--out={tmp_path}"]) == 2
+    assert "another process is training in" in capsys.readouterr().err
+
+
 # In a process of its own: with loader workers torch handles SIGCHLD from then on, on a signal stack
 # that other libraries in this process have made too small.
 UNCHECKED = """

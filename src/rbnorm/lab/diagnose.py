@@ -30,14 +30,13 @@ from rbnorm.lab.progress import terminal
 from rbnorm.lab.records import environment
 from rbnorm.lab.subject import (
     Weights,
-    class_names,
     kept,
     load_subject,
     placed,
     relabelled,
     shifted_batches,
 )
-from rbnorm_cli.names import check_shifted, data_name, model_file
+from rbnorm_cli.names import check_shifted, class_names, data_name, model_file
 
 _IMAGES: Final = 6  # shown with their feature maps
 _TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on

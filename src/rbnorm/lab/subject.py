@@ -17,7 +17,14 @@ from rbnorm.lab.corruptions import Corrupted
 from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.models import needs_rgb
-from rbnorm_cli.names import FOLDER, corruption, data_name, model_file, model_name
+from rbnorm_cli.names import (
+    FOLDER,
+    check_weights,
+    corruption,
+    data_name,
+    model_file,
+    model_name,
+)
 
 _KEPT_BYTES: Final = 2**31  # of a data set that is gone through many times
 
@@ -35,33 +42,6 @@ class Weights:
     checkpoint: Path | None
     pretrained: bool
     random: bool
-
-    def check(self, model: str) -> None:
-        """Raise UsageError where a model has no weights, or several."""
-        given = sum((self.checkpoint is not None, self.pretrained, self.random))
-        if given > 1:
-            raise UsageError("give one of --checkpoint, --pretrained and --random")
-        if not given and model_file(model) is None:
-            raise UsageError(
-                f"{model} has no weights yet, and a diagnosis of random ones says nothing: give "
-                "--checkpoint FILE or --pretrained, or --random if you mean it"
-            )
-
-
-def class_names(path: Path) -> list[str]:
-    """Names of a model's outputs: one a line, as the folders of the classes are called.
-
-    Raises:
-        UsageError: There is no such file, or it has no lines or one twice.
-    """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {path} cannot be read ({first_line(error)})") from error
-    names = [name for name in names if name]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"--classes {path} must hold a name a line, each once")
-    return names
 
 
 class Relabelled(Dataset[Any]):
@@ -119,7 +99,12 @@ def load_subject(
     Raises:
         UsageError: Something of this cannot be had.
     """
-    weights.check(spec)
+    check_weights(
+        spec,
+        checkpoint=weights.checkpoint is not None,
+        pretrained=weights.pretrained,
+        random=weights.random,
+    )
     model, rgb = None, weights.pretrained
     if model_file(spec):
         model = load_model(spec, weights.checkpoint, classes=0, channels=0)

@@ -30,7 +30,7 @@ from rbnorm.lab.location.measure import SIGNALS, location
 from rbnorm.lab.models import build_model
 from rbnorm.lab.records import environment, now
 from rbnorm.lab.state_files import read_state
-from rbnorm_cli.names import corruption
+from rbnorm_cli.names import check_condition
 
 RECORDS: Final = "location.jsonl"
 _BATCH: Final = 64
@@ -118,9 +118,7 @@ def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
         model = model.eval().to(device)
         clean = _batches(images, labels, device)
         for condition in options.conditions:
-            chosen = corruption(condition)
-            if chosen is None:
-                raise UsageError(f"--conditions: {condition!r} is no corruption")
+            chosen = check_condition(condition)
             yield Case(
                 condition,
                 lambda chosen=chosen: (  # type: ignore[misc]
