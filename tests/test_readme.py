@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rbnorm_cli.main import OWN_STUDIES
 from rbnorm_cli.parser import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,8 +85,8 @@ def test_commands_are_ones_that_the_command_line_takes(page):
     for words in commands(page):
         if words[0] == "rbnorm":
             line = words[1 : words.index(">") if ">" in words else None]
-            if line[:2] == ["study", "domains"]:
-                line = ["study domains", *line[2:]]
+            own = " ".join(line[:2])
+            line = [own, *line[2:]] if own in OWN_STUDIES else line
             make_parser("").parse_args(line)
 
 

@@ -15,13 +15,14 @@ from rbnorm.lab.text import Text
 _RESAMPLES: Final = 2000
 _SEED: Final = 0
 CHOICES: Final = {
-    "named": Text("named layers", "点名的层"),
-    "random": Text("as many at random", "随机选取同样多的层"),
-    "shift": Text("as many by plain shift", "按普通偏移选取同样多的层"),
-    "cases": Text("as many by the four cases", "按四种情况选取同样多的层"),
-    "between_share": Text("as many by variance between images", "按图像间方差选取同样多的层"),
-    "all": Text("all layers", "全部层"),
+    "named": "named",
+    "random": "random",
+    "shift": "by shift",
+    "cases": "by cases",
+    "between_share": "by variance",
+    "all": "all",
 }
+"""The choices of layers, as a table's columns call them: all but the last as many as are named."""
 
 
 @dataclass(frozen=True)

@@ -77,26 +77,27 @@ def location_study(options: argparse.Namespace, command: str) -> None:
 
 
 def show(found: list[Located]) -> None:
-    """Print the table and the verdict."""
-    table = Table("condition", "clean, %", "as it is, %", "named", *SIGNALS)
-    for choice in CHOICES.values():
-        table.add_column(choice.en)
+    """Print the rank correlations, the gains and the verdict."""
+    correlations = Table("condition", *SIGNALS, title="rank correlation with the gain of a layer")
+    gains = Table(
+        *("condition", "layers", "clean, %", "as it is", *CHOICES.values()),
+        title="accuracy, and points won by the named layers, as many others, and all",
+    )
     for one in found:
-        correlations = [
-            f"{c.value:+.2f} [{c.low:+.2f}, {c.high:+.2f}]" for c in one.correlations.values()
+        cells = [
+            f"{c.value:+.2f}\n[{c.low:+.2f}, {c.high:+.2f}]" for c in one.correlations.values()
         ]
-        gains = [f"{100 * one.gains[name]:+.1f}" for name in CHOICES]
-        table.add_row(
+        correlations.add_row(one.condition, *cells)
+        gains.add_row(
             one.condition,
+            f"{one.named}/{one.layers}",
             f"{100 * one.clean:.1f}",
             f"{100 * one.accuracy:.1f}",
-            f"{one.named}/{one.layers}",
-            *correlations,
-            *gains,
+            *(f"{100 * one.gains[name]:+.1f}" for name in CHOICES),
         )
-    console = Console(width=max(80, Console().width))
-    console.print(table)
-    console.print(verdict(found).en)
+    console = Console(width=max(100, Console().width))
+    for what in (correlations, gains, verdict(found).en):
+        console.print(what)
 
 
 def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
