@@ -349,6 +349,9 @@ def test_the_page_fits_a_phone_and_speaks_chinese(out, browser):
     page.goto((out / "report.html").as_uri())
     page.wait_for_selector("body[data-ready]", state="attached")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    name = page.locator("#heat tbody td").first.bounding_box()
+    assert name["width"] > 60  # not a letter a line
+    assert name["height"] < 60
     body = page.locator("body").inner_text()
     assert "补救办法" in body
     assert "低于滑动均值" in body
@@ -395,6 +398,11 @@ def test_the_table_shows_the_remedies_of_the_file(page, found):
     best = max(range(len(wanted)), key=lambda i: wanted[i]["accuracy_second"])
     text = rows.nth(best).inner_text()
     assert f"{100 * wanted[best]['accuracy_second']:.1f}" in text
+    marked = page.locator("#remedies tr.best")
+    assert marked.count() <= 1
+    if marked.count():  # the one that the verdict names
+        name = marked.locator("td").first.inner_text().partition(" α")[0].strip()
+        assert f"Best: {name}:" in page.locator("#verdict").inner_text()
 
 
 def test_without_remedies_there_is_no_table(models, tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rbnorm import Remedies, Remedy
-from rbnorm.lab.verdict import accuracy, needs, points, remedy_name, verdict
+from rbnorm.lab.verdict import accuracy, needs, points, recommended, remedy_name, verdict
 from rbnorm.remedy import Interval
 
 NOWHERE = Interval(math.nan, math.nan, math.nan)
@@ -75,8 +75,10 @@ def test_the_best_remedy_comes_with_its_gain_and_price() -> None:
 
 def test_a_remedy_that_takes_less_and_wins_as_much_is_preferred() -> None:
     tent = remedy("TENT, batches of 64", "tent", 0.8, 0.754, 0.6, needs_batches=True, batch_size=64)
-    line = verdict(result(0.9, 0.6, tent, re_estimated(0.75, 0.6)))[1]
-    assert "statistics re-estimated" in line.en
+    tried = result(0.9, 0.6, tent, re_estimated(0.75, 0.6))
+    assert "statistics re-estimated" in verdict(tried)[1].en
+    assert recommended(tried) is tried.rows[2]
+    assert recommended(result(0.9, 0.6)) is None
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ const WORDS = {
   batches: ["batches of", "批量"],
   spreadMean: ["spread of the mean (σ)", "均值的波动（σ）"],
   spreadVar: ["spread of ln variance", "ln 方差的波动"],
-  evenness: ["standard deviation of the channels' means", "各通道均值的标准差"],
+  evenness: ["spread of the means", "各通道均值的标准差"],
   shift: ["shift (standard deviations)", "偏移（标准差）"], image: ["image", "图像"],
   offsets: ["mean, without calibration", "均值（未校准）"], gate: ["gate", "门控"],
   noMaps: ["This layer has no feature maps to show.", "该层没有可显示的特征图。"],
@@ -68,7 +68,11 @@ function draw(id, traces, layout) {
 }
 
 const narrow = () => window.innerWidth < 640;
-const short = (name) => narrow() && name.length > 14 ? "…" + name.slice(-13) : name;
+// The last parts of a layer's name, where no other layer has the same.
+const tail = (name) => name.length > 14 ? "…" + name.slice(-13).replace(/^[^.]*\./, "") : name;
+const tails = layers.map((l) => tail(l.layer));
+const short = (name) => narrow() && tails.filter((t) => t === tail(name)).length === 1
+  ? tail(name) : name;
 const tall = (count) => Math.max(260, 90 + 17 * count);
 
 // White to the palette's end: blue for shares; orange above and purple below zero.
@@ -93,7 +97,8 @@ function heat() {
     row.setAttribute("aria-selected", String(i === Number(byId("layer").value)));
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = layer.layer;
+    button.append(...layer.layer.split(/(?<=\.)/).flatMap((part) =>
+      [part, document.createElement("wbr")]));
     button.onclick = () => { byId("layer").value = i; chooseLayer(); };
     row.insertCell().append(button);
     for (const name of HEAT) {
@@ -244,7 +249,7 @@ function evenness() {
   draw("evenness", [{ type: "scatter", mode: "lines+markers", x: layers.map((l) => short(l.layer)),
     y: layers.map((l) => l.output_mean_std), line: { color: BLUE },
     hovertemplate: "%{x}: %{y:.3g}<extra></extra>" }],
-  { height: 340, xaxis: { type: "category" },
+  { height: 340, xaxis: { type: "category", showticklabels: !narrow() },
     yaxis: { rangemode: "tozero", title: { text: word("evenness") } } });
 }
 

@@ -18,7 +18,7 @@ from rbnorm.lab.findings import CASES, percent
 from rbnorm.lab.records import environment
 from rbnorm.lab.templates import render
 from rbnorm.lab.text import Text
-from rbnorm.lab.verdict import accuracy, needs, points, remedy_name, verdict
+from rbnorm.lab.verdict import accuracy, needs, points, recommended, remedy_name, verdict
 
 _MOST_NUMBERS: Final = 250_000  # of channels, about two megabytes
 _CHANNEL: Final = (
@@ -124,7 +124,7 @@ def _measures(remedies: rbnorm.Remedies | None) -> dict[str, Text]:
 def _rows(remedies: rbnorm.Remedies) -> list[dict[str, Any]]:
     """The table's rows; agreement with the unchanged model where there are no labels."""
     labelled = math.isfinite(remedies.unchanged.second.value)
-    best = next(iter(remedies.helpful()), None)
+    best = recommended(remedies)
     rows = []
     for row in remedies.rows:
         first, second = (

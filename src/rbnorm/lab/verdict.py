@@ -92,23 +92,23 @@ def _loss(result: Remedies) -> Text:
     )
 
 
-def _best(result: Remedies) -> Text:
+def recommended(result: Remedies) -> Remedy | None:
+    """The cheapest of the remedies that help about as much as the best; None where none helps."""
     helpful = result.helpful()
-    if not helpful:
+    near = [r for r in helpful if r.difference.value > helpful[0].difference.value - _CLOSE]
+    return min(near, key=_price, default=None)
+
+
+def _best(result: Remedies) -> Text:
+    best = recommended(result)
+    if best is None:
         return Text(
             "No remedy that was tried helps beyond doubt: every interval of the difference "
             "contains zero or lies below it.",
             "所试的补救办法都没有确定的效果：各差值的区间都包含零或在零以下。",
         )
-    best = helpful[0]
-    cheap = next(
-        row
-        for row in helpful
-        if row.difference.value > best.difference.value - _CLOSE
-        and _price(row) == min(_price(r) for r in _near(helpful))
-    )
-    name, gain, need = remedy_name(cheap), points(cheap.difference), needs(cheap)
-    share = cheap.difference.value / result.lost if result.lost >= _LOST else math.nan
+    name, gain, need = remedy_name(best), points(best.difference), needs(best)
+    share = best.difference.value / result.lost if result.lost >= _LOST else math.nan
     back = Text("", "")
     if 0 < share < 1.5:
         back = Text(f", {100 * share:.0f} % of the loss", f"，占损失的 {100 * share:.0f} %")
@@ -116,10 +116,6 @@ def _best(result: Remedies) -> Text:
         f"Best: {name.en}: {gain} points{back.en}; it needs {need.en}.",
         f"最佳：{name.zh}：{gain} 个百分点{back.zh}；需要：{need.zh}。",
     )
-
-
-def _near(helpful: tuple[Remedy, ...]) -> list[Remedy]:
-    return [r for r in helpful if r.difference.value > helpful[0].difference.value - _CLOSE]
 
 
 def _price(remedy: Remedy) -> tuple[bool, bool, bool, float]:
