@@ -97,14 +97,17 @@ test-floors:
 	$(FLOORS)/bin/pip install --quiet pytest hypothesis
 	PYTHONPATH=src $(FLOORS)/bin/python -m pytest tests/test_*.py tests/lab/test_records.py
 
-# The kernels by other compilers than g++: as on macOS (clang, no OpenMP), and for NEON.
+# The kernels by other compilers than g++: as on macOS (clang, no OpenMP), for NEON, and, as far as no
+# Python of Windows is needed, for Windows.
 COMPILERS ?= clang++ aarch64-linux-gnu-g++
+WINDOWS ?= x86_64-w64-mingw32-g++
 COMPILE = -std=c++17 -O2 -Wall -Werror -fPIC -fvisibility=hidden \
 	-DPy_LIMITED_API=0x030a0000 -DTORCH_TARGET_VERSION=0x020b000000000000 $(shell $(BIN)/python -c \
 	'import sysconfig, torch; print("-isystem", torch.__path__[0] + "/include", "-isystem", sysconfig.get_path("include"))')
 compilers: env
 	for compiler in $(COMPILERS); do for part in ops plain; do echo "$$compiler $$part" && \
 		$$compiler $(COMPILE) -c -o /dev/null src/rbnorm/kernels/csrc/$$part.cpp || exit 1; done; done
+	$(WINDOWS) $(COMPILE) -c -o /dev/null src/rbnorm/kernels/csrc/plain.cpp
 
 # In dist/: a wheel with kernels, for the oldest glibc that this compiler allows (torch's libraries stay
 # out of it), and the source distribution; then both are tried where there is no compiler.

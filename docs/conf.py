@@ -64,9 +64,19 @@ def place(
         return [inliner.problematic(rawtext, rawtext, message)], [message]
 
 
-def english_links(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Links of Chinese pages to English ones lead to the other site."""
+# After Chinese punctuation, and between Chinese words, the end of a line is not a blank.
+_MARK = "\u3000-\u303f\uff00-\uffef"
+_WORD = rf"{_MARK}\u4e00-\u9fff“”"
+_END = re.compile(
+    rf"(?<=[{_MARK}])\n *(?=[^\s\-#|>:])(?!```|\$\$|\d+\.)|(?<=[{_WORD}])\n *(?=[{_WORD}])"
+)
+
+
+def chinese(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Lines of Chinese pages are joined, and links to English pages lead to the other site."""
     if app.config.language == "zh_CN":
+        blocks = re.split(r"(^```.*?^```$)", source[0], flags=re.MULTILINE | re.DOTALL)
+        source[0] = "".join(b if b.startswith("```") else _END.sub("", b) for b in blocks)
         link = r"\[([^\]]+)\]\(\.\./(\w[\w-]*)\.md(#[\w-]+)?\)"
         source[0] = re.sub(link, r'<a href="../\2.html\3">\1</a>', source[0])
 
@@ -84,5 +94,5 @@ def other_language(app: Sphinx, pagename: str, template: str, context: dict, doc
 def setup(app: Sphinx) -> None:
     """Everything that is this site's own."""
     app.add_role("place", place)
-    app.connect("source-read", english_links)
+    app.connect("source-read", chinese)
     app.connect("html-page-context", other_language)

@@ -163,7 +163,7 @@ def _json(report: Report) -> bytes:
 
 def _title(request: Request, saved: Saved | None) -> str:
     if saved:
-        return f"{saved.config.model} with {saved.config.norm}"
+        return f"{saved.config.model} ({saved.config.norm})"
     path = model_file(request.model)
     return path.stem if path else request.model
 

@@ -10,7 +10,7 @@ const LABELS = {
   mean_below: ["mean below", "均值偏低"], mean_above: ["mean above", "均值偏高"],
   var_below: ["variance below", "方差偏低"], var_above: ["variance above", "方差偏高"],
   between_share: ["between images", "图像间占比"],
-  between_share_centred: ["between images, after centring", "中心校准后的图像间占比"],
+  between_share_centred: ["between images, after centring", "中心化校准后的图像间占比"],
   output_mean: ["mean output", "输出均值"],
   output_mean_std: ["spread of the mean outputs", "输出均值的离散度"],
   class_correlation: ["correlation with the class", "与类别的相关"],
@@ -18,8 +18,8 @@ const LABELS = {
   class_correlation_amplified: ["the same, amplified channels", "增强通道的类别相关"],
   class_correlation_damped: ["the same, damped channels", "减弱通道的类别相关"],
   center_weight_class_correlation:
-    ["centring weight and class correlation, Pearson", "中心校准权重与类别相关的 Pearson 系数"],
-  center_weight: ["centring weight", "中心校准权重"],
+    ["centring weight and class correlation, Pearson", "中心化校准权重与类别相关的 Pearson 系数"],
+  center_weight: ["centring weight", "中心化校准权重"],
   center_reverses: ["channels reversed", "反向的通道"],
   center_removes: ["channels without instance mean", "去除实例均值的通道"],
   center_damps: ["channels damped", "减弱的通道"],
@@ -41,7 +41,7 @@ const WORDS = {
   noMaps: ["This layer has no feature maps to show.", "该层没有可显示的特征图。"],
   onePart: [" One in {} is here; diagnosis.json has all.", " 此处每 {} 个显示一个；全部见 diagnosis.json。"],
   "normalised, without calibration": ["without calibration", "未校准"],
-  "after centring": ["after centring", "中心校准后"],
+  "after centring": ["after centring", "中心化校准后"],
   "after scaling, times R": ["after scaling, times R", "缩放校准后（乘以 R）"],
 };
 const HEAT = ["mean_below", "mean_above", "var_below", "var_above", "between_share",

@@ -94,7 +94,7 @@ def write_page(report: Report) -> str:
 
 _PARTS: Final = {
     "nothing": Text("nothing", "不去掉"),
-    "centring": Text("centring", "中心校准"),
+    "centring": Text("centring", "中心化校准"),
     "scaling": Text("scaling", "缩放校准"),
 }
 

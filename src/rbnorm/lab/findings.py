@@ -162,7 +162,7 @@ def _calibration(layers: Sequence[LayerDiagnosis]) -> list[Text]:
                 "Of the channels' centring weights {removes} remove the instance mean, {damps} "
                 "damp it, {neutral} are BatchNorm, {amplifies} amplify it, "
                 "{reverses} reverse it.".format(**shares),
-                "各通道的中心校准权重中，{removes} 去除实例均值，{damps} 减弱它，"
+                "各通道的中心化校准权重中，{removes} 去除实例均值，{damps} 减弱它，"
                 "{neutral} 等同 BatchNorm，{amplifies} 增强它，{reverses} 使其反向。".format(
                     **shares
                 ),
@@ -171,7 +171,7 @@ def _calibration(layers: Sequence[LayerDiagnosis]) -> list[Text]:
         found.append(
             Text(
                 f"Before centring {before} of the variance lies between images, after it {after}.",
-                f"中心校准前，{before} 的方差来自图像之间；校准后为 {after}。",
+                f"中心化校准前，{before} 的方差来自图像之间；校准后为 {after}。",
             )
         )
     gated = _known(layers, "gate_inert")
@@ -195,7 +195,7 @@ def _effect(result: rbnorm.Diagnosis) -> list[Text]:
     whole = {c.without: c.accuracy for c in result.counterfactuals if c.layer is None}
     if "nothing" not in whole:
         return []
-    names = {"centring": "中心校准", "scaling": "缩放校准"}
+    names = {"centring": "中心化校准", "scaling": "缩放校准"}
     return [
         Text(
             f"Without {without} in any layer the accuracy goes from {percent(whole['nothing'])} to "
@@ -241,7 +241,7 @@ def _centring(layers: Sequence[LayerDiagnosis]) -> list[Text]:
                 f"all {most}: there RBN's centring has something to act on; whether that gains "
                 "accuracy only training tells.",
                 f"有 {len(apart)} 层超过 {share} 的方差来自图像之间，尤其是 {most}："
-                "RBN 的中心校准在那里有作用对象；能否提高准确率，只有训练才知道。",
+                "RBN 的中心化校准在那里有作用对象；能否提高准确率，只有训练才知道。",
             )
         ]
     if plain:
@@ -249,7 +249,7 @@ def _centring(layers: Sequence[LayerDiagnosis]) -> list[Text]:
             Text(
                 f"In no BatchNorm layer more than {share} of the variance lies between "
                 "images: RBN's centring has little to act on here.",
-                f"没有任何 BatchNorm 层超过 {share} 的方差来自图像之间：RBN 的中心校准作用不大。",
+                f"没有任何 BatchNorm 层超过 {share} 的方差来自图像之间：RBN 的中心化校准作用不大。",
             )
         ]
     return []

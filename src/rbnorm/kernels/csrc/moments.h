@@ -103,9 +103,9 @@ INLINE std::array<Vec<T>, Sums> means_of_runs(int64_t count, int64_t n, Prepare 
   return result;
 }
 
-// Sums of squares around a centre that lies `far` standard deviations from the mean cost the variance
-// a factor 1 + far^2 of its precision; farther ones are taken again, around the mean.
-constexpr double far = 4;
+// Sums of squares around a centre that lies `distant` standard deviations from the mean cost the variance
+// a factor 1 + distant^2 of its precision; farther ones are taken again, around the mean.
+constexpr double distant = 4;
 
 template <class S, bool Variance>
 void moments_of_runs(const Shape& shape, const Area& a, const S* x,
@@ -134,7 +134,7 @@ void moments_of_runs(const Shape& shape, const Area& a, const S* x,
     Vec<T> second{};
     if constexpr (Variance) {
       const Vec<T> distance = means[0] * means[0];
-      if (any<T>(distance > T(far * far) * select(means[1] > distance, means[1] - distance, Vec<T>{}))) {
+      if (any<T>(distance > T(distant * distant) * select(means[1] > distance, means[1] - distance, Vec<T>{}))) {
         store(center, load(center) + means[0]);
         means = sweep();
       }
@@ -213,7 +213,7 @@ void moments_of_few(const Shape& shape, const Area& a, const S* x,
 // Rows ------------------------------------------------------------------------------------------
 
 // Rows whose mean is the centre of the others: never farther than the root of rows / head, and so
-// than `far` standard deviations.
+// than `distant` standard deviations.
 constexpr int64_t least_head = 8, head_share = 16;
 INLINE int64_t head_of(int64_t n) { return std::min(n, std::max(least_head, n / head_share)); }
 

@@ -137,6 +137,8 @@ def _chinese(words: str) -> str:
         "accuracy on the target (%)": "目标域准确率（%）",
         **{arm.text.en: arm.text.zh for arm in ARMS},
         **{name: text.zh for name, text in WORDS.items()},
+        # the margin has room for no more
+        **{name: f"混合，每 {size} 张图像一批" for size, name in MIXED.items()},
     }
     return known.get(words, words)
 

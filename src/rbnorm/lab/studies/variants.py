@@ -6,6 +6,7 @@ from typing import Any, Final
 from rbnorm.lab.shift import TRAINED
 from rbnorm.lab.studies.answer import MEASURES, STATISTICS
 from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings
+from rbnorm.lab.studies.words import chinese, close
 from rbnorm.lab.text import Text
 
 SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
@@ -100,7 +101,10 @@ def _comparison(
     with_en, with_zh = ("", "") if statistics == TRAINED else (f" with {tested.en}", tested.zh)
     name = Text(
         f"{treatment} minus {control}{with_en}, {words.en}",
-        f"{treatment} 减 {control}{'（' + with_zh + '）' if with_zh else ''}，{words.zh}",
+        close(
+            f"{chinese(treatment)} 减 {chinese(control)}"
+            f"{'（' + with_zh + '）' if with_zh else ''}，{words.zh}"
+        ),
     )
     return Comparison(name, group, treatment, control, measure, statistics)
 
