@@ -94,14 +94,14 @@ test-floors:
 	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --resolution lowest-direct \
 		"setuptools>=77" torch==2.11.0 torchvision==0.26.0 ".[lab,train,export]"
 	$(FLOORS)/bin/pip uninstall --quiet --yes rbnorm
-	$(FLOORS)/bin/pip install --quiet pytest hypothesis
+	$(FLOORS)/bin/pip install --quiet hypothesis ipykernel jupytext mypy nbclient playwright pytest
 	PYTHONPATH=src $(FLOORS)/bin/python -m pytest tests/test_*.py tests/lab/test_records.py
 
 # The kernels by other compilers than g++: as on macOS (clang, no OpenMP), for NEON, and, as far as no
 # Python of Windows is needed, for Windows.
 COMPILERS ?= clang++ aarch64-linux-gnu-g++
 WINDOWS ?= x86_64-w64-mingw32-g++
-COMPILE = -std=c++17 -O2 -Wall -Werror -fPIC -fvisibility=hidden \
+COMPILE = -std=c++17 -O2 -Wall -Werror -Wno-psabi -fPIC -fvisibility=hidden \
 	-DPy_LIMITED_API=0x030a0000 -DTORCH_TARGET_VERSION=0x020b000000000000 $(shell $(BIN)/python -c \
 	'import sysconfig, torch; print("-isystem", torch.__path__[0] + "/include", "-isystem", sysconfig.get_path("include"))')
 compilers: env

@@ -60,6 +60,11 @@ from distutils.core import run_setup
 found = run_setup("setup.py", stop_after="init")
 print(json.dumps([found.metadata.long_description, found.metadata.long_description_content_type]))
 """
+EXTRAS = """
+import json
+from distutils.core import run_setup
+print(json.dumps(run_setup("setup.py", stop_after="config").extras_require))
+"""
 LINK = re.compile(r"(!?)\[[^][]*\]\(([^)\s]+)\)")
 
 
@@ -183,6 +188,16 @@ def test_warning_can_be_silenced(tmp_path: Path, setting: str) -> None:
 @pytest.mark.skipif(rbnorm.backends()["cpu"].name != "c++", reason="there are no kernels here")
 def test_installation_with_kernels_does_not_warn() -> None:
     assert run(SAY.format(setting=""))[3] == []
+
+
+@pytest.mark.parametrize("marker", ['>= "3.11"', '< "3.11"'], ids=["newer", "3.10"])
+def test_what_the_extras_ask_for_is_pinned_for_every_python(marker: str) -> None:
+    extras = {name: wanted for name, wanted in run(EXTRAS).items() if name != "tools"}
+    asked = {re.match(r"[\w-]+", line)[0] for wanted in extras.values() for line in wanted}
+    assert "timm" in asked
+    pinned = (ROOT / "constraints.txt").read_text()
+    for name in asked - {"rbnorm", "torch", "torchvision"}:
+        assert re.search(rf"(?im)^{name}==\S+ ; python_version {marker}$", pinned), name
 
 
 URL = "https://host/rbnorm.git"
