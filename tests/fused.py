@@ -1,23 +1,18 @@
 """The fused ops, of any backend on any device, against the literal definition and its autograd."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from cases import VECTORS, Case, arrange
 from tolerances import assert_close
-from torch.nn import functional as F
 
-from rbnorm import definition
+from rbnorm import definition, elementwise
 
-RESTRICTIONS = tuple(definition.RESTRICTIONS)
+RESTRICTIONS = tuple(elementwise.RESTRICTIONS)
 SLOPE = 0.2
-ACTIVATIONS = {
-    "none": lambda z: z,
-    "relu": F.relu,
-    "leaky_relu": lambda z: F.leaky_relu(z, SLOPE),
-    "silu": F.silu,
-    "hardswish": lambda z: z * (z / 6 + 0.5).clamp(0, 1),  # F.hardswish's 1/6 is a float32
-}
+ACTIVATIONS = {name: partial(f, slope=SLOPE) for name, f in elementwise.ACTIVATIONS.items()}
+ACTIVATIONS["hardswish"] = lambda z: z * (z / 6 + 0.5).clamp(0, 1)  # F.hardswish's 1/6 is a float32
 
 
 def compare(
@@ -50,7 +45,8 @@ def compare(
     expected = ACTIVATIONS[activation](z if residual is None else z + exact_residual)
     expected.backward(dy.double())
 
-    tail = (eps, RESTRICTIONS.index(restrict), list(ACTIVATIONS).index(activation), SLOPE)
+    codes = elementwise.RESTRICTIONS[restrict].code, elementwise.ACTIVATIONS[activation].code
+    tail = (eps, *codes, SLOPE)
     original = x.clone()
     y, m, E, V = ops.forward(x, residual, *vectors, *running, training, momentum, *tail)
     assert torch.equal(x, original)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import rbnorm
+from rbnorm.elementwise import RESTRICTIONS
 from rbnorm.functional import representative_batch_norm
 
 CONSTRUCTOR = [
@@ -23,8 +24,7 @@ CONSTRUCTOR = [
     ),
     (
         {"restrict": "relu"},
-        "restrict must be one of 'sigmoid', 'tanh', 'hardsigmoid', 'softsign', 'identity' "
-        "or a callable, got 'relu'",
+        f"restrict must be one of {', '.join(map(repr, RESTRICTIONS))} or a callable, got 'relu'",
     ),
     ({"restrict": None}, "got None"),
     ({"statistic": 3}, "got 3"),
