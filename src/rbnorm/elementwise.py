@@ -74,6 +74,17 @@ def _hardswish_slope(z: Tensor) -> Tensor:
     return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
 
 
+def _gelu_slope(z: Tensor) -> Tensor:
+    density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+    return 0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * density
+
+
+def _gelu_tanh_slope(z: Tensor) -> Tensor:
+    c, k = math.sqrt(2 / math.pi), 0.044715
+    t = torch.tanh(c * (z + k * z * z * z))
+    return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * c * (1 + 3 * k * z * z)
+
+
 RESTRICTIONS: Final[dict[str, Elementwise]] = {
     "sigmoid": Elementwise(0, torch.sigmoid, _sigmoid_slope, (0, 1)),
     "tanh": Elementwise(1, torch.tanh, _tanh_slope, (-1, 1)),
@@ -105,6 +116,17 @@ ACTIVATIONS: Final[dict[str, Elementwise]] = {
         _hardswish_slope,
         (-0.375, _INFINITY),
         nn.Hardswish,
+    ),
+    "gelu": Elementwise(
+        5, F.gelu, _gelu_slope, (-0.17, _INFINITY), nn.GELU, {"approximate": "none"}
+    ),
+    "gelu_tanh": Elementwise(
+        6,
+        lambda z: F.gelu(z, approximate="tanh"),
+        _gelu_tanh_slope,
+        (-0.1701, _INFINITY),
+        nn.GELU,
+        {"approximate": "tanh"},
     ),
 }
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 StatisticName = Literal["mean", "max", "min", "std"]
 RestrictionName = Literal["sigmoid", "tanh", "hardsigmoid", "softsign", "identity"]
-ActivationName = Literal["none", "relu", "leaky_relu", "silu", "hardswish"]
+ActivationName = Literal["none", "relu", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh"]
 
 
 class CalibrationOptions(TypedDict, total=False):

@@ -6,7 +6,7 @@
 #ifndef RBNORM_BACKEND
 
 enum Restriction { SIGMOID = 0, TANH = 1, HARDSIGMOID = 2, SOFTSIGN = 3, IDENTITY = 4 };
-enum Activation { NONE = 0, RELU = 1, LEAKY_RELU = 2, SILU = 3, HARDSWISH = 4 };
+enum Activation { NONE = 0, RELU = 1, LEAKY_RELU = 2, SILU = 3, HARDSWISH = 4, GELU = 5, GELU_TANH = 6 };
 
 // What the Python side calls a function, and the number that the ops take for it.
 struct Named {
@@ -24,7 +24,9 @@ constexpr Named activations[] = {{"none", NONE},
                                  {"relu", RELU},
                                  {"leaky_relu", LEAKY_RELU},
                                  {"silu", SILU},
-                                 {"hardswish", HARDSWISH}};
+                                 {"hardswish", HARDSWISH},
+                                 {"gelu", GELU},
+                                 {"gelu_tanh", GELU_TANH}};
 
 template <int Count>
 constexpr bool has_code(const Named (&table)[Count], int64_t code) {
@@ -63,6 +65,18 @@ INLINE Vec<T> restricted(const Vec<T>& s, int restriction, Vec<T>* derivative) {
   return g;
 }
 
+// The cumulative normal distribution.
+template <class T>
+INLINE Vec<T> normal(const Vec<T>& z) {
+  return T(0.5) * lanewise(z, [](T v) { return std::erfc(T(-0.7071067811865476) * v); });
+}
+
+// -2 sqrt(2 / pi) (z + 0.044715 z^3).
+template <class T>
+INLINE Vec<T> gelu_exponent(const Vec<T>& z) {
+  return T(-1.5957691216057308) * (z + T(0.044715) * z * z * z);
+}
+
 // act(z).
 template <class T>
 INLINE Vec<T> activate(const Vec<T>& z, int activation, T slope) {
@@ -75,6 +89,8 @@ INLINE Vec<T> activate(const Vec<T>& z, int activation, T slope) {
       const Vec<T> gate = z / T(6) + T(0.5);
       return z * select(gate <= zero, zero, select(gate >= one, one, gate));
     }
+    case GELU: return z * normal<T>(z);
+    case GELU_TANH: return z / (one + exp(gelu_exponent<T>(z)));
     default: return z;
   }
 }
@@ -93,6 +109,11 @@ INLINE Vec<T> activation_slope(const Vec<T>& z, int activation, T slope) {
     case HARDSWISH: {
       const Vec<T> inside = z / T(3) + T(0.5);
       return select(z <= fill(T(-3)), zero, select(z >= fill(T(3)), one, inside));
+    }
+    case GELU: return normal<T>(z) + z * exp(T(-0.5) * z * z) * T(0.3989422804014327);
+    case GELU_TANH: {
+      const Vec<T> gate = one / (one + exp(gelu_exponent<T>(z)));
+      return gate + z * gate * (one - gate) * T(1.5957691216057308) * (one + T(3 * 0.044715) * z * z);
     }
     default: return one;
   }

@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 
 RESTRICTIONS = {"sigmoid": 0, "tanh": 1, "hardsigmoid": 2, "softsign": 3, "identity": 4}
-ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "silu": 3, "hardswish": 4}
+ACTIVATIONS = {
+    "none": 0,
+    "relu": 1,
+    "leaky_relu": 2,
+    "silu": 3,
+    "hardswish": 4,
+    "gelu": 5,
+    "gelu_tanh": 6,
+}
 
 SIGMOID: tl.constexpr = tl.constexpr(RESTRICTIONS["sigmoid"])
 TANH: tl.constexpr = tl.constexpr(RESTRICTIONS["tanh"])
@@ -23,6 +31,21 @@ RELU: tl.constexpr = tl.constexpr(ACTIVATIONS["relu"])
 LEAKY_RELU: tl.constexpr = tl.constexpr(ACTIVATIONS["leaky_relu"])
 SILU: tl.constexpr = tl.constexpr(ACTIVATIONS["silu"])
 HARDSWISH: tl.constexpr = tl.constexpr(ACTIVATIONS["hardswish"])
+GELU: tl.constexpr = tl.constexpr(ACTIVATIONS["gelu"])
+GELU_TANH: tl.constexpr = tl.constexpr(ACTIVATIONS["gelu_tanh"])
+
+
+@triton.jit
+def normal(z):
+    """The cumulative normal distribution."""
+    return (1 + tl.erf(z * tl.full([1, 1], 0.7071067811865476, z.dtype))) / 2
+
+
+@triton.jit
+def gelu_exponent(z):
+    """``2 sqrt(2 / pi) (z + 0.044715 z^3)``."""
+    cube = tl.full([1, 1], 0.044715, z.dtype) * z * z * z
+    return tl.full([1, 1], 1.5957691216057308, z.dtype) * (z + cube)
 
 
 @triton.jit
@@ -36,9 +59,13 @@ def activate(z, slope, ACTIVATION: tl.constexpr):
         y = tl.where(z < 0, z * tl.full([1, 1], slope, z.dtype), z)
     elif ACTIVATION == SILU:
         y = z * tl.sigmoid(z)
-    else:
-        tl.static_assert(ACTIVATION == HARDSWISH, "no such activation")
+    elif ACTIVATION == HARDSWISH:
         y = z * restrict(z, HARDSIGMOID)
+    elif ACTIVATION == GELU:
+        y = z * normal(z)
+    else:
+        tl.static_assert(ACTIVATION == GELU_TANH, "no such activation")
+        y = z * tl.sigmoid(gelu_exponent(z))
     return y
 
 
@@ -52,6 +79,14 @@ def activation_slope(z, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == SILU:
         p = tl.sigmoid(z)
         d = p * (1 + z * (1 - p))
+    elif ACTIVATION == GELU:
+        density = tl.exp(z * z / -2) * tl.full([1, 1], 0.3989422804014327, z.dtype)
+        d = normal(z) + z * density
+    elif ACTIVATION == GELU_TANH:
+        p = tl.sigmoid(gelu_exponent(z))
+        inner = tl.full([1, 1], 1.5957691216057308, z.dtype)
+        inner *= 1 + tl.full([1, 1], 3 * 0.044715, z.dtype) * z * z
+        d = p + z * p * (1 - p) * inner
     else:
         tl.static_assert(ACTIVATION == HARDSWISH, "no such activation")
         d = tl.where(z <= -3, 0.0, tl.where(z < 3, z / 3 + 0.5, 1.0))
