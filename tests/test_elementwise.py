@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 import rbnorm
 from rbnorm import elementwise
 from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS, activation_of, codes, mismatch
+from tools import functions_table
+from tools.marks import marked
 
 TABLES = {"restrict": RESTRICTIONS, "activation": ACTIVATIONS}
 FUNCTIONS = [(kind, name) for kind, table in TABLES.items() for name in table]
@@ -18,7 +21,8 @@ FUNCTIONS = [(kind, name) for kind, table in TABLES.items() for name in table]
 @pytest.mark.parametrize(("kind", "name"), FUNCTIONS)
 def test_derivative_is_that_of_autograd(kind: str, name: str) -> None:
     function = TABLES[kind][name]
-    x = torch.linspace(-8, 8, 1000, dtype=torch.float64).requires_grad_()  # no kink among them
+    kinks = torch.tensor([-3.0, 0, 1, 3], dtype=torch.float64)
+    x = torch.cat([torch.linspace(-8, 8, 1000, dtype=torch.float64), kinks]).requires_grad_()
     expected = torch.autograd.grad(function(x, 0.3).sum(), x)[0]
     assert torch.allclose(function.grad(x.detach(), 0.3), expected, rtol=0, atol=1e-7)
 
@@ -65,6 +69,13 @@ def test_another_table_is_not_taken_for_this_one() -> None:
     )
     fewer = {name: code for name, code in own[1].items() if name != "silu"}
     assert "'silu' by the code None" in mismatch("it", own[0], fewer)
+
+
+@pytest.mark.parametrize("page", functions_table.PAGES, ids=str)
+def test_the_docs_have_the_table(page: Path) -> None:
+    """After a change of the table: PYTHONPATH=src python -m tools.functions_table."""
+    drawn = functions_table.table(functions_table.PAGES[page])
+    assert marked(page, "functions").strip() == drawn
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

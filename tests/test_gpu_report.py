@@ -10,6 +10,7 @@ import pytest
 
 from tools.gpu_report import draw
 from tools.gpu_report.draw import Report
+from tools.marks import marked
 
 pytest.importorskip("triton", reason="Triton is installed on Linux only")
 
@@ -68,22 +69,10 @@ def test_an_unknown_step_is_refused(tmp_path):
 REPORT = Report(json.loads((ROOT / "results/gpu/h200/gpu-report.json").read_text()))
 
 
-def marked(path: str) -> str:
-    begin, end = draw.MARKS
-    return (ROOT / path).read_text().split(begin)[1].split(end)[0]
-
-
 def test_the_page_is_drawn_from_the_report():
-    assert marked("docs/gpu.md") == "\n".join([*draw.page(REPORT), ""])
+    assert marked(ROOT / "docs/gpu.md", draw.NAME) == "\n".join([*draw.page(REPORT), ""])
 
 
 @pytest.mark.parametrize(("path", "chinese"), [("README.md", False), ("README.zh-CN.md", True)])
 def test_the_line_of_the_readme_is_drawn_from_the_report(path, chinese):
-    assert marked(path) == draw.line(REPORT, chinese)
-
-
-def test_drawing_leaves_the_rest_of_a_file(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before {}old{} after".format(*draw.MARKS))
-    draw.rewrite(page, "new")
-    assert page.read_text() == "before {}new{} after".format(*draw.MARKS)
+    assert marked(ROOT / path, draw.NAME) == draw.line(REPORT, chinese)

@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 
 from rbnorm.kernels.triton import evaluation, sweeps, tables
 from rbnorm.kernels.triton.plan import Plan, plan
+from tools.marks import put
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -229,12 +230,8 @@ def rows() -> list[str]:
 
 
 def rewrite(path: Path) -> None:
-    """Put the table between the markers of the file at ``path``."""
-    begin, end = "<!-- resources -->", "<!-- /resources -->"
-    text = path.read_text()
-    head, rest = text.split(begin)
-    _, tail = rest.split(end)
-    path.write_text("\n".join([head + begin, "", *rows(), "", end + tail]))
+    """Put the table between the marks of the file at ``path``."""
+    put(path, "resources", "\n".join(["\n", *rows(), "\n"]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Final
 
-from rbnorm.files import replace
 from rbnorm.lab.analysis import with_margin
 from rbnorm.lab.domains.command import settings_of
 from rbnorm.lab.domains.page import accuracy
@@ -31,8 +30,9 @@ from rbnorm.lab.studies.arms import Settings, Text
 from rbnorm.lab.studies.costs import Costs, load_costs
 from rbnorm.lab.studies.tuning import Rates
 from rbnorm_cli.parser import make_parser
+from tools.marks import put
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
+NAME: Final = "results"
 ROOT: Final = Path(__file__).parents[1]
 READMES: Final = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 NONE: Final = "–"
@@ -152,12 +152,7 @@ def write(results: Path, readmes: Mapping[str, Path]) -> None:
         ValueError: One has no marks. It and those after it are as they were.
     """
     for language, drawn in table(results).items():
-        path = readmes[language]
-        before, begin, rest = path.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise ValueError(f"{path} must have the marks {BEGIN} and {END}")
-        replace(path, f"{before}{BEGIN}\n\n{drawn}\n\n{END}{after}".encode())
+        put(readmes[language], NAME, f"\n\n{drawn}\n\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Elementwise:
 
     Attributes:
         code: How ops and compiled languages know it; never another function's, nor used again.
+        formula: It in the letter s, for a restriction, or z, as LaTeX, for the docs.
         f: The function of a tensor; it may take the negative slope as a second argument.
         derivative: Its derivative, with torch's choice at the kinks; likewise.
         range: Bounds of its values.
@@ -34,6 +35,7 @@ class Elementwise:
     """
 
     code: int
+    formula: str
     f: Callable[..., Tensor]
     derivative: Callable[..., Tensor]
     range: tuple[float, float]
@@ -60,11 +62,6 @@ def _tanh_slope(s: Tensor) -> Tensor:
     return 1 - g * g
 
 
-def _between(x: Tensor, low: float, high: float, value: float) -> Tensor:
-    """``value`` where low <= x <= high, 0 elsewhere."""
-    return ((x >= low) & (x <= high)).to(x.dtype) * value
-
-
 def _silu_slope(z: Tensor) -> Tensor:
     gate = z.sigmoid()
     return gate * (1 + z * (1 - gate))
@@ -86,42 +83,61 @@ def _gelu_tanh_slope(z: Tensor) -> Tensor:
 
 
 RESTRICTIONS: Final[dict[str, Elementwise]] = {
-    "sigmoid": Elementwise(0, torch.sigmoid, _sigmoid_slope, (0, 1)),
-    "tanh": Elementwise(1, torch.tanh, _tanh_slope, (-1, 1)),
+    "sigmoid": Elementwise(0, r"1 / (1 + e^{-s})", torch.sigmoid, _sigmoid_slope, (0, 1)),
+    "tanh": Elementwise(1, r"\tanh s", torch.tanh, _tanh_slope, (-1, 1)),
     "hardsigmoid": Elementwise(
         2,
-        lambda s: (s / 6 + 0.5).clamp(0, 1),  # F.hardsigmoid's 1/6 is a float32
-        lambda s: _between(s, -3, 3, 1 / 6),
+        r"\min(\max(s / 6 + 1 / 2, 0), 1)",
+        # F.hardsigmoid's 1/6 is a float32, and clamp's derivative at the ends a version's.
+        lambda s: F.hardtanh(s / 6 + 0.5, 0.0, 1.0),
+        lambda s: (s.abs() < 3).to(s.dtype) / 6,
         (0, 1),
     ),
-    "softsign": Elementwise(3, F.softsign, lambda s: (1 + s.abs()).square().reciprocal(), (-1, 1)),
-    "identity": Elementwise(4, lambda s: s, torch.ones_like, (-_INFINITY, _INFINITY)),
+    "softsign": Elementwise(
+        3,
+        r"s / (1 + \lvert s \rvert)",
+        F.softsign,
+        lambda s: (1 + s.abs()).square().reciprocal(),
+        (-1, 1),
+    ),
+    "identity": Elementwise(4, "s", lambda s: s, torch.ones_like, (-_INFINITY, _INFINITY)),
 }
 
 ACTIVATIONS: Final[dict[str, Elementwise]] = {
-    "none": Elementwise(0, lambda z: z, torch.ones_like, (-_INFINITY, _INFINITY), nn.Identity),
-    "relu": Elementwise(1, F.relu, lambda z: (z > 0).to(z.dtype), (0, _INFINITY), nn.ReLU),
+    "none": Elementwise(0, "z", lambda z: z, torch.ones_like, (-_INFINITY, _INFINITY), nn.Identity),
+    "relu": Elementwise(
+        1, r"\max(z, 0)", F.relu, lambda z: (z > 0).to(z.dtype), (0, _INFINITY), nn.ReLU
+    ),
     "leaky_relu": Elementwise(
         2,
+        r"\max(z, 0) + \text{slope} \min(z, 0)",
         F.leaky_relu,
         lambda z, slope: torch.where(z > 0, torch.ones_like(z), slope),
         (-_INFINITY, _INFINITY),
         nn.LeakyReLU,
         sloped=True,
     ),
-    "silu": Elementwise(3, F.silu, _silu_slope, (-0.2785, _INFINITY), nn.SiLU),
+    "silu": Elementwise(3, r"z / (1 + e^{-z})", F.silu, _silu_slope, (-0.2785, _INFINITY), nn.SiLU),
     "hardswish": Elementwise(
         4,
+        r"z \min(\max(z / 6 + 1 / 2, 0), 1)",
         F.hardswish,
         _hardswish_slope,
         (-0.375, _INFINITY),
         nn.Hardswish,
     ),
     "gelu": Elementwise(
-        5, F.gelu, _gelu_slope, (-0.17, _INFINITY), nn.GELU, {"approximate": "none"}
+        5,
+        r"z (1 + \operatorname{erf}(z / \sqrt 2)) / 2",
+        F.gelu,
+        _gelu_slope,
+        (-0.17, _INFINITY),
+        nn.GELU,
+        {"approximate": "none"},
     ),
     "gelu_tanh": Elementwise(
         6,
+        r"z (1 + \tanh(\sqrt{2 / \pi} (z + 0.044715 z^3))) / 2",
         lambda z: F.gelu(z, approximate="tanh"),
         _gelu_tanh_slope,
         (-0.1701, _INFINITY),

@@ -8,9 +8,10 @@ import pytest
 from rbnorm.lab.studies.answer import NOT_RUN
 from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm_cli.main import main
+from tools.marks import marked
 from tools.results_page import PAGES, filled
 from tools.results_page import answers as all_answers
-from tools.results_table import BEGIN, END, READMES, table, write
+from tools.results_table import NAME, READMES, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,15 +61,7 @@ def test_a_page_without_a_studys_box_is_refused():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_table_of_the_readme_is_drawn_from_the_records(language):
     drawn = table(ROOT / "results" / "studies")[language]
-    assert f"{BEGIN}\n\n{drawn}\n\n{END}" in READMES[language].read_text()
-
-
-def test_a_readme_without_marks_is_left_as_it_is(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("no marks")
-    with pytest.raises(ValueError, match="must have the marks <!-- results -->"):
-        write(ROOT / "results" / "studies", {"en": path, "zh": path})
-    assert path.read_text() == "no marks"
+    assert marked(READMES[language], NAME).strip() == drawn
 
 
 def test_no_record_is_of_uncommitted_code():

@@ -13,8 +13,9 @@ from statistics import median
 from typing import Any
 
 from tools.gpu_report.options import Row
+from tools.marks import put
 
-MARKS = "<!-- measured on a gpu -->", "<!-- /measured on a gpu -->"
+NAME = "measured on a gpu"
 FASTER = ("batchnorm", "batchnorm native")
 
 
@@ -187,22 +188,14 @@ def line(report: Report, chinese: bool) -> str:
     )
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Put the text between the markers of a file."""
-    begin, end = MARKS
-    head, rest = path.read_text().split(begin)
-    tail = rest.split(end)[1]
-    path.write_text(head + begin + text + end + tail)
-
-
 def main(source: str, *targets: str) -> None:
     """Rewrite every file that is named."""
     report = Report(json.loads(Path(source).read_text()))
     for target in map(Path, targets):
         if target.name.startswith("README"):
-            rewrite(target, line(report, target.name.endswith("zh-CN.md")))
+            put(target, NAME, line(report, target.name.endswith("zh-CN.md")))
         else:
-            rewrite(target, "\n".join([*page(report), ""]))
+            put(target, NAME, "\n".join([*page(report), ""]))
 
 
 if __name__ == "__main__":

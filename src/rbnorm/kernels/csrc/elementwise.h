@@ -54,7 +54,7 @@ INLINE Vec<T> restricted(const Vec<T>& s, int restriction, Vec<T>* derivative) {
     case HARDSIGMOID:
       g = s / T(6) + T(0.5);
       g = select(g < Vec<T>{}, Vec<T>{}, select(g > one, one, g));
-      slope = select(size <= fill(T(3)), fill(T(1) / 6), Vec<T>{});
+      slope = select(size < fill(T(3)), fill(T(1) / 6), Vec<T>{});
       break;
     case SOFTSIGN:
       g = s / (one + size);

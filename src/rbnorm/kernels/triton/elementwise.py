@@ -120,7 +120,7 @@ def restrict_slope(s, g, RESTRICT: tl.constexpr):
     elif RESTRICT == TANH:
         d = 1 - g * g
     elif RESTRICT == HARDSIGMOID:
-        d = tl.where(tl.abs(s) <= 3, 1.0, 0.0).to(s.dtype) / 6
+        d = tl.where(tl.abs(s) < 3, 1.0, 0.0).to(s.dtype) / 6
     elif RESTRICT == SOFTSIGN:
         a = 1 + tl.abs(s)
         d = 1 / (a * a)
