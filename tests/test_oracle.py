@@ -104,6 +104,7 @@ def test_statistic_of_a_single_position_is_the_value(name: str) -> None:
         ("tanh", [-0.9640275800758169, 0.0, 0.999329299739067]),
         ("hardsigmoid", [1 / 6, 0.5, 1.0]),
         ("softsign", [-2 / 3, 0.0, 0.8]),
+        ("clip01", [0.0, 0.0, 1.0]),
         ("identity", [-2.0, 0.0, 4.0]),
     ],
 )

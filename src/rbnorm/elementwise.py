@@ -100,6 +100,14 @@ RESTRICTIONS: Final[dict[str, Elementwise]] = {
         lambda s: (1 + s.abs()).square().reciprocal(),
         (-1, 1),
     ),
+    "clip01": Elementwise(
+        5,
+        r"\min(\max(s, 0), 1)",
+        lambda s: torch.where(s < 0, 0.0, torch.where(s > 1, 1.0, s)),
+        # 1 at both ends too, so that a gate which begins at the usual w_b = 1 learns.
+        lambda s: ((s >= 0) & (s <= 1)).to(s.dtype),
+        (0, 1),
+    ),
     "identity": Elementwise(4, "s", lambda s: s, torch.ones_like, (-_INFINITY, _INFINITY)),
 }
 

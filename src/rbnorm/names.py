@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rbnorm.definition import Restriction, Statistic
 
 StatisticName = Literal["mean", "max", "min", "std"]
-RestrictionName = Literal["sigmoid", "tanh", "hardsigmoid", "softsign", "identity"]
+RestrictionName = Literal["sigmoid", "tanh", "hardsigmoid", "softsign", "clip01", "identity"]
 ActivationName = Literal["none", "relu", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh"]
 
 

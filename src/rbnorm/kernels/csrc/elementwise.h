@@ -5,7 +5,7 @@
 
 #ifndef RBNORM_BACKEND
 
-enum Restriction { SIGMOID = 0, TANH = 1, HARDSIGMOID = 2, SOFTSIGN = 3, IDENTITY = 4 };
+enum Restriction { SIGMOID = 0, TANH = 1, HARDSIGMOID = 2, SOFTSIGN = 3, IDENTITY = 4, CLIP01 = 5 };
 enum Activation { NONE = 0, RELU = 1, LEAKY_RELU = 2, SILU = 3, HARDSWISH = 4, GELU = 5, GELU_TANH = 6 };
 
 // What the Python side calls a function, and the number that the ops take for it.
@@ -18,6 +18,7 @@ constexpr Named restrictions[] = {{"sigmoid", SIGMOID},
                                   {"tanh", TANH},
                                   {"hardsigmoid", HARDSIGMOID},
                                   {"softsign", SOFTSIGN},
+                                  {"clip01", CLIP01},
                                   {"identity", IDENTITY}};
 
 constexpr Named activations[] = {{"none", NONE},
@@ -59,6 +60,10 @@ INLINE Vec<T> restricted(const Vec<T>& s, int restriction, Vec<T>* derivative) {
     case SOFTSIGN:
       g = s / (one + size);
       slope = one / ((one + size) * (one + size));
+      break;
+    case CLIP01:
+      g = select(s < Vec<T>{}, Vec<T>{}, select(s > one, one, s));
+      slope = select(s >= Vec<T>{}, select(s <= one, one, Vec<T>{}), Vec<T>{});
       break;
   }
   if (derivative) *derivative = slope;

@@ -9,7 +9,14 @@ compile.
 import triton
 import triton.language as tl
 
-RESTRICTIONS = {"sigmoid": 0, "tanh": 1, "hardsigmoid": 2, "softsign": 3, "identity": 4}
+RESTRICTIONS = {
+    "sigmoid": 0,
+    "tanh": 1,
+    "hardsigmoid": 2,
+    "softsign": 3,
+    "identity": 4,
+    "clip01": 5,
+}
 ACTIVATIONS = {
     "none": 0,
     "relu": 1,
@@ -25,6 +32,7 @@ TANH: tl.constexpr = tl.constexpr(RESTRICTIONS["tanh"])
 HARDSIGMOID: tl.constexpr = tl.constexpr(RESTRICTIONS["hardsigmoid"])
 SOFTSIGN: tl.constexpr = tl.constexpr(RESTRICTIONS["softsign"])
 IDENTITY: tl.constexpr = tl.constexpr(RESTRICTIONS["identity"])
+CLIP01: tl.constexpr = tl.constexpr(RESTRICTIONS["clip01"])
 
 NONE: tl.constexpr = tl.constexpr(ACTIVATIONS["none"])
 RELU: tl.constexpr = tl.constexpr(ACTIVATIONS["relu"])
@@ -106,6 +114,8 @@ def restrict(s, RESTRICT: tl.constexpr):
         g = tl.where(g < 0, 0.0, tl.where(g > 1, 1.0, g))
     elif RESTRICT == SOFTSIGN:
         g = s / (1 + tl.abs(s))
+    elif RESTRICT == CLIP01:
+        g = tl.where(s < 0, 0.0, tl.where(s > 1, 1.0, s))
     else:
         tl.static_assert(RESTRICT == IDENTITY, "no such restriction")
         g = s
@@ -124,6 +134,8 @@ def restrict_slope(s, g, RESTRICT: tl.constexpr):
     elif RESTRICT == SOFTSIGN:
         a = 1 + tl.abs(s)
         d = 1 / (a * a)
+    elif RESTRICT == CLIP01:
+        d = tl.where((s >= 0) & (s <= 1), 1.0, 0.0).to(s.dtype)
     else:
         tl.static_assert(RESTRICT == IDENTITY, "no such restriction")
         d = s * 0 + 1
