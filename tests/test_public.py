@@ -4,8 +4,11 @@ import importlib
 import inspect
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import safetensors.torch
 import timm
 import torch
@@ -54,6 +57,30 @@ def public() -> str:
 def test_public_names_are_those_of_the_list() -> None:
     """After an intended change: PYTHONPATH=tests python -m test_public > tests/public.txt."""
     assert public().splitlines() == LIST.read_text().splitlines()
+
+
+@pytest.mark.parametrize("way", ["import rbnorm.reference", "from rbnorm import reference"])
+def test_names_of_0_1_0_are_deprecated_first(way: str) -> None:
+    found: dict[str, Any] = {"rbnorm": rbnorm}
+    sys.modules.pop("rbnorm.reference", None)
+    vars(rbnorm).pop("reference", None)
+    with pytest.warns(DeprecationWarning, match="rbnorm.reference goes with 0.3.0"):
+        exec(way, found)
+    reference = rbnorm.reference
+    x, vectors = torch.randn(2, 3, 4), dict.fromkeys(("center_weight", "weight"), torch.ones(3))
+    expected = rbnorm.definition.literal_rbn(x, **vectors)
+    found = reference.representative_batch_norm(x, **vectors)
+    assert all(map(torch.equal, found, expected))
+    assert reference.STATISTICS is rbnorm.definition.STATISTICS
+
+
+def test_the_attribute_of_0_1_0_is_deprecated_first() -> None:
+    sys.modules.pop("rbnorm.reference", None)
+    vars(rbnorm).pop("reference", None)
+    with pytest.warns(DeprecationWarning, match="it is rbnorm.definition"):
+        assert rbnorm.reference.STATISTICS is rbnorm.definition.STATISTICS
+    with pytest.raises(AttributeError, match="no attribute 'referenced'"):
+        _ = rbnorm.referenced
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """Representative Batch Normalization for PyTorch."""
 
+import importlib
+from types import ModuleType
+
 from rbnorm import definition, functional
 from rbnorm._version import __version__
 from rbnorm.convert import convert_batchnorm
@@ -66,6 +69,13 @@ __all__ = [
     "unfreeze",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Names of earlier versions."""
+    if name == "reference":
+        return importlib.import_module("rbnorm.reference")
+    raise AttributeError(f"module 'rbnorm' has no attribute {name!r}")
 
 
 def _register_with_opacus() -> None:
