@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbnorm
+from rbnorm.elementwise import ACTIVATIONS
 
 WORLD = 2
 
@@ -43,18 +45,26 @@ def make(kind: Callable[..., nn.Module], **options: Any) -> nn.Module:
     return layer
 
 
-def data(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def make_fused(kind: Callable[..., nn.Module], activation: str) -> nn.Module:
+    """A layer that applies an activation of the table."""
+    function = ACTIVATIONS[activation]
+    return make(kind, act_layer=function.module, act_kwargs=dict(function.options), inplace=False)
+
+
+def data(shape: tuple[int, ...], count: int = 2) -> list[Tensor]:
+    """x, dy and, where three are wanted, a residual."""
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64) * 2 + 3
-    return x, torch.randn_like(x)
+    return [x, *(torch.randn_like(x) for _ in range(count - 1))]
 
 
-def results(layer: nn.Module, call: Any, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+def results(layer: nn.Module, call: Any, x: Tensor, dy: Tensor, *residual: Tensor) -> Any:
     """Output, every gradient and the buffers after one step."""
-    x = x.clone().requires_grad_()
-    y = call(x)
+    inputs = [t.clone().requires_grad_() for t in (x, *residual)]
+    y = call(*inputs)
     y.backward(dy)
-    found = {"y": y.detach(), "x": x.grad}
+    grads = zip(("x", "residual"), (t.grad for t in inputs), strict=False)
+    found = {"y": y.detach(), **dict(grads)}
     found |= {f"d {name}": p.grad for name, p in layer.named_parameters()}
     return found | {name: buffer.clone() for name, buffer in layer.named_buffers()}
 
@@ -78,6 +88,30 @@ def one_step(rank: int, cases: list[tuple[dict[str, Any], tuple[int, ...], bool]
         call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
         x, dy = (t[share(rank, sizes)] for t in data((sum(sizes), 4, 5, 3)))
         found.append(results(layer, call, x, dy))
+    return found
+
+
+class Recorded(TorchDispatchMode):
+    """The ops of this project that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.namespace == "rbnorm":
+            self.names.add(op.name().split("::")[1])
+        return op(*args, **(kwargs or {}))
+
+
+def fused_step(rank: int, cases: list[tuple[str, str, tuple[int, ...]]]) -> list[Any]:
+    """Every case's results with the synchronised layer, and the ops that ran."""
+    found = []
+    for backend, activation, sizes in cases:
+        layer = make_fused(rbnorm.SyncRepresentativeBatchNormAct2d, activation)
+        parts = (t[share(rank, sizes)] for t in data((sum(sizes), 4, 5, 3), count=3))
+        with rbnorm.use_backend(backend), Recorded() as recorded:
+            found.append((results(layer, layer, *parts), recorded.names))
     return found
 
 

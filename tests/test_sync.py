@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import rbnorm
+from rbnorm.elementwise import ACTIVATIONS
 
 # Options, instances of each process, compiled or not.
 CASES: list[tuple[dict[str, Any], tuple[int, ...], bool]] = [
@@ -34,7 +35,7 @@ def found() -> list[list[dict[str, Tensor]]]:
 def joined(parts: list[dict[str, Tensor]], name: str) -> Tensor:
     """What one process would have: instances side by side, gradients summed, buffers alike."""
     own = [part[name] for part in parts]
-    if name in {"x", "y"}:
+    if name in {"x", "y", "residual"}:
         return torch.cat(own)
     if name.startswith("d "):
         return sum(own[1:], own[0])
@@ -49,6 +50,34 @@ def test_two_processes_equal_one(found: Any, case: int) -> None:
     expected = ranks.results(layer, layer, *ranks.data((sum(sizes), 4, 5, 3)))
     for name, value in expected.items():
         actual = joined([part[case] for part in found], name)
+        torch.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12, msg=f"{name} differs")
+
+
+# Backend, activation, instances of each process.
+FUSED = [
+    (backend, activation, sizes)
+    for backend in dict.fromkeys((rbnorm.backends()["cpu"].name, "portable"))
+    for activation in ACTIVATIONS
+    for sizes in ((3, 2), (0, 3))
+]
+
+
+@pytest.fixture(scope="module")
+def fused() -> list[list[tuple[dict[str, Tensor], set[str]]]]:
+    return ranks.on_ranks(ranks.fused_step, FUSED)
+
+
+@pytest.mark.parametrize("case", range(len(FUSED)))
+def test_residual_and_activation_equal_one_process(fused: Any, case: int) -> None:
+    """By the phases of the backend that was chosen, in forward and backward."""
+    backend, activation, sizes = FUSED[case]
+    layer = ranks.make_fused(rbnorm.RepresentativeBatchNormAct2d, activation)
+    expected = ranks.results(layer, layer, *ranks.data((sum(sizes), 4, 5, 3), count=3))
+    phases = {"moments", "affine", "grad_moments", "grad_affine"}
+    for part in fused:
+        assert part[case][1] == (set() if backend == "portable" else phases)
+    for name, value in expected.items():
+        actual = joined([part[case][0] for part in fused], name)
         torch.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12, msg=f"{name} differs")
 
 
