@@ -70,10 +70,17 @@ INLINE Vec<T> restricted(const Vec<T>& s, int restriction, Vec<T>* derivative) {
   return g;
 }
 
-// The cumulative normal distribution.
+// The cumulative normal distribution, number by number; out of line, as it is long and seldom wanted.
+template <class T>
+__attribute__((noinline)) void to_normal(T* z) {
+  for (int64_t k = 0; k < width<T>; k++) z[k] = T(0.5) * std::erfc(T(-0.7071067811865476) * z[k]);
+}
 template <class T>
 INLINE Vec<T> normal(const Vec<T>& z) {
-  return T(0.5) * lanewise(z, [](T v) { return std::erfc(T(-0.7071067811865476) * v); });
+  T lanes[width<T>];
+  store(lanes, z);
+  to_normal(lanes);
+  return load(lanes);
 }
 
 // -2 sqrt(2 / pi) (z + 0.044715 z^3).
