@@ -1,16 +1,22 @@
 """``use_backend`` in threads and generators, and the environment's limit."""
 
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import rbnorm
-from rbnorm.kernels import active
+from rbnorm.elementwise import ACTIVATIONS
+from rbnorm.kernels import Kernels, active, phases
+
+backends = importlib.import_module("rbnorm.kernels.backends")
 
 FOUND = rbnorm.backends()["cpu"].name
 
@@ -36,6 +42,45 @@ def test_the_context_opened_last_is_in_force() -> None:
         with rbnorm.use_backend(FOUND):
             assert rbnorm.backends()["cpu"].name == FOUND
         assert rbnorm.backends()["cpu"].name == "portable"
+
+
+class Counted:
+    """Portable phases, whose calls are counted."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        self.calls[name] += 1
+        return getattr(phases, name)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_five_phases_are_a_backend(
+    training: bool, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word of the whole layer: residual, activation and gradients included."""
+    function = ACTIVATIONS[activation]
+    layer = rbnorm.RepresentativeBatchNormAct2d(
+        3, act_layer=function.module, act_kwargs=dict(function.options), inplace=False
+    )
+    nn.init.normal_(layer.scale_weight)
+    nn.init.normal_(layer.center_weight)
+    layer.double().train(training)
+    found = []
+    mine = Counted()
+    for kernels in ({}, {"cpu": Kernels(mine)}):
+        monkeypatch.setattr(backends, "_active", kernels)
+        torch.manual_seed(0)
+        x, residual, dy = torch.randn(3, 4, 3, 5, 2, dtype=torch.float64).unbind()
+        y = layer(x.requires_grad_(), residual.requires_grad_())
+        y.backward(dy)
+        found.append([y, x.grad, residual.grad, *(p.grad.clone() for p in layer.parameters())])
+        layer.zero_grad()
+    assert all(map(torch.equal, *found))
+    first = "moments" if training else "mean"
+    assert mine.calls.keys() == {first, "affine", "grad_moments", "grad_affine"}
 
 
 def test_unknown_limit_in_the_environment_is_refused() -> None:
