@@ -141,6 +141,43 @@ def test_functional(options: dict[str, Any], message: str) -> None:
     assert torch.equal(var, V)
 
 
+NESTED = {
+    "strided": lambda: torch.nested.nested_tensor([torch.ones(3, 5), torch.ones(3, 5)]),
+    "jagged": lambda: torch.nested.nested_tensor(
+        [torch.ones(3, 5), torch.ones(2, 5)], layout=torch.jagged
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("training", [True, False])
+def test_nested_tensor(kind: str, training: bool) -> None:
+    layer = rbnorm.RepresentativeBatchNorm1d(3).train(training)
+    with pytest.raises(TypeError, match="input must be a dense tensor, got a nested one"):
+        layer(NESTED[kind]())
+    assert layer.num_batches_tracked == 0
+
+
+def test_sparse_tensor() -> None:
+    with pytest.raises(TypeError, match=r"a dense tensor, got one of layout torch\.sparse_coo"):
+        rbnorm.RepresentativeBatchNorm1d(3)(torch.ones(2, 3, 4).to_sparse())
+
+
+@pytest.mark.parametrize("backend", ["portable", rbnorm.backends()["cpu"].name])
+@pytest.mark.parametrize("other", ["input", "residual", "weight", "running_var"])
+def test_running_statistics_in_the_memory_of_what_is_read(backend: str, other: str) -> None:
+    x = torch.randn(4, 3, 5)
+    given = {"input": x, "residual": x.clone(), "weight": torch.ones(3)}
+    given |= {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    given["running_mean"] = given[other].view(-1)[-3:]
+    before = given["running_mean"].clone()
+    sentence = f"^running_mean must not share memory with {other}, which is read after it changes"
+    with rbnorm.use_backend(backend), pytest.raises(ValueError, match=sentence):
+        representative_batch_norm(**given, training=True)
+    assert torch.equal(given["running_mean"], before)
+
+
 def test_integer_vector() -> None:
     with pytest.raises(TypeError, match=r"weight must be float16.* got int64"):
         representative_batch_norm(X, V, V, torch.ones(3, dtype=torch.long))

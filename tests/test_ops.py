@@ -135,6 +135,31 @@ def test_pairs_are_given_together(op: str, runner: str) -> None:
                 RUNNERS[runner](op)(*{**args, name: None}.values())
 
 
+@pytest.mark.parametrize("runner", RUNNERS.keys() - {"fake"})
+@pytest.mark.parametrize("other", ["x", "residual", "bias", "running_mean"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_statistics_in_the_memory_of_what_is_read(layout: str, other: str, runner: str) -> None:
+    args = layer_arguments("forward", (3, 4, 5, 6), torch.float32, layout)
+    whole = args[other].as_strided((args[other].numel(),), (1,))
+    args["running_var"] = whole[-4:]
+    before = args["running_mean"].clone()
+    first, second = "running_var", other
+    if other == "running_mean":  # the first one that is looked at
+        first, second = second, first
+    with pytest.raises(RuntimeError, match=f"{first} must not share memory with {second}, which"):
+        RUNNERS[runner]("forward")(*args.values())
+    assert torch.equal(args["running_mean"], before)
+
+
+@pytest.mark.parametrize("runner", RUNNERS.keys() - {"c++"})
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_statistics_that_require_a_gradient(name: str, runner: str) -> None:
+    args = layer_arguments("forward", (3, 4, 5, 6), torch.float32, "contiguous")
+    args[name].requires_grad_()
+    with pytest.raises(RuntimeError, match=f"^{name} must not require a gradient in training"):
+        RUNNERS[runner]("forward")(*args.values())
+
+
 ones = torch.ones
 REFUSED = [
     ("forward", {"eps": 0.0}, "eps must be positive and finite in training, got 0"),

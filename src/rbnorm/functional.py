@@ -15,7 +15,7 @@ from rbnorm.batch import Group
 from rbnorm.definition import STATISTICS, Restriction, Statistic, resolve
 from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS
 from rbnorm.kernels import phases
-from rbnorm.kernels.checks import check_input, check_numbers, check_tensors
+from rbnorm.kernels.checks import check_input, check_numbers, check_tensors, check_written
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.names import ActivationName, RestrictionName, StatisticName
 from rbnorm.tables import Options, Vectors
@@ -70,11 +70,8 @@ def _check(
     check_tensors("input", x, others, exact=False)
     if not training and mean is None:
         raise ValueError("running_mean and running_var must be given in evaluation, got None")
-    for name, running in (("running_mean", mean), ("running_var", var)):
-        if training and running is not None and running.requires_grad:
-            raise ValueError(
-                f"{name} must not require a gradient in training, which changes it in place"
-            )
+    if training:
+        check_written("input", x, others, memory=not autograd.is_traced())
     check_numbers(x, training, eps, momentum, shared=group is not None)
     resolve("statistic", statistic, STATISTICS)
     resolve("restrict", restrict, RESTRICTIONS)

@@ -161,6 +161,10 @@ def test_an_unknown_code_is_refused(restrict, activation, training):
         launch.forward(x, None, *vectors, *running, training, 0.1, 1e-5, restrict, activation, 0.0)
 
 
+def split(memory: Tensor) -> tuple[Tensor, Tensor]:
+    return memory[:60].view(3, 4, 5), memory[58:]
+
+
 WRONG = {
     "too short": {"weight": torch.ones(3)},
     "another dtype": {"bias": torch.ones(4, dtype=torch.float64)},
@@ -170,6 +174,7 @@ WRONG = {
     "no eps": {"eps": 0.0},
     "a single value": {"x": torch.ones(1, 4, 1), "residual": None},
     "integers": {"x": torch.ones(3, 4, 5, dtype=torch.int32)},
+    "overlapping": dict(zip(("x", "running_var"), split(torch.ones(62)), strict=True)),
 }
 
 

@@ -1,7 +1,7 @@
 """What every entry asks of its tensors, said once: the function, the ops, and their fakes.
 
-The compiled ops look for themselves what memory safety needs, in the same words
-(``kernels/csrc/ops.cpp``).
+The compiled ops look for themselves, in the same words (``kernels/csrc/ops.cpp``), but for what
+torch's stable ABI does not tell: whether a tensor requires a gradient.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF, Elementwise
-from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.kernels.phases import CHANNELS_LAST, positions, table_dtype
 
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 ACCEPTED = "float16, bfloat16, float32 or float64"
 PAIRS = (("scale_weight", "scale_bias"), ("running_mean", "running_var"))
 _LIKE_INPUT = {"dy", "residual"}
 _TABLES = {"m", "scale", "shift", "u"}
+_WRITTEN = ("running_mean", "running_var")
 _FUNCTIONS: dict[str, dict[int, Elementwise]] = {
     "restrict": RESTRICTION_OF,
     "activation": ACTIVATION_OF,
@@ -37,6 +39,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def check_input(name: str, x: Tensor) -> None:
     """Raise for what no layer takes."""
+    if x.is_nested or x.layout is not torch.strided:
+        kind = "a nested one" if x.is_nested else f"one of layout {x.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be {ACCEPTED}, got {dtype_name(x.dtype)}")
     if x.ndim < 2:
@@ -72,6 +77,41 @@ def check_tensors(
     for first, second in PAIRS:
         if (others.get(first) is None) != (others.get(second) is None):
             raise ValueError(f"{first} and {second} must be given together, got only one of them")
+
+
+def check_written(
+    input_name: str, x: Tensor, others: Mapping[str, Tensor | None], memory: bool
+) -> None:
+    """Raise for running statistics that training cannot change in place.
+
+    ``memory``: compare where they lie with where the others do, as far as these have no gaps.
+    """
+    read = {**others, input_name: x}
+    for name in _WRITTEN:
+        written = read.pop(name)
+        if written is None:
+            continue
+        if written.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient in training, which changes it in place"
+            )
+        begin, end = _extent(written) if memory else (0, 0)
+        for other, tensor in read.items() if end else ():
+            first, last = (0, 0) if tensor is None else _extent(tensor)
+            if begin < last and first < end:
+                raise ValueError(
+                    f"{name} must not share memory with {other}, which is read after it changes"
+                )
+
+
+def _extent(t: Tensor) -> tuple[int, int]:
+    """Where the numbers of a tensor lie; nowhere where it has gaps or no memory of its own."""
+    if type(t) not in (Tensor, Parameter) or t.is_meta:
+        return 0, 0
+    last = CHANNELS_LAST.get(t.ndim)
+    if not (t.is_contiguous() or (last and t.is_contiguous(memory_format=last))):
+        return 0, 0
+    return t.data_ptr(), t.data_ptr() + t.nbytes
 
 
 def check_numbers(
@@ -126,6 +166,8 @@ def _check_op(named: Mapping[str, Tensor | float | None]) -> None:
     check_input("x", x)
     tensors = {name: t for name, t in named.items() if t is None or isinstance(t, Tensor)}
     check_tensors("x", x, {name: t for name, t in tensors.items() if name != "x"}, exact=True)
+    if named.get("training") and "running_mean" in named:
+        check_written("x", x, tensors, memory=True)
     for name in _FUNCTIONS.keys() & named.keys():
         check_code(name, int(named[name]))  # type: ignore[arg-type]
     activated = bool(named.get("activation"))

@@ -13,12 +13,14 @@ ever touches temporaries.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF
+
+CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Phases(Protocol):
@@ -94,10 +96,10 @@ def positions(x: Tensor) -> int:
 
 def standard(y: Tensor) -> Tensor:
     """``y`` in BatchNorm's output layout: contiguous, or channels_last where it is that already."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     # torch.func.vmap does not tell the layout of one of its instances.
     vmapped = not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(y)
-    if y.ndim in formats and not vmapped and y.is_contiguous(memory_format=formats[y.ndim]):
+    last = CHANNELS_LAST.get(y.ndim)
+    if last is not None and not vmapped and y.is_contiguous(memory_format=last):
         return y
     return y.contiguous()
 

@@ -170,6 +170,15 @@ struct Input {
   }
 };
 
+// Refuses memory that would be read after it is written; both tensors are without gaps.
+void check_apart(const Tensor& written, const char* name, const Optional& read,
+                 const char* read_name) {
+  const auto begin = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()); };
+  const auto end = [&](const Tensor& t) { return begin(t) + t.numel() * bytes(t.scalar_type()); };
+  STD_TORCH_CHECK(!read || begin(written) >= end(*read) || begin(*read) >= end(written), name,
+                  " must not share memory with ", read_name, ", which is read after it changes");
+}
+
 const void* pointer(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
 void* target(const Optional& t) { return t ? t->mutable_data_ptr() : nullptr; }
 void* place(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
@@ -201,6 +210,12 @@ struct Vectors {
   }
   static Optional fitting(const Input& x, const Optional& t, const char* name) {
     return t ? Optional(x.fitting(*t, name, false)) : std::nullopt;
+  }
+  void check_apart_from(const Tensor& written, const char* name) const {
+    check_apart(written, name, weight, "weight"), check_apart(written, name, bias, "bias");
+    check_apart(written, name, center_weight, "center_weight");
+    check_apart(written, name, scale_weight, "scale_weight");
+    check_apart(written, name, scale_bias, "scale_bias");
   }
   Layer layer(const Input& x, bool training, double eps, int64_t restriction, int64_t activation,
               double slope) const {
@@ -241,6 +256,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const Optional mean = running(running_mean, "running_mean");
   const Optional var = running(running_var, "running_var");
   const Optional other = residual ? Optional(x.same(*residual, "residual")) : std::nullopt;
+  if (training && mean) {
+    check_apart(*mean, "running_mean", var, "running_var");
+    const auto from_inputs = [&](const Tensor& t, const char* name) {
+      check_apart(t, name, x.tensor, "x"), check_apart(t, name, other, "residual");
+      vectors.check_apart_from(t, name);
+    };
+    from_inputs(*mean, "running_mean"), from_inputs(*var, "running_var");
+  }
   const Tensor y = x.like(), m = x.table(), E = x.vector(), V = x.vector();
   kernels(x.dtype).forward({x.shape, layer, momentum, x.tensor.const_data_ptr(), pointer(other),
                             target(mean), target(var), y.mutable_data_ptr(), m.mutable_data_ptr(),

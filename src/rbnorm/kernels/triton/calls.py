@@ -9,22 +9,31 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 import triton
 from torch import Tensor
+from triton import JITFunction
 
 from rbnorm.kernels.checks import ACCEPTED, DTYPES
-from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.kernels.phases import CHANNELS_LAST, positions, table_dtype
 from rbnorm.kernels.triton import sweeps
 from rbnorm.kernels.triton.plan import Plan, plan
 from rbnorm.kernels.triton.sweeps import Config
 
+Others = ParamSpec("Others")
+Output = TypeVar("Output")
+Data = TypeVar("Data", Tensor, Tensor | None)
+
 MOST = 4096
 SMALL = 2**21  # values of a map that is tuned apart from larger ones
-_tuned: dict[Any, Config] = {}
+Handle = Tensor | int | None  # a tensor, or where its launcher is ready the address of one
+Argument = Handle | float  # what kernels take
+# The number of programs, and what Triton starts them by.
+_Compiled = tuple[int, Callable[..., None], Callable[[int], int], object, object]
+_tuned: dict[Hashable, Config] = {}
 _IGNORED = (0, 0, 0, 0)  # in the place of what is compiled in
 
 
@@ -37,7 +46,7 @@ def _is_untimed() -> bool:
     )
 
 
-def _fastest(kernel: Any, p: Plan, arguments: tuple[Any, ...]) -> Config:
+def _fastest(kernel: JITFunction, p: Plan, arguments: tuple[Argument, ...]) -> Config:
     """Of the ways to compile a sweep that differ here."""
     different = {(p.options(config), config.warps): config for config in reversed(sweeps.CONFIGS)}
     if len(different) == 1:
@@ -59,12 +68,12 @@ class Launcher:
         ready: Whether every kernel is compiled, and takes addresses in the place of tensors.
     """
 
-    def __init__(self, device: int, sweep: tuple[Any, ...]) -> None:
+    def __init__(self, device: int, sweep: tuple[Hashable, ...]) -> None:
         self.ready = False
         self._device, self._class = device, sweep
-        self._compiled: dict[str, tuple[Any, ...]] = {}
+        self._compiled: dict[str, _Compiled] = {}
 
-    def launch(self, kernel: Any, programs: int, warps: int, *arguments: Any) -> None:
+    def launch(self, kernel: JITFunction, programs: int, warps: int, *arguments: Argument) -> None:
         """Run a kernel."""
         if self.ready:
             programs, run, stream, function, metadata = self._compiled[kernel.__name__]
@@ -79,7 +88,7 @@ class Launcher:
             handles = compiled.run, stream, compiled.function, compiled.packed_metadata
             self._compiled[kernel.__name__] = programs, *handles
 
-    def sweep(self, kernel: Any, p: Plan, *arguments: Any) -> None:
+    def sweep(self, kernel: JITFunction, p: Plan, *arguments: Argument) -> None:
         """Run a sweep, as it was the fastest for its class of sizes."""
         if self.ready:
             self.launch(kernel, 0, 0, *arguments, *_IGNORED)
@@ -110,15 +119,16 @@ class Call:
         if x.ndim < 2 or x.dtype not in DTYPES:
             raise RuntimeError(f"x must have shape (N, C, ...) and be {ACCEPTED}")
         self.layout = torch.contiguous_format
-        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+        last = CHANNELS_LAST.get(x.ndim)
         if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last):
             self.layout = last
         N, C = x.shape[:2]
         is_last = self.layout != torch.contiguous_format
         self.plan = plan(N, C, positions(x), is_last) if x.numel() else None
-        self._launchers: dict[Any, Launcher] = {}
+        self._launchers: dict[Hashable, Launcher] = {}
         self._shape, self._dtype, self._device = x.shape, x.dtype, x.get_device()
         self._is_single = x.numel() == C
+        self._bytes = x.nbytes if x.is_contiguous(memory_format=self.layout) else 0  # without gaps
         self._wide = table_dtype(x.dtype)
         self._one = one = torch.empty((), dtype=self._wide, device=x.device)
         self.table, self.vector = one.expand(N, C), one.expand(C)
@@ -129,7 +139,12 @@ class Call:
         self._slots: dict[int, Tensor] = {}
 
     def check(
-        self, training: bool, eps: float, residual: Tensor | None, *vectors: Tensor | None
+        self,
+        x: Tensor,
+        training: bool,
+        eps: float,
+        residual: Tensor | None,
+        *vectors: Tensor | None,
     ) -> None:
         """Raise for what no kernel may meet: at little cost, in this order of vectors.
 
@@ -153,16 +168,23 @@ class Call:
         _, _, _, scale_weight, scale_bias, *_ = vectors
         if (scale_weight is None) is not (scale_bias is None):
             raise RuntimeError("scale_weight and scale_bias must be given together")
+        if training:  # what is written in place, and read after that
+            begin = x.data_ptr()
+            for v in vectors[5:]:
+                if v is not None and begin - v.nbytes < v.data_ptr() < begin + self._bytes:
+                    raise RuntimeError("running statistics must not share memory with x")
         if not 0 <= eps < math.inf or (training and (eps == 0 or self._is_single)):
             raise RuntimeError("eps must be positive, and a channel have more than one value")
 
-    def arranged(self, t: Tensor | None) -> Any:
+    def arranged(self, t: Data) -> Data:
         """x, or data beside it, in the layout of all."""
         if t is None or t.is_contiguous(memory_format=self.layout):
             return t
         return t.contiguous(memory_format=self.layout)
 
-    def scratch(self, launcher: Launcher, count: int) -> tuple[Tensor, Sequence[Any]]:
+    def scratch(
+        self, launcher: Launcher, count: int
+    ) -> tuple[Tensor, Sequence[Tensor] | Sequence[int]]:
         """One allocation, to be held until the launches are made, for so many tables."""
         like = self._slots.get(count)
         if like is None:
@@ -173,7 +195,9 @@ class Call:
         first, step = memory.data_ptr(), self._slot * memory.itemsize
         return memory, range(first, first + count * step, step)
 
-    def launcher(self, tensors: Sequence[Tensor | None], *options: Any) -> tuple[Launcher, Any]:
+    def launcher(
+        self, tensors: Sequence[Tensor | None], *options: Hashable
+    ) -> tuple[Launcher, Sequence[Handle]]:
         """The launcher for these arguments, and the arguments as it takes them.
 
         Which are absent, and what 16 bytes do not align, is compiled into a kernel.
@@ -190,7 +214,7 @@ class Call:
         return found, addresses if found.ready else tensors
 
 
-_calls: dict[Any, Call] = {}
+_calls: dict[Hashable, Call] = {}
 
 
 def call_of(x: Tensor) -> Call:
@@ -204,14 +228,16 @@ def call_of(x: Tensor) -> Call:
     return found
 
 
-def on_device(op: Any) -> Any:
+def on_device(
+    op: Callable[Concatenate[Tensor, Others], Output],
+) -> Callable[Concatenate[Tensor, Others], Output]:
     """An op whose launches go to the device of its first tensor, be it the current one or not."""
 
     @functools.wraps(op)
-    def guarded(x: Tensor, *others: Any) -> Any:
+    def guarded(x: Tensor, /, *others: Others.args, **options: Others.kwargs) -> Output:
         if not x.is_cuda or x.get_device() == torch.cuda.current_device():
-            return op(x, *others)
+            return op(x, *others, **options)
         with torch.cuda.device(x.device):
-            return op(x, *others)
+            return op(x, *others, **options)
 
     return guarded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, empty_like
@@ -12,7 +12,8 @@ from rbnorm.kernels import phases
 from rbnorm.kernels.triton import elementwise as functions
 from rbnorm.kernels.triton import evaluation, sweeps
 from rbnorm.kernels.triton import tables as table_math
-from rbnorm.kernels.triton.calls import Call, Launcher, call_of, on_device
+from rbnorm.kernels.triton.calls import Call, Handle, Launcher, call_of, on_device
+from rbnorm.kernels.triton.plan import Plan
 
 _NO_PARAMETERS = (None,) * 7
 _WRONG = elementwise.mismatch("Triton's file", functions.RESTRICTIONS, functions.ACTIVATIONS)
@@ -20,38 +21,41 @@ if _WRONG:
     raise ImportError(_WRONG)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Any]:
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
 
 
-def _handle(launcher: Launcher, t: Tensor | None) -> Any:
+def _handle(launcher: Launcher, t: Tensor | None) -> Handle:
     """A new tensor as the launcher takes it."""
     return t.data_ptr() if launcher.ready and t is not None else t
 
 
-def _merge(launcher: Launcher, call: Call, mean: Any, var: Any) -> tuple[Tensor, Any]:
-    """Mean and variance of every row, from those of its chunks."""
-    p = call.plan
-    assert p is not None
+def _merge(
+    launcher: Launcher, call: Call, p: Plan, mean: Tensor, var: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and, where ``var`` is given, variance of every row, from those of its chunks."""
     if p.chunks == 1:
-        return mean, var
+        return mean, mean if var is None else var
     m, v = empty_like(call.table), None if var is None else empty_like(call.table)
     launcher.launch(
         table_math.merge, p.table_programs, p.table_warps,
         *(_handle(launcher, t) for t in (mean, var, m, v)), *p.sizes, *p.table,
     )  # fmt: skip
-    return m, v
+    return m, m if v is None else v
 
 
-def _moments(x: Tensor, with_variance: bool) -> tuple[Tensor, Any]:
+def _moments(x: Tensor, with_variance: bool) -> tuple[Tensor, Tensor] | None:
+    """The mean, and the variance or the mean again; None where there is nothing to average."""
     call = call_of(x)
-    p: Any = call.plan
+    p = call.plan
+    if p is None:
+        return None
     x = call.arranged(x)
     launcher, (x_,) = call.launcher((x,), "moments", with_variance)
     mean = empty_like(call.chunks)
     var = empty_like(call.chunks) if with_variance else None
     launcher.sweep(sweeps.moments, p, x_, _handle(launcher, mean), _handle(launcher, var), *p.sizes)
-    found = _merge(launcher, call, mean, var)
+    found = _merge(launcher, call, p, mean, var)
     launcher.done()
     return found
 
@@ -59,17 +63,14 @@ def _moments(x: Tensor, with_variance: bool) -> tuple[Tensor, Any]:
 @on_device
 def mean(x: Tensor) -> Tensor:
     """As :func:`rbnorm.kernels.phases.mean`."""
-    if not x.numel():
-        return phases.mean(x)
-    return _moments(x, with_variance=False)[0]
+    found = _moments(x, with_variance=False)
+    return phases.mean(x) if found is None else found[0]
 
 
 @on_device
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`rbnorm.kernels.phases.moments`."""
-    if not x.numel():
-        return phases.moments(x)
-    return _moments(x, with_variance=True)
+    return _moments(x, with_variance=True) or phases.moments(x)
 
 
 @on_device
@@ -83,15 +84,14 @@ def affine(
     slope: float = 0.0,
 ) -> Tensor:
     """As :func:`rbnorm.kernels.phases.affine`."""
-    if not x.numel():
-        return torch.empty_like(x)
     call = call_of(x)
-    p: Any = call.plan
+    p = call.plan
+    if p is None:
+        return torch.empty_like(x)
     x, residual = call.arranged(x), call.arranged(residual)
     y = empty_like(x)
-    m, scale, shift = _contiguous(m, scale, shift)
-    given = (x, m, scale, shift, residual, y)
-    launcher, given = call.launcher(given, "affine", activation)
+    tensors = (x, *_contiguous(m, scale, shift), residual, y)
+    launcher, given = call.launcher(tensors, "affine", activation)
     launcher.sweep(sweeps.affine, p, *given, *p.sizes, slope, activation)
     launcher.done()
     return y
@@ -109,21 +109,20 @@ def grad_moments(
     slope: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`rbnorm.kernels.phases.grad_moments`."""
-    if not x.numel():
+    call = call_of(x)
+    p = call.plan
+    if p is None:
         empty = torch.empty_like(m)
         return empty.fill_(torch.nan), empty.clone()
-    call = call_of(x)
-    p: Any = call.plan
     x, dy, residual = call.arranged(x), call.arranged(dy), call.arranged(residual)
-    m, scale, shift = _contiguous(m, scale, shift)
-    given = (dy, x, m, scale, shift, residual)
-    launcher, given = call.launcher(given, "grad_moments", activation)
+    tensors = (dy, x, *_contiguous(m, scale, shift), residual)
+    launcher, given = call.launcher(tensors, "grad_moments", activation)
     first, second = empty_like(call.chunks), empty_like(call.chunks)
     launcher.sweep(
         sweeps.grad_moments, p, *given, _handle(launcher, first), _handle(launcher, second),
         *_NO_PARAMETERS, *p.sizes, 0.0, slope, 0, activation,
     )  # fmt: skip
-    found = _merge(launcher, call, first, None)[0], _merge(launcher, call, second, None)[0]
+    found = _merge(launcher, call, p, first)[0], _merge(launcher, call, p, second)[0]
     launcher.done()
     return found
 
@@ -150,12 +149,13 @@ def grad_affine(
     dx = empty_like(x) if want_dx else None
     dresidual = empty_like(x) if want_dresidual else None
     if p is not None and (want_dx or want_dresidual):
-        m, scale, shift, x_scale, u = _contiguous(m, scale, shift, x_scale, u)
-        given = (dy, x, m, scale, shift, x_scale, u if want_dx else None, residual, dx, dresidual)
-        launcher, given = call.launcher(given, "grad_affine", activation)
+        tables = _contiguous(m, scale, shift, x_scale, u if want_dx else None)
+        tensors = (dy, x, *tables, residual, dx, dresidual)
+        launcher, given = call.launcher(tensors, "grad_affine", activation)
         launcher.sweep(sweeps.grad_affine, p, *given, *p.sizes, slope, activation)
         launcher.done()
-    return _or_empty(call, dx, dresidual, ())  # type: ignore[return-value]
+    dx, dresidual = _or_empty(call, dx, dresidual)
+    return dx, dresidual
 
 
 @on_device
@@ -186,25 +186,29 @@ def forward(
     call = call_of(x)
     p = call.plan
     if p is None:
-        return _forward_of_nothing(x, call, None if training else (running_mean, running_var))
+        return _forward_of_nothing(x, call, training, running_mean, running_var)
     vectors = (weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var)
-    call.check(training, eps, residual, *vectors)
+    call.check(x, training, eps, residual, *vectors)
     x, residual = call.arranged(x), call.arranged(residual)
     y, m = empty_like(x), empty_like(call.table)
     E, V = empty_like(call.vector), empty_like(call.vector)
-    given = (x, residual, y, m, E, V, *vectors)
-    launcher, given = call.launcher(given, "forward", training, restrict, activation)
+    tensors = (x, residual, y, m, E, V, *vectors)
+    launcher, given = call.launcher(tensors, "forward", training, restrict, activation)
     options = eps, restrict, activation, slope
     if not training and p.whole is not None:
         _evaluate(launcher, p, given, options)
     else:
-        _three(launcher, call, given, training, momentum, options)
+        _three(launcher, call, p, given, training, momentum, options)
     launcher.done()
     return y, m, E, V
 
 
-def _evaluate(launcher: Launcher, p: Any, given: Any, options: Any) -> None:
+_Options = tuple[float, int, int, float]  # eps, restriction, activation and its slope
+
+
+def _evaluate(launcher: Launcher, p: Plan, given: Sequence[Handle], options: _Options) -> None:
     """The one launch of evaluation."""
+    assert p.whole is not None
     x, residual, y, m, E, V, weight, bias, w_m, w_v, w_b, running_mean, running_var = given
     eps, restrict, activation, slope = options
     launcher.launch(
@@ -215,14 +219,19 @@ def _evaluate(launcher: Launcher, p: Any, given: Any, options: Any) -> None:
 
 
 def _three(
-    launcher: Launcher, call: Call, given: Any, training: bool, momentum: float, options: Any
+    launcher: Launcher,
+    call: Call,
+    p: Plan,
+    given: Sequence[Handle],
+    training: bool,
+    momentum: float,
+    options: _Options,
 ) -> None:
     """The three launches of training: sweep, tables, sweep."""
-    p: Any = call.plan
     x, residual, y, m, E, V, weight, bias, w_m, w_v, w_b, running_mean, running_var = given
     eps, restrict, activation, slope = options
-    _held, (scale, shift, var, mean) = call.scratch(launcher, 4)
-    mean, var = m if p.chunks == 1 else mean, var if training else None
+    _held, (scale, shift, variances, means) = call.scratch(launcher, 4)
+    mean, var = m if p.chunks == 1 else means, variances if training else None
     launcher.sweep(sweeps.moments, p, x, mean, var, *p.sizes)
     M = p.sizes[0] * p.sizes[2]
     launcher.launch(
@@ -253,16 +262,16 @@ def inference(
     call = call_of(x)
     p = call.plan
     if p is None or p.whole is None:
-        return forward(  # type: ignore[no-any-return]
+        return forward(
             x, residual, weight, bias, center_weight, scale_weight, scale_bias,
             running_mean, running_var, False, 0.0, eps, restrict, activation, slope,
         )[0]  # fmt: skip
     vectors = (weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var)
-    call.check(False, eps, residual, *vectors)
+    call.check(x, False, eps, residual, *vectors)
     x, residual = call.arranged(x), call.arranged(residual)
     y = empty_like(x)
-    given = (x, residual, y, None, None, None, *vectors)
-    launcher, given = call.launcher(given, "inference", restrict, activation)
+    tensors = (x, residual, y, None, None, None, *vectors)
+    launcher, given = call.launcher(tensors, "inference", restrict, activation)
     _evaluate(launcher, p, given, (eps, restrict, activation, slope))
     launcher.done()
     return y
@@ -303,32 +312,34 @@ def backward(
     grads = [None if v is None else empty_like(call.vector) for v in vectors]
     dx = empty_like(x) if want_dx else None
     dresidual = empty_like(x) if want_dresidual else None
-    given = (dy, x, residual, m, E, V, dx, dresidual, *vectors, *grads)
-    launcher, given = call.launcher(given, "backward", training, restrict, activation)
-    dy, x, residual, m, E, V, new_dx, new_dresidual, *others = given
-    weight, _, w_m, w_v, w_b = vectors = others[:5]
-    _held, (first, second, scale, shift, u, x_scale) = call.scratch(launcher, 6)
-    shift, u = shift if activation else None, u if want_dx else None
-    x_scale = x_scale if want_dx and training else None
+    tensors = (dy, x, residual, m, E, V, dx, dresidual, *vectors, *grads)
+    launcher, given = call.launcher(tensors, "backward", training, restrict, activation)
+    dy_, x_, residual_, m_, E_, V_, dx_, dresidual_, *others = given
+    gamma, _, w_m, w_v, w_b = others[:5]
+    _held, (first, second, scale, shift, u, p_) = call.scratch(launcher, 6)
+    shift_, u_ = shift if activation else None, u if want_dx else None
+    x_scale = p_ if want_dx and training else None
     launcher.sweep(
-        sweeps.grad_moments, p, dy, x, m, scale, shift, residual, first, second, E, V, *vectors,
-        *p.sizes, eps, slope, restrict, activation,
+        sweeps.grad_moments, p, dy_, x_, m_, scale, shift_, residual_, first, second, E_, V_,
+        *others[:5], *p.sizes, eps, slope, restrict, activation,
     )  # fmt: skip
     launcher.launch(
-        table_math.backward, p.table_programs, p.table_warps, first, second, m, E, V, weight,
-        w_m, w_v, w_b, None if activation else scale, x_scale, u, *others[5:],
+        table_math.backward, p.table_programs, p.table_warps, first, second, m_, E_, V_, gamma,
+        w_m, w_v, w_b, None if activation else scale, x_scale, u_, *others[5:],
         *p.sizes, eps, training, restrict, *p.table,
     )  # fmt: skip
     if want_dx or want_dresidual:
         launcher.sweep(
-            sweeps.grad_affine, p, dy, x, m, scale, shift, x_scale, u, residual, new_dx,
-            new_dresidual, *p.sizes, slope, activation,
+            sweeps.grad_affine, p, dy_, x_, m_, scale, shift_, x_scale, u_, residual_, dx_,
+            dresidual_, *p.sizes, slope, activation,
         )  # fmt: skip
     launcher.done()
-    return _or_empty(call, dx, dresidual, grads)
+    return _or_empty(call, dx, dresidual, *grads)
 
 
-def _or_empty(call: Call, dx: Any, dresidual: Any, grads: Any) -> tuple[Tensor, ...]:
+def _or_empty(
+    call: Call, dx: Tensor | None, dresidual: Tensor | None, *grads: Tensor | None
+) -> tuple[Tensor, ...]:
     """The gradients, those that are missing without elements."""
     return (
         empty_like(call.no_data) if dx is None else dx,
@@ -338,12 +349,16 @@ def _or_empty(call: Call, dx: Any, dresidual: Any, grads: Any) -> tuple[Tensor, 
 
 
 def _forward_of_nothing(
-    x: Tensor, call: Call, running: Any
+    x: Tensor,
+    call: Call,
+    training: bool,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Without a single value every mean is 0 / 0; the running buffers keep theirs."""
     m, E, V = (empty_like(t).fill_(torch.nan) for t in (call.table, call.vector, call.vector))
-    if running is not None:
-        E, V = running[0].clone(), running[1].clone()
+    if not training and running_mean is not None and running_var is not None:
+        E, V = running_mean.clone(), running_var.clone()
     return torch.empty_like(x), m, E, V
 
 
@@ -358,4 +373,4 @@ def _backward_of_nothing(
     dx = torch.empty_like(x) if want_dx else None
     dresidual = torch.empty_like(x) if want_dresidual else None
     zeros = [None if v is None else torch.zeros_like(call.vector) for v in vectors]
-    return _or_empty(call, dx, dresidual, zeros)
+    return _or_empty(call, dx, dresidual, *zeros)
