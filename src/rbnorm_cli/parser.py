@@ -1,6 +1,7 @@
 """The commands and their options."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,19 @@ from rbnorm_cli.names import NETWORKS
 from rbnorm_cli.options import add_options
 
 CONTINUES = "the same command again continues after the last finished run"
+
+
+class _Help(argparse.HelpFormatter):
+    """One that leaves the names of packages whole, so that a command can be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(
+            " ".join(text.split()),
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +46,7 @@ def make_parser(epilog: str) -> Parser:
         prog="rbnorm",
         description="Representative Batch Normalization for PyTorch: experiments and checkpoints.",
         epilog=epilog,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument(

@@ -129,6 +129,16 @@ def test_without_the_extra_a_command_says_how_to_install_it(monkeypatch, capsys)
     assert "pip install scikit-learn a_package_nobody_has adds them." in said
 
 
+def test_the_help_keeps_the_command_that_installs_the_extra_whole(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("COLUMNS", "50")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 50
+    assert "scikit-learn" in said
+
+
 def test_lists_take_commas_and_spaces(monkeypatch):
     studies = []
     monkeypatch.setattr("rbnorm.lab.compare.compare", lambda asked, *_, **__: studies.append(asked))
