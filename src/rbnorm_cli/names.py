@@ -13,12 +13,15 @@ from rbnorm_cli.errors import UsageError, first_line
 Number = TypeVar("Number", int, float)
 
 NORMS: Final = (
-    *("bn", "gn", "ln", "in", "iebn", "bn-se", "frn", "evonorm-s0"),
+    *("bn", "gn", "ln", "ln2d", "in", "iebn", "bn-se", "frn", "evonorm-s0"),
     *("rbn", "rbn-center", "rbn-scale"),
 )
 MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
 FOLDER: Final = "imagefolder:"
-DATA: Final = ("digits", "fashion-mnist", "cifar10", "cifar100", f"{FOLDER}PATH")
+DATA: Final = (
+    *("digits", "fashion-mnist", "cifar10", "cifar100", "cifar10-jpeg"),
+    f"{FOLDER}PATH",
+)
 CORRUPTIONS: Final = (
     "noise",
     "impulse",

@@ -11,7 +11,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "data": {"help": f"one of {', '.join(DATA)}"},
     "data_root": {
         "type": Path,
-        "help": "folder of the files of fashion-mnist, cifar10 and cifar100",
+        "help": "folder of the files of fashion-mnist, cifar10, cifar100 and cifar10-jpeg",
     },
     "model": {"help": "cifar-resnet8, 14, 20, ..., a name of torchvision or timm, or small:NAME"},
     "norm": {"help": "one of the norms of compare, with its options"},
@@ -40,6 +40,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "sync_norm": {"action": "store_true", "help": "batch statistics over all processes"},
     "ema": {"type": float, "help": "decay of an average of the weights, such as 0.9999"},
     "limit": {**_N, "help": "use this many training images"},
+    "test_limit": {**_N, "help": "test on this many images"},
     "image_size": {**_N, "help": "resize images to this side"},
     "workers": {**_N, "help": "processes that load images"},
     "out": {"type": Path, "help": "folder to write to"},

@@ -191,8 +191,15 @@ def _study(parser: Parser) -> None:
     )
     add("--tuning-seeds", type=int, default=2, help="seeds that choose it", metavar="N")
     add_options(
-        parser, weight_decay=5e-4, mixed_precision="no", limit=10000, image_size=None, workers=0
+        parser,
+        weight_decay=5e-4,
+        mixed_precision="no",
+        limit=10000,
+        test_limit=None,
+        image_size=None,
+        workers=0,
     )
+    add("--clean-only", action="store_true", help="do not test on corrupted images")
     add("--shard", default="1/1", help="run the i-th of n parts, as in 1/4", metavar="i/n")
     add(
         "--ray",

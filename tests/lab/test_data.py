@@ -15,6 +15,7 @@ from torchvision.datasets import FashionMNIST
 from rbnorm.lab import data, imagefolder
 from rbnorm.lab.data import collate, load_data
 from rbnorm.lab.errors import UsageError
+from rbnorm.lab.jpegs import cropped_and_flipped
 
 
 def everything(dataset, batch_size=7):
@@ -319,3 +320,65 @@ def test_plain_training_images_are_the_training_images_without_augmentation(imag
     assert torch.equal(data.plain[0][0], again.plain[0][0])
     assert data.plain[0][1] == data.train[0][1]
     assert not torch.equal(data.train[0][0], data.train[0][0])
+
+
+@pytest.fixture
+def jpegs(tmp_path):
+    """Four training images and three test images of two classes, in which every image differs."""
+    for part, count in (("train", 4), ("test", 3)):
+        for i in range(count):
+            folder = tmp_path / "cifar10-jpeg" / part / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            shades = np.full((32, 32, 3), 40 * i + 20, np.uint8)
+            shades[:, :16] += 10
+            Image.fromarray(shades).save(folder / f"{i}.jpg", quality=100)
+    return tmp_path
+
+
+def test_cifar10_as_jpeg_is_read_in_the_order_of_its_classes(jpegs):
+    loaded = load_data("cifar10-jpeg", jpegs)
+    assert (loaded.size, len(loaded.test), loaded.classes, loaded.channels) == (4, 3, 2, 3)
+    images, labels = everything(loaded.plain)
+    assert labels.tolist() == [0, 0, 1, 1]
+    moments = (torch.tensor(m).view(3, 1, 1) for m in (loaded.mean, loaded.std))
+    mean, std = moments
+    raw = 255 * (images * std + mean)
+    assert raw[:, 0, 5, 20].round().tolist() == pytest.approx([20, 100, 60, 140], abs=2)
+
+
+def test_augmentation_moves_each_image_by_itself(jpegs):
+    dataset = load_data("cifar10-jpeg", jpegs).train
+    torch.manual_seed(0)
+    images, _ = dataset.__getitems__([0] * 64)
+    assert len(images.flatten(1).unique(dim=0)) > 32
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_moved_image_is_a_part_of_the_padded_one(seed):
+    image = torch.arange(1.0, 3 * 16 * 16 + 1).view(1, 3, 16, 16)
+    torch.manual_seed(seed)
+    moved = cropped_and_flipped(image)
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
+    parts = [
+        part
+        for whole in (padded, padded.flip(3))
+        for part in whole.unfold(2, 16, 1).unfold(3, 16, 1).flatten(2, 3).unbind(2)
+    ]
+    assert sum(torch.equal(moved, part) for part in parts) == 1
+
+
+def test_a_jpeg_of_another_size_is_named(jpegs):
+    Image.new("RGB", (16, 32)).save(jpegs / "cifar10-jpeg" / "test" / "a" / "0.jpg")
+    with pytest.raises(UsageError, match=r"0\.jpg is 16 x 32, not 32 x 32"):
+        everything(load_data("cifar10-jpeg", jpegs).test)
+
+
+def test_a_missing_folder_of_jpegs_says_what_it_is_to_hold(tmp_path):
+    with pytest.raises(UsageError, match="train/CLASS/IMAGE"):
+        load_data("cifar10-jpeg", tmp_path)
+
+
+def test_a_limit_of_the_test_images_is_the_same_each_time():
+    few, again = (load_data("digits", test_limit=20).test for _ in range(2))
+    assert torch.equal(everything(few)[0], everything(again)[0])
+    assert len(few) == 20

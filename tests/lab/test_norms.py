@@ -18,6 +18,7 @@ EXPECTED = {
     "bn": nn.BatchNorm2d,
     "gn": nn.GroupNorm,
     "ln": nn.GroupNorm,
+    "ln2d": timm.layers.LayerNorm2d,
     "in": nn.InstanceNorm2d,
     "iebn": InstanceEnhancementBatchNorm2d,
     "bn-se": SqueezeExcitationBatchNorm2d,
@@ -149,6 +150,13 @@ def test_layer_norm_is_over_the_whole_image():
     torch.testing.assert_close(y, nn.functional.layer_norm(x, x.shape[1:]), rtol=1e-5, atol=1e-5)
 
 
+def test_layer_norm_of_convnext_is_over_the_channels_of_a_pixel():
+    x = torch.randn(4, 6, 5, 5) * 3 + 2
+    y = swap(nn.Sequential(nn.BatchNorm2d(6)), "ln2d")(x)
+    expected = nn.functional.layer_norm(x.movedim(1, -1), (6,)).movedim(-1, 1)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_activation_of_timms_norm_stays():
     layer = timm.layers.BatchNormAct2d(8, act_layer=nn.ReLU)
     swapped = swap(nn.Sequential(layer), "gn")
@@ -170,7 +178,7 @@ def test_without_affine_parameters_there_are_none_afterwards():
     assert swapped[0].eps == 0.5
 
 
-@pytest.mark.parametrize("norm", ["in", "iebn", "bn-se", "frn", "evonorm-s0"])
+@pytest.mark.parametrize("norm", ["ln2d", "in", "iebn", "bn-se", "frn", "evonorm-s0"])
 def test_norms_of_images_need_images(norm):
     with pytest.raises(UsageError, match="replaces BatchNorm2d"):
         swap(nn.Sequential(nn.BatchNorm1d(4)), norm)

@@ -35,6 +35,7 @@ _LEAST: Final = {
     "batch_size": 1,
     "epochs": 1,
     "limit": 1,
+    "test_limit": 1,
     "image_size": 1,
     "processes": 1,
     "norm_batch": 1,
@@ -43,7 +44,7 @@ _LEAST: Final = {
     "decay_every": 1,
     "seed": 0,
 }
-_LATER: Final = ("recipe", "decay_every", "ema", "sync_norm")
+_LATER: Final = ("recipe", "decay_every", "ema", "sync_norm", "test_limit")
 """Fields that the first records lack; left out at their defaults, they leave keys as they were."""
 
 
@@ -80,6 +81,7 @@ class RunConfig:
         decay_every: Epochs after which the recipe ``steps`` divides the learning rate by 10.
         ema: Decay of an exponential moving average of the weights, or None for no average.
         sync_norm: Take batch statistics over all processes.
+        test_limit: Number of images to test on, or None for all.
 
     Raises:
         UsageError: A value is out of range.
@@ -110,6 +112,7 @@ class RunConfig:
     decay_every: int = 30
     ema: float | None = None
     sync_norm: bool = False
+    test_limit: int | None = None
 
     def __post_init__(self) -> None:
         self._check_ranges()

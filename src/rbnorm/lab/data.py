@@ -22,6 +22,7 @@ from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.evaluate import CLASSIFICATION, Task
 from rbnorm.lab.imagefolder import image_folder
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
+from rbnorm.lab.jpegs import CIFAR10_JPEG, JpegImages, cropped_and_flipped
 from rbnorm_cli.names import FOLDER
 
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
@@ -101,6 +102,7 @@ def load_data(
     *,
     rgb: bool = False,
     limit: int | None = None,
+    test_limit: int | None = None,
     image_size: int | None = None,
     held_out: bool = False,
     evaluation: bool = False,
@@ -114,6 +116,7 @@ def load_data(
             the place of Debian's package and in ``data``.
         rgb: Repeat a grey image's channel three times.
         limit: Number of training images to keep, drawn at random but always the same.
+        test_limit: Number of images to test on, likewise.
         image_size: Side to resize to. None for the data's own, 224 for an image folder.
         held_out: Test on a fixed sixth of the training images, which are then not trained on.
         evaluation: Nothing is trained, so that an image folder needs no training images.
@@ -127,6 +130,8 @@ def load_data(
         side = image_size or _FOLDER_SIDE
         parts = image_folder(path, side, quiet=quiet, evaluation=evaluation)
         data = ImageData(*parts, 3, *IMAGENET_MOMENTS)
+    elif name == CIFAR10_JPEG:
+        data = _cifar10_jpeg((root or Path("data")) / name, image_size)
     elif name in _CIFAR:
         data = _cifar(*_CIFAR[name], root or Path("data"), image_size)
     elif name == "fashion-mnist":
@@ -138,10 +143,18 @@ def load_data(
         first = data.size - data.size // _HELD_OUT_PARTS
         data = replace(data, test=Subset(data.plain, order[first:].tolist()))
         order = order[:first]
+    if test_limit:
+        data = replace(data, test=_some(data.test, test_limit))
     kept = order[:limit].tolist()
     if len(kept) == data.size:
         return data
     return replace(data, train=Subset(data.train, kept), plain=Subset(data.plain, kept))
+
+
+def _some(dataset: Any, limit: int) -> Subset[Any]:
+    """That many of the images, drawn at random but always the same."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    return Subset(dataset, order[:limit].tolist())
 
 
 def _digits(rgb: bool, image_size: int | None) -> ImageData:
@@ -237,6 +250,24 @@ def _cifar(
             f"the {dataset.__name__} files in {root} are broken ({first_line(error)})"
         ) from error
     return ImageData(train, unchanged, test, len(train.classes), 3, *moments)
+
+
+def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
+    """As :func:`_cifar`, but cropped and flipped a whole batch at a time."""
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no folder {folder}, which is to have train/CLASS/IMAGE and test/CLASS/IMAGE"
+        )
+    moments = _CIFAR["cifar10"][1]
+    finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*moments)]
+    resize = [v2.Resize(image_size)] if image_size else []
+    augmented = v2.Compose([*resize, cropped_and_flipped, *finish])
+    plain = v2.Compose([*resize, *finish])
+    decoded: dict[int, Tensor] = {}
+    train, unchanged = (JpegImages(folder / "train", t, decoded) for t in (augmented, plain))
+    return ImageData(
+        train, unchanged, JpegImages(folder / "test", plain, {}), train.classes, 3, *moments
+    )
 
 
 def _download(dataset: Any, root: Path) -> Path:

@@ -66,9 +66,9 @@ def image_folder(path: Path, side: int, *, quiet: bool, evaluation: bool = False
     test: Any
     if held_out and (path / "train").is_dir():
         train, plain, test = (
-            _folder(path / "train", for_training),
-            _folder(path / "train", for_test),
-            _folder(held_out, for_test),
+            folder_of(path / "train", for_training),
+            folder_of(path / "train", for_test),
+            folder_of(held_out, for_test),
         )
         if not set(test.classes) <= set(train.classes):
             raise UsageError(
@@ -83,7 +83,7 @@ def image_folder(path: Path, side: int, *, quiet: bool, evaluation: bool = False
         classes = len(train.classes)
     else:
         path = held_out if held_out and evaluation else path
-        whole = _folder(path, for_training)
+        whole = folder_of(path, for_training)
         files, classes = [file for file, _ in whole.samples], len(whole.classes)
         if classes < 2:
             raise UsageError(f"{path} has one class, {whole.classes[0]}, and needs at least two")
@@ -100,7 +100,7 @@ def image_folder(path: Path, side: int, *, quiet: bool, evaluation: bool = False
             chosen = None
         if chosen is None or path == held_out:
             chosen = [list(range(len(files)))] * 2
-        unchanged = _folder(path, for_test)
+        unchanged = folder_of(path, for_test)
         train, plain = (Subset(folder, chosen[0]) for folder in (whole, unchanged))
         test = Subset(unchanged, chosen[1])
     _check_images(files, quiet=quiet)
@@ -118,7 +118,12 @@ def _check_layout(path: Path, held_out: Path | None) -> None:
             raise UsageError(f"{part} holds folders, as a part of a data set, and lacks {lacks}")
 
 
-def _folder(path: Path, transform: v2.Compose) -> Any:
+def folder_of(path: Path, transform: v2.Compose | None) -> Any:
+    """An ImageFolder, whose images are PIL's where nothing transforms them.
+
+    Raises:
+        UsageError: The path is none.
+    """
     try:
         return ImageFolder(path, transform, loader=_load)
     except OSError as error:

@@ -117,6 +117,11 @@ def _layer_norm(layer: _BatchNorm) -> nn.Module:
     return nn.GroupNorm(1, layer.num_features, layer.eps, layer.affine)
 
 
+def _channel_norm(layer: _BatchNorm) -> nn.Module:
+    norm: nn.Module = _timm_layers().LayerNorm2d(layer.num_features, layer.eps, layer.affine)
+    return norm
+
+
 def _instance_norm(layer: _BatchNorm) -> nn.Module:
     return nn.InstanceNorm2d(layer.num_features, layer.eps, affine=layer.affine)
 
@@ -156,6 +161,7 @@ SWAPS: Final[dict[str, Callable[..., nn.Module]]] = {
     "bn": _keep,
     "gn": partial(replace, make=_group_norm),
     "ln": partial(replace, make=_layer_norm),
+    "ln2d": partial(replace, make=_channel_norm, images=True),
     "in": partial(replace, make=_instance_norm, images=True),
     "iebn": partial(
         replace, make=partial(_gated, kind=InstanceEnhancementBatchNorm2d), images=True

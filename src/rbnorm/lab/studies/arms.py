@@ -96,6 +96,7 @@ class Settings:
         seeds: Number of seeds, counted from 0.
         rates: Peak learning rates of which each norm gets the best.
         tuning_seeds: Number of seeds that choose it, counted from :data:`FIRST_TUNING_SEED`.
+        corrupted: Whether networks are tested on corrupted images too.
     """
 
     run: RunConfig
@@ -103,6 +104,7 @@ class Settings:
     seeds: int
     rates: tuple[float, ...]
     tuning_seeds: int
+    corrupted: bool = True
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
@@ -114,7 +116,14 @@ class Settings:
         rates = numbers("learning rates", options["rates"], float)
         run = RunConfig.of(options, norm="bn", lr=(*rates, 1.0)[0], seed=0, trace=False)
         networks = tuple(map(model_name, items(options["networks"])))
-        return cls(run, networks, options["seeds"], tuple(rates), options["tuning_seeds"])
+        return cls(
+            run,
+            networks,
+            options["seeds"],
+            tuple(rates),
+            options["tuning_seeds"],
+            not options["clean_only"],
+        )
 
     def __post_init__(self) -> None:
         for name in ("seeds", "tuning_seeds"):

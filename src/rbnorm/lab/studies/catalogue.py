@@ -71,11 +71,21 @@ def primary(settings: Settings, rate: Rate) -> Study:
 
 def networks(settings: Settings, rate: Rate) -> Study:
     """Every norm in every network."""
+
+    def own(_: str, norm: str) -> float:
+        return rate(settings.model, norm)
+
+    def of_bn(_: str, norm: str) -> float:
+        return own(_, "bn")
+
+    norms = {norm: norm for norm in NETWORK_NORMS}
+    others = {f"{n}, BatchNorm's learning rate": n for n in norms if own("", n) != own("", "bn")}
     arms = [
         arm
         for model in dict.fromkeys((settings.model, *settings.networks))
-        for arm in arms_of(
-            settings, rate, model, {norm: norm for norm in NETWORK_NORMS}, model=model
+        for arm in (
+            *arms_of(settings, own, model, norms, model=model),
+            *arms_of(settings, of_bn, model, others, baseline="bn", model=model),
         )
     ]
     return Study(
@@ -124,7 +134,10 @@ def init(settings: Settings, rate: Rate) -> Study:
     group = "whole batch"
     arms = arms_of(settings, rate, group, {"bn": "bn", **INIT}, baseline="w_b = 1")
     free = settings.config(
-        "rbn", rate(settings.model, "rbn"), shift="trained", decay_calibration=False
+        "rbn",
+        rate(settings.model, "rbn"),
+        shift="trained" if settings.corrupted else "none",
+        decay_calibration=False,
     )
     return Study(
         "init",
@@ -219,7 +232,11 @@ def shift(settings: Settings, rate: Rate) -> Study:
 def fine_tune(settings: Settings, rate: Rate) -> Study:
     """A network trained with BatchNorm, converted and trained on."""
     trained = rate(settings.model, "bn")
-    values = {"pretrain_epochs": settings.run.epochs, "pretrain_lr": trained, "shift": "trained"}
+    values = {
+        "pretrain_epochs": settings.run.epochs,
+        "pretrain_lr": trained,
+        "shift": "trained" if settings.corrupted else "none",
+    }
     epochs = max(1, settings.run.epochs // 3)
     arms = tuple(
         Arm(

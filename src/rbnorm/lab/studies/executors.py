@@ -4,7 +4,7 @@ import importlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.progress import Progress
 
@@ -21,6 +21,7 @@ Executor = Callable[[Sequence[RunConfig], Path | None, Progress], Iterator[Resul
 """Runs configs, with the folder of the files of data sets and a place to show progress."""
 
 LOCAL_RAY = "local"
+_OF_DATA: Final = ("limit", "test_limit", "image_size", "held_out")
 
 
 def data_of(config: RunConfig, root: Path | None, *, quiet: bool = True) -> ImageData:
@@ -30,17 +31,10 @@ def data_of(config: RunConfig, root: Path | None, *, quiet: bool = True) -> Imag
         UsageError: The data is missing or broken.
     """
     rgb = needs_rgb(config.model)
-    key = (config.data, root, rgb, config.limit, config.image_size, config.held_out)
+    values = {name: getattr(config, name) for name in _OF_DATA}
+    key = (config.data, root, rgb, *values.values())
     if key not in _loaded:
-        _loaded[key] = load_data(
-            config.data,
-            root,
-            rgb=rgb,
-            limit=config.limit,
-            image_size=config.image_size,
-            held_out=config.held_out,
-            quiet=quiet,
-        )
+        _loaded[key] = load_data(config.data, root, rgb=rgb, quiet=quiet, **values)
     return _loaded[key]
 
 

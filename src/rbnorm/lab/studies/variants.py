@@ -10,7 +10,7 @@ from rbnorm.lab.studies.words import chinese, close
 from rbnorm.lab.text import Text
 
 SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
-NETWORK_NORMS: Final = ("bn", "gn", "ln", "in", "iebn", "frn", "evonorm-s0", "bn-se", "rbn")
+NETWORK_NORMS: Final = ("bn", "gn", "ln", "ln2d", "in", "iebn", "frn", "evonorm-s0", "rbn")
 ABLATION: Final = {
     "neither": "bn",
     "both": "rbn",
@@ -60,7 +60,7 @@ def arms_of(
     for label, norm in norms.items():
         model = values.get("model", settings.model)
         config = settings.config(
-            norm, rate(model, norm), **{"shift": _shift(norm, values), **values}
+            norm, rate(model, norm), **{"shift": _shift(settings, norm, values), **values}
         )
         arms.append(Arm(group, label, config, None if label == baseline else baseline))
     return tuple(arms)
@@ -109,8 +109,8 @@ def _comparison(
     return Comparison(name, group, treatment, control, measure, statistics)
 
 
-def _shift(norm: str, values: dict[str, Any]) -> str:
+def _shift(settings: Settings, norm: str, values: dict[str, Any]) -> str:
     """Controls for what the study of shifts compares, so that one run serves several studies."""
-    if values.get("norm_batch"):
+    if values.get("norm_batch") or not settings.corrupted:
         return "none"
     return "controls" if norm in SHIFT_NORMS else "trained"

@@ -8,6 +8,7 @@ _PHRASES: Final = {
     "normalisation batch": "归一化批量",
     ", sorted by class": "，按类别排序",
     ", RBN's learning rate": "（RBN 的学习率）",
+    ", BatchNorm's learning rate": "（BatchNorm 的学习率）",
     ", gamma compensated": "，补偿 γ",
     ", rate tuned for this batch": "（按此批量调学习率）",
     "centring only": "仅中心化",
