@@ -19,7 +19,7 @@ NORMS: Final = (
 MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
 FOLDER: Final = "imagefolder:"
 DATA: Final = (
-    *("digits", "fashion-mnist", "cifar10", "cifar100", "cifar10-jpeg"),
+    *("digits", "fashion-mnist", "cifar10", "cifar100", "cifar10-jpeg", "camvid"),
     f"{FOLDER}PATH",
 )
 CORRUPTIONS: Final = (
@@ -43,9 +43,11 @@ STUDIES: Final = (
     "init",
     "fine-tune",
     "networks",
+    "segmentation",
     "cost",
 )
-"""In the order in which ``rbnorm study all`` runs them."""
+"""In the order in which ``rbnorm study all`` runs them, all but that of segmentation."""
+SEGMENTATION: Final = "segmentation"
 NETWORKS: Final = (
     "small:torchvision:mobilenet_v3_small",
     "small:timm:regnetx_002",
@@ -53,6 +55,8 @@ NETWORKS: Final = (
 )
 """The further networks of the study of networks, adapted to small images."""
 SMALL: Final = "small:"
+LRASPP: Final = "lraspp-mobilenet-v2"
+"""The one network for segmentation, with ImageNet weights in its backbone."""
 CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
 
 _CENTER: Final = ("center_weight_init",)
@@ -146,7 +150,8 @@ def model_name(name: str) -> str:
     Args:
         name: ``cifar-resnetN`` with N = 6n + 2; or a classification model of torchvision or timm,
             as ``torchvision:NAME``, ``timm:NAME`` or just ``NAME``, which torchvision wins; or
-            such a model adapted to small images, with ``small:`` before it.
+            such a model adapted to small images, with ``small:`` before it; or, for segmentation,
+            :data:`LRASPP`.
 
     Raises:
         UsageError: There is no such model.
@@ -156,6 +161,8 @@ def model_name(name: str) -> str:
         if depth < 8 or depth % 6 != 2:
             raise UsageError(f"{name} has no whole number of blocks: the depth is 8, 14, 20, ...")
         return name
+    if name == LRASPP:
+        return name
     small = SMALL if name.startswith(SMALL) else ""
     library, _, bare = name.removeprefix(small).rpartition(":")
     for candidate in ("torchvision", "timm"):
@@ -163,7 +170,7 @@ def model_name(name: str) -> str:
         plain = bare.partition(".")[0] if candidate == "timm" else bare
         if library in ("", candidate) and plain in library_models(candidate):
             return f"{small}{candidate}:{bare}"
-    known = ["cifar-resnet8", "cifar-resnet20"]
+    known = ["cifar-resnet8", "cifar-resnet20", LRASPP]
     known += [n for lib in ("torchvision", "timm") for n in sorted(library_models(lib))]
     close = difflib.get_close_matches(bare, dict.fromkeys(known), n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "see torchvision's and timm's lists"
@@ -196,7 +203,8 @@ def study_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in (*STUDIES, ALL):
             raise unknown("study", name, (*STUDIES, ALL))
-    return [name for name in STUDIES if name in names or ALL in names]
+    every = () if ALL not in names else tuple(name for name in STUDIES if name != SEGMENTATION)
+    return [name for name in STUDIES if name in (*names, *every)]
 
 
 def model_file(spec: str) -> Path | None:

@@ -11,7 +11,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "data": {"help": f"one of {', '.join(DATA)}"},
     "data_root": {
         "type": Path,
-        "help": "folder of the files of fashion-mnist, cifar10, cifar100 and cifar10-jpeg",
+        "help": "folder of the files of fashion-mnist, cifar10, cifar100, cifar10-jpeg and camvid",
     },
     "model": {"help": "cifar-resnet8, 14, 20, ..., a name of torchvision or timm, or small:NAME"},
     "norm": {"help": "one of the norms of compare, with its options"},

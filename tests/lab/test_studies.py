@@ -41,13 +41,24 @@ SETTINGS = Settings(
 )
 
 
+SCENES = replace(
+    SETTINGS, run=replace(SETTINGS.run, data="camvid", model="lraspp-mobilenet-v2", batch_size=8)
+)
+
+
+def settings_of(name):
+    return SCENES if name == "segmentation" else SETTINGS
+
+
 def rate(model, norm):
     return 0.1
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
-    study = CATALOGUE[name](SETTINGS, lambda model, norm: 0.2 if norm.startswith("rbn") else 0.1)
+    study = CATALOGUE[name](
+        settings_of(name), lambda _, norm: 0.2 if norm.startswith("rbn") else 0.1
+    )
     assert len(set(study.runs())) == len(study.runs())
     assert study.name == name
     labels = [(arm.group, arm.label) for arm in study.arms]
@@ -89,9 +100,34 @@ def test_a_pair_differs_in_the_norm_alone():
 
 
 def test_studies_share_the_runs_they_have_in_common():
-    runs = {name: set(CATALOGUE[name](SETTINGS, rate).runs()) for name in CATALOGUE}
+    names = [name for name in CATALOGUE if name != "segmentation"]
+    runs = {name: set(CATALOGUE[name](SETTINGS, rate).runs()) for name in names}
     assert len(runs["primary"] & runs["batch-size"]) == 3 * 4
     assert len(runs["primary"] & runs["shift"] & runs["ablation"] & runs["networks"]) == 3 * 2
+
+
+def test_networks_have_every_norm_at_its_own_rate_and_at_batchnorms():
+    """Rates are those of the first network; BatchNorm's own is not run twice."""
+    settings = replace(SETTINGS, networks=("timm:regnetx_002",))
+    wanted = set()
+
+    def chosen(model, norm):
+        wanted.add(model)
+        return {"rbn": 0.2, "gn": 0.4}.get(norm, 0.1)
+
+    arms = CATALOGUE["networks"](settings, chosen).arms
+    assert wanted == {"cifar-resnet8"}
+    second = {a.label: a.config.lr for a in arms if a.group == "timm:regnetx_002"}
+    assert len(second) == 9 + 2
+    assert (second["rbn"], second["rbn, BatchNorm's learning rate"]) == (0.2, 0.1)
+    assert (second["gn"], second["gn, BatchNorm's learning rate"]) == (0.4, 0.1)
+    assert second["ln2d"] == 0.1
+
+
+def test_clean_only_leaves_corruptions_out():
+    settings = replace(SETTINGS, corrupted=False)
+    for name in ("primary", "init", "fine-tune", "networks"):
+        assert {arm.config.shift for arm in CATALOGUE[name](settings, rate).arms} == {"none"}
 
 
 @pytest.mark.parametrize("norm", ["gn", "rbn", "rbn-center", "rbn:restrict=tanh"])

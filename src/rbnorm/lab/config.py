@@ -44,7 +44,10 @@ _LEAST: Final = {
     "decay_every": 1,
     "seed": 0,
 }
-_LATER: Final = ("recipe", "decay_every", "ema", "sync_norm", "test_limit")
+_LATER: Final = (
+    *("recipe", "decay_every", "ema", "sync_norm"),
+    *("test_limit", "frozen", "in_order"),
+)
 """Fields that the first records lack; left out at their defaults, they leave keys as they were."""
 
 
@@ -82,6 +85,8 @@ class RunConfig:
         ema: Decay of an exponential moving average of the weights, or None for no average.
         sync_norm: Take batch statistics over all processes.
         test_limit: Number of images to test on, or None for all.
+        frozen: Train with the running statistics of the layers that have any, and keep them.
+        in_order: Take the images of every epoch in their order, not shuffled.
 
     Raises:
         UsageError: A value is out of range.
@@ -113,6 +118,8 @@ class RunConfig:
     ema: float | None = None
     sync_norm: bool = False
     test_limit: int | None = None
+    frozen: bool = False
+    in_order: bool = False
 
     def __post_init__(self) -> None:
         self._check_ranges()

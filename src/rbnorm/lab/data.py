@@ -18,8 +18,9 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
+from rbnorm.lab.camvid import CAMVID, CLASSES, Scenes
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.evaluate import CLASSIFICATION, Task
+from rbnorm.lab.evaluate import CLASSIFICATION, Task, segmentation
 from rbnorm.lab.imagefolder import image_folder
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 from rbnorm.lab.jpegs import CIFAR10_JPEG, JpegImages, cropped_and_flipped
@@ -118,7 +119,8 @@ def load_data(
         limit: Number of training images to keep, drawn at random but always the same.
         test_limit: Number of images to test on, likewise.
         image_size: Side to resize to. None for the data's own, 224 for an image folder.
-        held_out: Test on a fixed sixth of the training images, which are then not trained on.
+        held_out: Test on a fixed sixth of the training images, which are then not trained on; of
+            CamVid, which has them, on the images for validation.
         evaluation: Nothing is trained, so that an image folder needs no training images.
         quiet: Show no progress.
 
@@ -130,6 +132,8 @@ def load_data(
         side = image_size or _FOLDER_SIDE
         parts = image_folder(path, side, quiet=quiet, evaluation=evaluation)
         data = ImageData(*parts, 3, *IMAGENET_MOMENTS)
+    elif name == CAMVID:
+        data = _camvid((root or Path("data")) / name, image_size, held_out)
     elif name == CIFAR10_JPEG:
         data = _cifar10_jpeg((root or Path("data")) / name, image_size)
     elif name in _CIFAR:
@@ -139,13 +143,15 @@ def load_data(
     else:
         data = _digits(rgb, image_size)
     order = torch.randperm(data.size, generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    if held_out:
+    if held_out and name != CAMVID:
         first = data.size - data.size // _HELD_OUT_PARTS
         data = replace(data, test=Subset(data.plain, order[first:].tolist()))
         order = order[:first]
     if test_limit:
         data = replace(data, test=_some(data.test, test_limit))
     kept = order[:limit].tolist()
+    if name == CAMVID:
+        kept.sort()  # as in the video
     if len(kept) == data.size:
         return data
     return replace(data, train=Subset(data.train, kept), plain=Subset(data.plain, kept))
@@ -268,6 +274,12 @@ def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
     return ImageData(
         train, unchanged, JpegImages(folder / "test", plain, {}), train.classes, 3, *moments
     )
+
+
+def _camvid(folder: Path, side: int | None, held_out: bool) -> ImageData:
+    train, plain = (Scenes(folder, "train", side, flips=flips) for flips in (True, False))
+    test = Scenes(folder, "val" if held_out else "test", side, flips=False)
+    return ImageData(train, plain, test, CLASSES, 3, *IMAGENET_MOMENTS, segmentation(CLASSES))
 
 
 def _download(dataset: Any, root: Path) -> Path:

@@ -5,12 +5,15 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
+from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.norms import swap
-from rbnorm_cli.names import CIFAR_RESNET, SMALL
+from rbnorm_cli.names import CIFAR_RESNET, LRASPP, SMALL
 
 
 class CifarResNet(nn.Module):
@@ -56,6 +59,39 @@ def _stage(blocks: int, width_in: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(first, *(BasicBlock(width_out, width_out) for _ in range(blocks - 1)))
 
 
+class LrasppMobileNetV2(nn.Module):
+    """LR-ASPP (Howard et al., 2019) on MobileNetV2 with torchvision's ImageNet weights.
+
+    The features are those of stride 8, and of stride 16 before the 160 channels begin.
+
+    Args:
+        classes: Classes of a pixel.
+
+    Raises:
+        UsageError: The weights are not in torch's cache and cannot be downloaded.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        network = mobilenet_v2()
+        try:
+            state = MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=False)
+        except OSError as error:
+            raise UsageError(
+                f"the weights of MobileNetV2 cannot be downloaded ({first_line(error)}): put "
+                f"their file into {torch.hub.get_dir()}/checkpoints"
+            ) from error
+        network.load_state_dict(state)
+        self.low, self.high = network.features[:7], network.features[7:14]
+        self.head = LRASPPHead(32, 96, classes, 128)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (N, classes, H, W) of images (N, 3, H, W)."""
+        low = self.low(images)
+        scores = self.head({"low": low, "high": self.high(low)})
+        return interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def _timm() -> Any:
     import timm  # noqa: PLC0415 - takes seconds to import, and most studies never need it
 
@@ -68,7 +104,7 @@ def needs_rgb(name: str) -> bool:
 
 
 def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int) -> nn.Module:
-    """Build a model of randomly initialised weights.
+    """Build a model with random weights; only that for segmentation has some of ImageNet.
 
     The model is built with BatchNorm and the normaliser swapped afterwards, so a seed means the
     same initial weights whatever the norm.
@@ -96,6 +132,8 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
 def _with_batchnorm(name: str, classes: int, channels: int) -> nn.Module:
     if match := CIFAR_RESNET.fullmatch(name):
         return CifarResNet((int(match[1]) - 2) // 6, classes, channels)
+    if name == LRASPP:
+        return LrasppMobileNetV2(classes)
     library, _, bare = name.partition(":")
     model: nn.Module
     if library == "torchvision":

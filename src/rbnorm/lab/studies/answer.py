@@ -10,6 +10,7 @@ from rbnorm.lab.studies.arms import Comparison, Study
 from rbnorm.lab.studies.corrupted import Control, controls
 from rbnorm.lab.studies.results import (
     CLEAN,
+    IOU,
     SHIFTED,
     ArmResult,
     Difference,
@@ -23,6 +24,7 @@ from rbnorm.lab.text import Text
 MEASURES: Final = {
     CLEAN: Text("accuracy on clean test images", "干净测试图像上的准确率"),
     SHIFTED: Text("mean accuracy under corruptions", "各种图像损坏下的平均准确率"),
+    IOU: Text("mean IoU", "平均 IoU"),
 }
 STATISTICS: Final = {
     "trained": Text("statistics of training", "训练时的统计量"),

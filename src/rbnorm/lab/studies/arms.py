@@ -41,7 +41,7 @@ class Comparison:
         treatment: Label of the arm whose gain is asked for.
         control: Label of the arm it is compared with.
         measure: ``"clean"`` for accuracy on the test images, ``"shifted"`` for the mean over
-            corruptions.
+            corruptions, ``"iou"`` for the mean IoU.
         control_statistics: One of :data:`rbnorm.lab.shift.STATISTICS`: those with which the control
             is tested under corruptions; the treatment always with those of training.
     """

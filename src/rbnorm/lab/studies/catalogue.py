@@ -1,8 +1,10 @@
 """The studies: the question of each, what is run for it, and its limits."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from rbnorm.lab.camvid import CAMVID
+from rbnorm.lab.errors import UsageError
 from rbnorm.lab.studies import limits
 from rbnorm.lab.studies.arms import Arm, Comparison, Rate, Settings, Study
 from rbnorm.lab.studies.costs import cost
@@ -10,12 +12,14 @@ from rbnorm.lab.studies.variants import (
     ABLATION,
     INIT,
     NETWORK_NORMS,
+    SEGMENTATION_NORMS,
     SHIFT_NORMS,
     arms_of,
     at_rate_of_rbn,
     comparisons_of,
 )
 from rbnorm.lab.text import Text
+from rbnorm_cli.names import LRASPP
 
 SMALL_BATCH: Final = 2
 _BATCHES: Final = (2, 4, 8)
@@ -229,6 +233,51 @@ def shift(settings: Settings, rate: Rate) -> Study:
     )
 
 
+def segmentation(settings: Settings, rate: Rate) -> Study:
+    """A pretrained network for street scenes, where few images are normalised together."""
+    if (settings.run.data, settings.model) != (CAMVID, LRASPP):
+        raise UsageError(
+            "the study segmentation needs --data camvid --model lraspp-mobilenet-v2, with for "
+            "example --batch-size 8 --rates 0.01 0.03"
+        )
+    groups: dict[str, dict[str, Any]] = {
+        "whole batch": {},
+        f"normalisation batch {SMALL_BATCH}": {"norm_batch": SMALL_BATCH},
+    }
+    arms: list[Arm] = []
+    for order, in_order in (("", False), (", video order", True)):
+        for group, values in groups.items():
+            own = {**values, "in_order": in_order, "shift": "none"}
+            norms = {n: s for n, s in SEGMENTATION_NORMS.items() if n != "gn" or not values}
+            arms += arms_of(settings, rate, group + order, norms, **own)
+            if not values:
+                frozen = {"bn, frozen statistics": "bn"}
+                arms += arms_of(
+                    settings, rate, group + order, frozen, baseline="bn", frozen=True, **own
+                )
+    small = f"normalisation batch {SMALL_BATCH}"
+    pairs = [(small, "rbn", "bn"), ("whole batch", "rbn", "bn")]
+    pairs += [(f"{small}, video order", "rbn", "bn")]
+    pairs += [("whole batch, video order", "bn, frozen statistics", "bn")]
+    return Study(
+        "segmentation",
+        Text("Street scenes", "街景分割"),
+        Text(
+            "Does RBN help a segmentation network whose batches are small or, as frames of a "
+            "video, alike?",
+            "当批次很小，或批内是同一视频中相似的画面时，RBN 对分割网络是否有帮助？",
+        ),
+        (limits.SCENES, limits.SEEDS_ONLY, limits.EXPLORATORY, limits.SYNCHRONISED),
+        tuple(arms),
+        _seeds(settings),
+        others=tuple(
+            comparison
+            for group, treatment, control in pairs
+            for comparison in comparisons_of(group, [(treatment, control, "iou")])
+        ),
+    )
+
+
 def fine_tune(settings: Settings, rate: Rate) -> Study:
     """A network trained with BatchNorm, converted and trained on."""
     trained = rate(settings.model, "bn")
@@ -269,6 +318,7 @@ CATALOGUE: Final[dict[str, Callable[[Settings, Rate], Study]]] = {
     "init": init,
     "fine-tune": fine_tune,
     "networks": networks,
+    "segmentation": segmentation,
     "cost": cost,
 }
 """Every study by name, in the order in which ``rbnorm study all`` runs them."""

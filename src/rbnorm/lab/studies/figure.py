@@ -15,7 +15,11 @@ from rbnorm.lab.studies.answer import SUBJECT
 from rbnorm.lab.studies.costs import RATIOS, Costs
 from rbnorm.lab.studies.results import ArmResult, Results
 
-_AXIS: Final = {"clean": "test accuracy (%)", "shifted": "mean corruption accuracy (%)"}
+_AXIS: Final = {
+    "clean": "test accuracy (%)",
+    "shifted": "mean corruption accuracy (%)",
+    "iou": "mean IoU (%)",
+}
 _ROW: Final = 0.42  # inches
 
 

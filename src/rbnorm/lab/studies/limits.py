@@ -40,6 +40,19 @@ SHIFT: Final = Text(
     "损坏图像上的准确率取自固定的 2,000 张测试图像；测试批统计量取自同一种损坏下的 250 张图像，"
     "逐张测试时无法得到。",
 )
+SCENES: Final = Text(
+    "One network, small scenes of few drives, few epochs: differences between arms are the result, "
+    "not the mean IoU itself.",
+    "只有一个网络，场景图像很小且来自少数几段行车视频，训练轮数少："
+    "应看各组之间的差异，而非平均 IoU 本身。",
+)
+SYNCHRONISED: Final = Text(
+    "Statistics synchronised over the parts whose gradients are accumulated are those of the whole "
+    "batch: its rows are what that gives. GroupNorm and frozen statistics do not depend on the "
+    "normalisation batch.",
+    "在累积梯度的各部分之间同步统计量，得到的就是整批的统计量，即整批各行的结果。"
+    "GroupNorm 和冻结统计量与归一化批量无关。",
+)
 FINE_TUNE: Final = Text(
     "Both arms are trained on at a tenth of the rate chosen for BatchNorm, which was not tuned.",
     "两组都以为 BatchNorm 选出的学习率的十分之一继续训练，这个比例没有调过。",

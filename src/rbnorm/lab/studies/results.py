@@ -9,10 +9,12 @@ from rbnorm.lab.records import Failure, Record
 from rbnorm.lab.shift import TRAINED, mean_corruption_accuracy
 from rbnorm.lab.statistics import Estimate, estimate, holm, sign_flip
 from rbnorm.lab.studies.arms import Arm, Comparison, Study
+from rbnorm_cli.names import LRASPP
 
 ALPHA: Final = 0.05
-CLEAN, SHIFTED = MEASURES = ("clean", "shifted")
-"""Accuracy on the test images; its mean over corruptions, with the statistics of training."""
+CLEAN, SHIFTED, IOU = MEASURES = ("clean", "shifted", "iou")
+"""Accuracy on the test images; its mean over corruptions, with the statistics of training; and the
+mean IoU of a segmentation."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,10 @@ def _values(
 
 
 def value_of(record: Record, measure: str, statistics: str = TRAINED) -> float | None:
-    """The clean accuracy of a run, or its mean over corruptions, where it was measured."""
-    if measure == CLEAN:
-        return record.accuracy
+    """What a run has of one of :data:`MEASURES`, if it was measured."""
+    if measure != SHIFTED:
+        segments = record.config.model == LRASPP
+        return record.accuracy if (measure == IOU) == segments else None
     accuracies = record.shifted.get(statistics)
     return mean_corruption_accuracy(accuracies) if accuracies else None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.records import Record
 from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Settings
+from rbnorm_cli.names import LRASPP
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Rates:
 
     def __call__(self, model: str, norm: str) -> float:
         """The chosen rate, or the first candidate while none is chosen."""
-        wanted = (model, norm.partition(":")[0].removesuffix("-center").removesuffix("-scale"))
+        name = norm.partition(":")[0].removesuffix("-center").removesuffix("-scale")
+        # pretrained weights are of BatchNorm: RBN starts from its function
+        wanted = (model, f"{name}:preserve=yes" if (model, name) == (LRASPP, "rbn") else name)
         self.wanted[wanted] = None
         return next((c.lr for c in self._candidates(*wanted) if c.chosen), self.settings.rates[0])
 

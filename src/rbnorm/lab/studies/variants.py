@@ -22,6 +22,7 @@ ABLATION: Final = {
     "restriction: hardsigmoid": "rbn:restrict=hardsigmoid",
     "restriction: identity": "rbn:restrict=identity",
 }
+SEGMENTATION_NORMS: Final = {"bn": "bn", "rbn": "rbn:preserve=yes", "gn": "gn"}
 INIT: Final = {
     "w_b = 1": "rbn",
     "w_b = 0": "rbn:scale_bias_init=0",
@@ -111,6 +112,6 @@ def _comparison(
 
 def _shift(settings: Settings, norm: str, values: dict[str, Any]) -> str:
     """Controls for what the study of shifts compares, so that one run serves several studies."""
-    if values.get("norm_batch") or not settings.corrupted:
+    if values.get("norm_batch") or values.get("frozen") or not settings.corrupted:
         return "none"
     return "controls" if norm in SHIFT_NORMS else "trained"

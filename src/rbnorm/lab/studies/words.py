@@ -32,6 +32,9 @@ _PHRASES: Final = {
     "kept for backward": "为反向传播保存",
     "peak memory": "峰值内存",
     "/ BatchNorm's": "与 BatchNorm 之比",
+    "video order": "视频顺序",
+    "frozen statistics": "冻结统计量",
+    "mean IoU (%)": "平均 IoU（%）",
     "mean corruption accuracy (%)": "损坏图像上的平均准确率（%）",
     "minus the baseline of the same seed (points)": "减去同一种子的基线（百分点）",
 }

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rbnorm.lab.config import RunConfig
@@ -50,6 +51,17 @@ def steps_of_epoch(config: RunConfig, data: ImageData) -> int:
     return data.size // config.batch_size
 
 
+def frozen_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers with running statistics that are not those of a new layer."""
+    return [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.running_var is not None
+        and not layer.running_var.eq(1).all()
+    ]
+
+
 class Training:
     """One run: its model, the average of its weights, its optimiser, and where it stands.
 
@@ -67,6 +79,7 @@ class Training:
         step: Optimiser steps taken.
         loss: Mean loss of this process's newest batch.
         lr: Learning rate of the newest step, that of the first group.
+        kept: The layers whose statistics are kept.
         history: The metrics of the epochs that ended.
         seconds: Their durations.
 
@@ -95,7 +108,8 @@ class Training:
             ).eval()
         optimizer, self.scheduler = optimiser_of(self.module, config, self.epoch_steps, groups)
         self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
-        self.module.train()
+        self.kept = frozen_layers(self.module) if config.frozen else []
+        self._train()
         self.step, self.lr = 0, config.lr
         self.loss = torch.tensor(torch.nan)
         self.history: list[dict[str, float]] = []
@@ -104,6 +118,11 @@ class Training:
         self.own = self._zeros()
         self.totals = self._zeros()
         self.parts = torch.Generator().manual_seed(config.seed)
+
+    def _train(self) -> None:
+        self.module.train()
+        for layer in self.kept:
+            layer.eval()
 
     @property
     def epoch(self) -> int:
@@ -306,5 +325,5 @@ class Training:
                 scores = module(on(self.device, images)).float()
             totals += self._sums(self.data.task.losses(scores, labels), scores, labels)
             on_batch()
-        self.module.train()
+        self._train()
         return self._metrics(self.accelerator.reduce(totals))

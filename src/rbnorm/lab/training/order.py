@@ -33,9 +33,10 @@ class Draw(NamedTuple):
 class Order(Sampler[Draw]):
     """The batches of one process from one step on to another.
 
-    Every epoch shuffles all images and leaves out those that fill no whole step; each process has
-    an equal part of a step's images. The order is that of a ``DataLoader`` which shuffles with a
-    generator of the run's seed, draw by draw.
+    Every epoch shuffles all images, or takes them in their order where the config says so, and
+    leaves out those that fill no whole step; each process has an equal part of a step's images. The
+    shuffled order is that of a ``DataLoader`` which shuffles with a generator of the run's seed,
+    draw by draw.
 
     Args:
         config: The run.
@@ -57,6 +58,8 @@ class Order(Sampler[Draw]):
                 epoch += 1
                 torch.empty((), dtype=torch.int64).random_(generator=generator)  # for workers
                 order = torch.randperm(self.images, generator=generator)
+                if config.in_order:
+                    order = torch.arange(self.images)
                 torch.randperm(self.images, generator=generator)  # of which it takes nothing
             start = step % per_epoch * config.batch_size + self.rank * share
             seed = derive(config.seed, AUGMENTATION, step, self.rank)
