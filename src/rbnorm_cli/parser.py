@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from rbnorm_cli.domains import add_domains_options
 from rbnorm_cli.errors import UsageError
+from rbnorm_cli.gradients import add_gradients_options
 from rbnorm_cli.location import add_location_options
 from rbnorm_cli.names import NETWORKS
 from rbnorm_cli.options import add_options
@@ -94,6 +95,13 @@ def make_parser(epilog: str) -> Parser:
         "Re-estimate the statistics of every layer by itself on shifted images, and compare what "
         "that wins with what a diagnosis says of the layer. The same command again continues after "
         "the last condition.",
+    )
+    add(
+        _study_gradients,
+        "the same command again continues after the last run",
+        "measure what reaches RBN's parameters in the first steps",
+        "Take a few steps with every initial gate and write down the gradients of RBN's parameters "
+        "and gamma. The same command again continues after the last run.",
     )
     add(
         _train,
@@ -200,12 +208,14 @@ def _study(parser: Parser) -> None:
         workers=0,
     )
     add("--clean-only", action="store_true", help="do not test on corrupted images")
+    add("--trace", action="store_true", help="test every epoch, and measure layers' features")
     add("--shard", default="1/1", help="run the i-th of n parts, as in 1/4", metavar="i/n")
     add(
         "--ray",
         help="run side by side on a Ray cluster: auto, an address, or local for one of its own",
         metavar="ADDRESS",
     )
+    add("--estimate", action="store_true", help="say how long the missing runs take, and stop")
     add("--no-run", action="store_true", help="run nothing, only draw the pages")
     add_options(parser, out=(Path("rbnorm-study"), "folder of records and pages"))
 
@@ -216,6 +226,10 @@ def _study_domains(parser: Parser) -> None:
 
 def _study_location(parser: Parser) -> None:
     add_location_options(parser)
+
+
+def _study_gradients(parser: Parser) -> None:
+    add_gradients_options(parser)
 
 
 def _train(parser: Parser) -> None:

@@ -32,6 +32,9 @@ OTHER = {
     "decay_every": 10,
     "ema": 0.9,
     "sync_norm": True,
+    "test_limit": 20,
+    "frozen": True,
+    "in_order": True,
 }
 
 

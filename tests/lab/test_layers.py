@@ -55,6 +55,7 @@ def test_calibration_summary_is_the_distribution_over_channels():
             "q0.50": 2,
             "q0.75": 3,
             "q0.95": 3.8,
+            "inert": 0.2,
         }
     )
     assert summary["1"]["scale_bias"]["mean"] == 1.0

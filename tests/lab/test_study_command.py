@@ -67,6 +67,16 @@ def test_the_same_command_again_runs_nothing_and_draws_the_same_pages(
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_an_estimate_counts_what_is_missing_and_runs_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [*map(str, TINY), "--clean-only", "--estimate"]
+    assert main(["study", "fine-tune", "init", *given]) == 0
+    said = capsys.readouterr().out
+    assert "init: 25 runs are missing and take about 0." in said  # 12 arms, and RBN's rate
+    assert "fine-tune: 5 runs are missing and take about 0." in said  # and BatchNorm's
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_study_without_its_data_is_refused(tmp_path, monkeypatch, capsys):
     def unreachable(*_):
         raise RuntimeError("no network")

@@ -31,6 +31,7 @@ def study(options: argparse.Namespace, command: str) -> None:
         shard=options.shard,
         ray=options.ray,
         run=not options.no_run,
+        only_estimate=options.estimate,
     )
 
 
@@ -61,6 +62,13 @@ def study_location(options: argparse.Namespace, command: str) -> None:
     from rbnorm.lab.location import command as module
 
     module.location_study(options, command)
+
+
+def study_gradients(options: argparse.Namespace, command: str) -> None:
+    """``rbnorm study gradients``."""
+    from rbnorm.lab import gradients as module
+
+    module.gradients_study(options)
 
 
 def train(options: argparse.Namespace, command: str) -> None:

@@ -114,7 +114,7 @@ class Settings:
             UsageError: A value is out of range, or nothing is known by its name.
         """
         rates = numbers("learning rates", options["rates"], float)
-        run = RunConfig.of(options, norm="bn", lr=(*rates, 1.0)[0], seed=0, trace=False)
+        run = RunConfig.of(options, norm="bn", lr=(*rates, 1.0)[0], seed=0, trace=options["trace"])
         networks = tuple(map(model_name, items(options["networks"])))
         return cls(
             run,

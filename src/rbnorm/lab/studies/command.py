@@ -20,6 +20,7 @@ from rbnorm.lab.studies.executors import data_of, on_ray
 from rbnorm.lab.studies.page import write_page
 from rbnorm.lab.studies.results import collect
 from rbnorm.lab.studies.runner import Runner, Shard
+from rbnorm.lab.studies.timing import estimate
 from rbnorm.lab.studies.tuning import Rates
 from rbnorm.lab.templates import PAGE
 from rbnorm.lab.train import check_run
@@ -48,6 +49,7 @@ def study(
     shard: str = "1/1",
     ray: str | None = None,
     run: bool = True,
+    only_estimate: bool = False,
 ) -> None:
     """Run what the records in ``out`` lack of some studies, then draw their pages.
 
@@ -64,6 +66,7 @@ def study(
         ray: The Ray cluster to run on; see :func:`rbnorm.lab.studies.executors.on_ray`. None for
             one run after the other, here.
         run: Whether to run anything, or only draw.
+        only_estimate: Say how long the runs would take that have no record, and do nothing else.
 
     Raises:
         UsageError: The studies cannot be run as asked.
@@ -79,6 +82,9 @@ def study(
     measured = COST not in chosen or load_costs(out) is not None
     runner = Runner(out, data_root and data_root.resolve(), part)
     plans = _plans(chosen, settings, runner)
+    if only_estimate:
+        _estimate(plans, runner)
+        return
     if run:
         _check(plans, runner.root)
         if ray:
@@ -105,6 +111,22 @@ def _run(
     else:
         terminal(stderr=True).print(_WAIT, soft_wrap=True)
     return plans
+
+
+def _estimate(plans: Sequence[_Plan], runner: Runner) -> None:
+    """Say how long each study takes, without the runs that those before it have, too."""
+    _check(plans, runner.root)
+    done = set(runner.records.load())
+    for study, rates in plans:
+        wanted = [run for run in (*rates.runs(), *study.runs()) if run.key not in done]
+        missing = runner.shard.share(list(dict.fromkeys(wanted)))
+        done |= {run.key for run in missing}
+        minutes = estimate(missing, runner.root) / 60
+        terminal().print(
+            f"{study.name}: {len(missing)} runs are missing and take about {minutes:.1f} minutes "
+            "in one process",
+            soft_wrap=True,
+        )
 
 
 def reproducing(
