@@ -13,11 +13,13 @@ from rbnorm.lab.studies.answer import MEASURES, STATISTICS, answer, bracketed
 from rbnorm.lab.studies.arms import Arm
 from rbnorm.lab.studies.corrupted import controls, corruption_tables
 from rbnorm.lab.studies.figure import study_figure
+from rbnorm.lab.studies.learnt import Learnt, learnt, learnt_figure, said
 from rbnorm.lab.studies.results import Results, value_of
 from rbnorm.lab.studies.tuning import Candidate
 from rbnorm.lab.studies.words import chinese
 from rbnorm.lab.text import Text
 
+LEARNT: Final = "learnt"
 KINDS: Final = {
     "noise": Text("Gaussian noise", "高斯噪声"),
     "impulse": Text("impulse noise", "脉冲噪声"),
@@ -40,6 +42,9 @@ def write_page(results: Results, tuning: Sequence[Candidate], out: Path, command
         command: The command line that makes this page again.
     """
     figures = {measure: study_figure(results, measure) for measure in results.measures()}
+    drawn_learnt = learnt_figure(_learnt(results))
+    if drawn_learnt:
+        figures[LEARNT] = drawn_learnt
     templates.write_page(
         figures, lambda drawn: page(results, tuning, drawn, command), out, translate=chinese
     )
@@ -57,7 +62,9 @@ def page(
         results=results,
         records=records,
         answer=answer(study, results),
-        figures=figures,
+        figures={name: figure for name, figure in figures.items() if name != LEARNT},
+        learnt_figure=figures.get(LEARNT),
+        learnt=said(_learnt(results)),
         words=MEASURES,
         statistics=STATISTICS,
         kinds=KINDS,
@@ -75,6 +82,11 @@ def page(
         value_of=value_of,
         chinese=chinese,
     )
+
+
+def _learnt(results: Results) -> list[Learnt]:
+    """What RBN learnt, on the page of the networks."""
+    return learnt(results) if results.study.name == "networks" else []
 
 
 def percent(share: float | None) -> str:

@@ -22,6 +22,8 @@ _PHRASES: Final = {
     "converted to ": "转换为 ",
     "test accuracy (%)": "测试准确率（%）",
     "test loss": "测试损失",
+    "layer, from input to output": "层，从输入到输出",
+    "std of channel means": "通道均值的标准差",
     "epoch": "训练周期",
     "batch size": "批大小",
     "normalisation layer, input to output": "归一化层，从输入到输出",

@@ -1,0 +1,82 @@
+"""What RBN learnt, from records."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import CONFIG, make_record
+from torch import nn
+
+from rbnorm import RepresentativeBatchNorm2d
+from rbnorm.lab.layers import calibration_summary
+from rbnorm.lab.studies.arms import Arm, Study
+from rbnorm.lab.studies.learnt import learnt, learnt_figure, said
+from rbnorm.lab.studies.results import collect
+from rbnorm.lab.text import Text
+
+
+def results_of(*seeds, norm="rbn", spreads=(0.1, 0.2)):
+    """A study of one network whose two layers have these w_m, w_v and w_b, for each seed."""
+    config = replace(CONFIG, norm=norm)
+    records = {}
+    for seed, layers in enumerate(seeds):
+        model = nn.Sequential(*(RepresentativeBatchNorm2d(4) for _ in layers))
+        for layer, (w_m, w_v, w_b) in zip(model, layers, strict=True):
+            with torch.no_grad():
+                layer.center_weight.copy_(torch.tensor(w_m))
+                layer.scale_weight.copy_(torch.tensor(w_v))
+                layer.scale_bias.fill_(w_b)
+        record = make_record(norm=norm, seed=seed, spreads=spreads)
+        record = replace(record, calibration=calibration_summary(model))
+        records[record.config.key] = record
+    arm = Arm("net", norm, config, None)
+    none = Text("", "")
+    study = Study("networks", none, none, (), (arm,), tuple(range(len(seeds))))
+    return collect(study, records, {})
+
+
+ONE = (([0.0, 0.02, 1.0, 1.0], [0.0] * 4, 0.0), ([-1.0] * 4, [0.01, 0.01, 0.01, 1.0], 1.0))
+OTHER = (([0.0] * 4, [0.0] * 4, 2.0), ([-2.0] * 4, [1.0] * 4, 1.0))
+
+
+def test_quantiles_are_means_over_seeds_and_gates_of_their_mean_bias():
+    (found,) = learnt(results_of(ONE, OTHER))
+    assert (found.group, found.seeds) == ("net", 2)
+    assert found.center[1] == pytest.approx([0.255, -1.5])
+    assert found.gate[1] == pytest.approx([1 / (1 + 2.718281828**-1.0)] * 2)
+    assert found.spread["rbn"] == pytest.approx([0.1, 0.2])
+
+
+def test_inert_are_the_weights_near_zero():
+    (found,) = learnt(results_of(ONE, OTHER))
+    assert found.inert == pytest.approx(
+        {"center_weight": (0.5 + 0 + 1 + 0) / 4, "scale_weight": (1 + 0.75 + 1 + 0) / 4}
+    )
+    (sentence,) = said([found])
+    assert "within 0.05 of 0 are 38 % of w_m and 69 % of w_v" in sentence.en
+    assert "w_v 占 69%" in sentence.zh
+
+
+def test_records_without_the_share_say_nothing_of_it():
+    results = results_of(ONE)
+    for layer in results.records[0].calibration.values():
+        for values in layer.values():
+            values.pop("inert", None)
+    (found,) = learnt(results)
+    assert found.inert == {}
+    assert "within" not in said([found])[0].en
+
+
+def test_a_figure_has_a_row_for_each_network_and_no_spread_where_none_was_measured():
+    figure = learnt_figure(learnt(results_of(ONE, spreads=())))
+    assert figure is not None
+    assert len(figure.axes) == 3
+    assert not figure.axes[2].axison
+    (line,) = figure.axes[0].lines[1:]
+    assert line.get_ydata() == pytest.approx([0.51, -1])
+
+
+def test_without_rbn_there_is_nothing():
+    found = learnt(results_of(ONE, norm="rbn:preserve=yes"))
+    assert found == []
+    assert learnt_figure(found) is None
