@@ -31,7 +31,6 @@ demo: env
 # them; runs nothing.
 results: env
 	$(BIN)/rbnorm compare --out results/compare-digits
-	$(BIN)/rbnorm study all --no-run --out results/studies
 	$(BIN)/rbnorm study domains --no-run --out results/studies
 	$(BIN)/python -m tools.results_table
 	$(BIN)/python -m tools.results_page

@@ -1,7 +1,8 @@
-"""The boxes of docs/results.md in both languages, from the records: python -m tools.results_page.
+"""The studies' pages and the boxes of docs/results.md: python -m tools.results_page.
 
 Under every heading that ends in the name of a study, as in ``## Cost (`cost`)``, the first box
-becomes the answer that ``rbnorm study`` gives for the committed records.
+becomes the answer that ``rbnorm study`` gives for the committed records, in either language. The
+names of studies on other images than Fashion-MNIST end in those.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from rbnorm.files import replace
 from rbnorm.lab.domains.answer import domains_answer
 from rbnorm.lab.domains.page import NAME as DOMAINS
+from rbnorm.lab.gradients import gradients_answer, store_of
 from rbnorm.lab.store import FailureStore, RecordStore
-from rbnorm.lab.studies.answer import answer
+from rbnorm.lab.studies.answer import NOT_RUN, answer
 from rbnorm.lab.studies.arms import Settings
 from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm.lab.studies.cost_page import cost_answer
 from rbnorm.lab.studies.costs import COST, load_costs
-from rbnorm.lab.studies.results import collect
+from rbnorm.lab.studies.learnt import learnt, said
+from rbnorm.lab.studies.results import Results, collect
 from rbnorm.lab.studies.tuning import Rates
 from rbnorm.lab.text import Text
+from rbnorm_cli.main import main
+from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser
 from tools.results_table import ROOT, domain_results
 
@@ -32,6 +37,36 @@ PAGES: Final = {
     "en": ROOT / "docs" / "results.md",
     "zh": ROOT / "docs" / "zh" / "results.md",
 }
+
+
+class Source(NamedTuple):
+    """A folder of committed records, with the command that made them."""
+
+    folder: str
+    command: tuple[str, ...]
+    suffix: str = ""
+
+
+STUDIES: Final = Source("studies", ("study", "all"))
+CIFAR10: Final = Source(
+    "cifar10",
+    (
+        *("study", "init", "networks", "--data", "cifar10-jpeg", "--clean-only", "--trace"),
+        *("--limit", "5000", "--test-limit", "2000", "--epochs", "1", "--seeds", "2"),
+        *("--rates", "0.05", "0.2", "--tuning-seeds", "1"),
+        *("--networks", "small:timm:mobilenetv3_small_050", "small:timm:regnetx_002"),
+    ),
+    "-cifar10",
+)
+CAMVID: Final = Source(
+    "camvid",
+    (
+        *("study", "segmentation", "--data", "camvid", "--model", "lraspp-mobilenet-v2"),
+        *("--image-size", "72", "--batch-size", "8", "--epochs", "3", "--seeds", "2"),
+        *("--rates", "0.02", "0.1", "--tuning-seeds", "1"),
+    ),
+)
+SOURCES: Final = (STUDIES, CIFAR10, CAMVID)
 _SECTION: Final = re.compile(
     r"(^## [^\n]*[(（]`([\w-]+)`[)）]\n(?:(?!## |>)[^\n]*\n)*)((?:>[^\n]*\n)+)", re.MULTILINE
 )
@@ -41,16 +76,34 @@ def answers(results: Path) -> dict[str, Text]:
     """The answer of each study by its name.
 
     Args:
-        results: Folder of the records.
+        results: Folder of the sources' folders.
     """
-    settings = Settings.of(vars(make_parser("").parse_args(["study", "all"])))
-    records, failures = RecordStore(results).load(), FailureStore(results).load()
+    found, networks = {}, []
+    for source in SOURCES:
+        for name, of in _results(results / source.folder, source).items():
+            found[name + source.suffix] = answer(of.study, of)
+            networks += learnt(of) if name == "networks" else []
+    own = results / STUDIES.folder
+    found[COST] = cost_answer(load_costs(own))
+    found[DOMAINS] = domains_answer(domain_results(own))
+    found["gradients"] = gradients_answer(list(store_of(own).load().values()))
+    found["learnt"] = _joined(said(networks))
+    return found
+
+
+def _results(folder: Path, source: Source) -> dict[str, Results]:
+    options = make_parser("").parse_args(source.command)
+    settings = Settings.of(vars(options))
+    records, failures = RecordStore(folder).load(), FailureStore(folder).load()
     found = {}
-    for name, plan in CATALOGUE.items():
-        study = plan(settings, Rates(settings, records, failures))
-        found[name] = answer(study, collect(study, records, failures))
-    found[COST] = cost_answer(load_costs(results))
-    return {**found, DOMAINS: domains_answer(domain_results(results))}
+    for name in study_names(options.names):
+        study = CATALOGUE[name](settings, Rates(settings, records, failures))
+        found[name] = collect(study, records, failures)
+    return found
+
+
+def _joined(texts: list[Text]) -> Text:
+    return Text(" ".join(t.en for t in texts), "".join(t.zh for t in texts)) if texts else NOT_RUN
 
 
 def filled(page: str, said: Mapping[str, Text], language: str) -> str:
@@ -81,5 +134,8 @@ def write(results: Path, pages: Mapping[str, Path] = PAGES) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "studies")
-    write(parser.parse_args().results)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    folder = parser.parse_args().results
+    for source in SOURCES:
+        main([*source.command, "--no-run", "--out", str(folder / source.folder)])
+    write(folder)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rbnorm.lab.studies.answer import NOT_RUN
-from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm_cli.main import main
+from rbnorm_cli.names import study_names
 from tools.marks import marked
 from tools.results_page import PAGES, filled
 from tools.results_page import answers as all_answers
@@ -35,7 +35,7 @@ def test_every_answer_stands_on_the_page(answers, capsys):
     assert main(["study", "all", "--no-run", "--out", str(answers)]) == 0
     said = flat(capsys.readouterr().out)
     page = flat((ROOT / "docs" / "results.md").read_text())
-    for name in CATALOGUE:
+    for name in study_names(["all"]):
         answer = said.partition(f"{name}: ")[2].partition(" Report: ")[0]
         assert answer
         assert answer in page, name
@@ -48,7 +48,7 @@ def test_the_answer_on_domains_stands_on_the_page(answers, capsys):
 
 
 def test_both_languages_boxes_are_drawn_from_the_records():
-    said = all_answers(ROOT / "results" / "studies")
+    said = all_answers(ROOT / "results")
     for language, path in PAGES.items():
         assert filled(path.read_text(), said, language) == path.read_text()
 
@@ -65,5 +65,6 @@ def test_the_table_of_the_readme_is_drawn_from_the_records(language):
 
 
 def test_no_record_is_of_uncommitted_code():
-    for line in (ROOT / "results" / "studies" / "records.jsonl").read_text().splitlines():
-        assert "-dirty" not in line
+    for path in (ROOT / "results").rglob("*.jsonl"):
+        if path.name in ("records.jsonl", "gradients.jsonl"):
+            assert "-dirty" not in path.read_text()

@@ -50,14 +50,14 @@ def settings_of(name):
     return SCENES if name == "segmentation" else SETTINGS
 
 
-def rate(model, norm):
+def rate(model, norm, norm_batch=None):
     return 0.1
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
     chosen = {"bn": 0.1, "rbn": 0.2}
-    study = CATALOGUE[name](settings_of(name), lambda _, norm: chosen.get(norm[:3], 0.1))
+    study = CATALOGUE[name](settings_of(name), lambda _, norm, __=None: chosen.get(norm[:3], 0.1))
     assert len(set(study.runs())) == len(study.runs())
     assert study.name == name
     labels = [(arm.group, arm.label) for arm in study.arms]
@@ -110,7 +110,7 @@ def test_networks_have_every_norm_at_its_own_rate_and_at_batchnorms():
     settings = replace(SETTINGS, networks=("timm:regnetx_002",))
     wanted = set()
 
-    def chosen(model, norm):
+    def chosen(model, norm, norm_batch=None):
         wanted.add(model)
         return {"rbn": 0.2, "gn": 0.4}.get(norm, 0.1)
 
@@ -121,6 +121,33 @@ def test_networks_have_every_norm_at_its_own_rate_and_at_batchnorms():
     assert (second["rbn"], second["rbn, BatchNorm's learning rate"]) == (0.2, 0.1)
     assert (second["gn"], second["gn, BatchNorm's learning rate"]) == (0.4, 0.1)
     assert second["ln2d"] == 0.1
+
+
+def test_a_normalisation_batch_has_the_rates_chosen_for_it():
+    def chosen(model, norm, norm_batch=None):
+        return {("bn", 2): 0.4, ("rbn", None): 0.2, ("rbn", 2): 0.2}.get((norm, norm_batch), 0.1)
+
+    study = CATALOGUE["batch-size"](SETTINGS, chosen)
+    rates = {a.label: a.config.lr for a in study.arms if a.group == "normalisation batch 2"}
+    assert rates == {
+        "bn": 0.1,
+        "rbn": 0.2,
+        "bn, RBN's learning rate": 0.2,
+        "bn, rate tuned for this batch": 0.4,
+    }
+    first = study.others[0]
+    assert (first.group, first.treatment, first.control) == (
+        *("normalisation batch 2", "rbn", "bn, rate tuned for this batch"),
+    )
+
+
+def test_rates_of_a_normalisation_batch_are_chosen_with_it():
+    rates = Rates(SETTINGS, {})
+    rates("cifar-resnet8", "rbn:preserve=yes", 2)
+    assert {(run.norm, run.norm_batch, run.lr) for run in rates.runs()} == {
+        ("rbn", 2, 0.1),
+        ("rbn", 2, 0.2),
+    }
 
 
 def test_clean_only_leaves_corruptions_out():

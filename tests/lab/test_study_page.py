@@ -12,8 +12,8 @@ from rbnorm.lab.studies.tuning import Candidate
 
 COMMAND = "rbnorm study simulated --out out"
 TUNING = [
-    Candidate("cifar-resnet8", "bn", 0.05, 0.8812, False),
-    Candidate("m", "bn", 0.1, 0.9, True),
+    Candidate("cifar-resnet8", "bn", None, 0.05, 0.8812, False),
+    Candidate("m", "bn", 2, 0.1, 0.9, True),
 ]
 STUDY = make_study((comparison(), comparison(measure="shifted")), groups=("whole", "half"))
 EFFECT = {"bn": 0.0, "gn": -0.03, "rbn": 0.01}
@@ -162,7 +162,7 @@ def test_failures_and_the_way_to_repeat_it_are_named(page):
     assert COMMAND in page.locator("pre").inner_text()
     page.locator("details summary").get_by_text("learning rates were chosen").click()
     assert cells(page, "#tuning")[0] == ["cifar-resnet8", "bn", "0.05", "88.12", ""]
-    assert cells(page, "#tuning")[1][-1] == "✓"
+    assert cells(page, "#tuning")[1][1:] == ["bn (normalisation batch 2)", "0.1", "90.00", "✓"]
 
 
 def test_the_figures_ink_is_the_colour_of_the_text(page):

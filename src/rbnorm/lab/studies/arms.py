@@ -1,8 +1,8 @@
 """What a study is made of, and the settings that all studies share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.errors import UsageError
@@ -151,5 +151,10 @@ class Settings:
 
 
 FIRST_TUNING_SEED = 1000
-Rate = Callable[[str, str], float]
-"""The learning rate of a model and a norm."""
+
+
+class Rate(Protocol):
+    """The learning rate of a model and a norm."""
+
+    def __call__(self, model: str, norm: str, norm_batch: int | None = None) -> float:
+        """The rate, chosen while so many images are normalised together; None for all."""

@@ -15,6 +15,7 @@ from rbnorm.lab.studies.variants import (
     SEGMENTATION_NORMS,
     SHIFT_NORMS,
     arms_of,
+    at_rate_of_batch,
     at_rate_of_rbn,
     comparisons_of,
 )
@@ -76,11 +77,11 @@ def primary(settings: Settings, rate: Rate) -> Study:
 def networks(settings: Settings, rate: Rate) -> Study:
     """Every norm in every network."""
 
-    def own(_: str, norm: str) -> float:
+    def own(model: str, norm: str, norm_batch: int | None = None) -> float:
         return rate(settings.model, norm)
 
-    def of_bn(_: str, norm: str) -> float:
-        return own(_, "bn")
+    def of_bn(model: str, norm: str, norm_batch: int | None = None) -> float:
+        return own(model, "bn")
 
     norms = {norm: norm for norm in NETWORK_NORMS}
     others = {f"{n}, BatchNorm's learning rate": n for n in norms if own("", n) != own("", "bn")}
@@ -162,13 +163,23 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
     """Few images normalised together, at a constant number of images per optimiser step."""
     norms = {"bn": "bn", "rbn": "rbn"}
     arms = list(arms_of(settings, rate, "whole batch", {**norms, "gn": "gn"}))
+    others: list[Comparison] = []
     for size in (size for size in reversed(_BATCHES) if size < settings.run.batch_size):
         group = f"normalisation batch {size}"
-        arms += arms_of(settings, rate, group, norms, norm_batch=size)
-        arms += at_rate_of_rbn(settings, rate, group, "bn", norm_batch=size)
-        arms += arms_of(
-            settings, rate, f"{group}, sorted by class", norms, norm_batch=size, sorted_batches=True
-        )
+        own = [*arms_of(settings, rate, group, norms, norm_batch=size)]
+        own += at_rate_of_rbn(settings, rate, group, "bn", norm_batch=size)
+        labels, new = at_rate_of_batch(settings, rate, group, own, size)
+        pairs = [(labels["rbn"], labels["bn"])]
+        pairs += [("rbn", arm.label) for arm in reversed(own) if arm.config.norm == "bn"]
+        by_class = f"{group}, sorted by class"
+        own += new
+        own += arms_of(settings, rate, by_class, norms, norm_batch=size, sorted_batches=True)
+        arms += own
+        others = [
+            *comparisons_of(group, [(*pair, "clean") for pair in dict.fromkeys(pairs)]),
+            *comparisons_of(by_class, [("rbn", "bn", "clean")]),
+            *others,
+        ]
     return Study(
         "batch-size",
         Text("Few images normalised together", "小归一化批量"),
@@ -190,12 +201,7 @@ def batch_size(settings: Settings, rate: Rate) -> Study:
         ),
         tuple(arms),
         _seeds(settings),
-        others=tuple(
-            comparison
-            for arm in reversed(arms)
-            if arm.config.norm == "bn" and arm.config.norm_batch
-            for comparison in comparisons_of(arm.group, [("rbn", arm.label, "clean")])
-        ),
+        others=tuple(others),
     )
 
 

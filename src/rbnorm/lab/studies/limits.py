@@ -31,8 +31,10 @@ RATES: Final = Text(
 )
 BATCHES: Final = Text(
     "With few images normalised together both the training and the running statistics that the "
-    "test uses are noisier, and the learning rates are those chosen for the whole batch.",
-    "归一化批量很小时，训练以及测试所用的 running 统计量都更嘈杂，而学习率是在整批归一化下选出的。",
+    "test uses are noisier; unless an arm says otherwise, its learning rate is the one chosen for "
+    "the whole batch.",
+    "归一化批量很小时，训练以及测试所用的 running 统计量都更嘈杂；"
+    "除非注明，学习率是在整批归一化下选出的。",
 )
 SHIFT: Final = Text(
     "Corrupted accuracies are those of 2,000 fixed test images; statistics of the test batch are "

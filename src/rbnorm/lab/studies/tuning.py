@@ -8,6 +8,9 @@ from rbnorm.lab.records import Record
 from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Settings
 from rbnorm_cli.names import LRASPP
 
+Wanted = tuple[str, str, int | None]
+"""A model, a norm, and the images that are normalised together."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -16,6 +19,7 @@ class Candidate:
     Attributes:
         model: The network.
         norm: The norm.
+        norm_batch: Images that are normalised together; None for the whole batch.
         lr: The peak learning rate.
         accuracy: Mean accuracy on the held-out training images, over the tuning seeds.
         chosen: Whether it is this norm's best.
@@ -23,6 +27,7 @@ class Candidate:
 
     model: str
     norm: str
+    norm_batch: int | None
     lr: float
     accuracy: float
     chosen: bool
@@ -44,15 +49,25 @@ class Rates:
         self, settings: Settings, records: Mapping[str, Record], failures: Container[str] = ()
     ) -> None:
         self.settings, self.records, self.failures = settings, records, failures
-        self.wanted: dict[tuple[str, str], None] = {}
+        self.wanted: dict[Wanted, None] = {}
 
-    def __call__(self, model: str, norm: str) -> float:
-        """The chosen rate, or the first candidate while none is chosen."""
+    def __call__(self, model: str, norm: str, norm_batch: int | None = None) -> float:
+        """The chosen rate, or the first candidate while none is chosen.
+
+        Args:
+            model: The network.
+            norm: The norm.
+            norm_batch: Images that are normalised together while it is chosen.
+        """
         name = norm.partition(":")[0].removesuffix("-center").removesuffix("-scale")
         # pretrained weights are of BatchNorm: RBN starts from its function
-        wanted = (model, f"{name}:preserve=yes" if (model, name) == (LRASPP, "rbn") else name)
+        wanted = (
+            model,
+            f"{name}:preserve=yes" if (model, name) == (LRASPP, "rbn") else name,
+            norm_batch,
+        )
         self.wanted[wanted] = None
-        return next((c.lr for c in self._candidates(*wanted) if c.chosen), self.settings.rates[0])
+        return next((c.lr for c in self._candidates(wanted) if c.chosen), self.settings.rates[0])
 
     def runs(self) -> list[RunConfig]:
         """The tuning runs of all that was asked for."""
@@ -62,34 +77,36 @@ class Rates:
 
     def table(self) -> list[Candidate]:
         """Every candidate of what was asked for and is tuned."""
-        return [candidate for wanted in self.wanted for candidate in self._candidates(*wanted)]
+        return [candidate for wanted in self.wanted for candidate in self._candidates(wanted)]
 
     @property
     def complete(self) -> bool:
         """Whether every rate that was asked for is chosen."""
-        return all(self._candidates(*wanted) for wanted in self.wanted)
+        return all(self._candidates(wanted) for wanted in self.wanted)
 
     @property
     def _rates(self) -> tuple[float, ...]:
         return tuple(dict.fromkeys(self.settings.rates))
 
-    def _runs(self, model: str, norm: str, lr: float) -> list[RunConfig]:
+    def _runs(self, model: str, norm: str, norm_batch: int | None, lr: float) -> list[RunConfig]:
         first = FIRST_TUNING_SEED
         return [
-            self.settings.config(norm, lr, model=model, seed=seed, held_out=True)
+            self.settings.config(
+                norm, lr, model=model, norm_batch=norm_batch, seed=seed, held_out=True
+            )
             for seed in range(first, first + self.settings.tuning_seeds)
         ]
 
-    def _candidates(self, model: str, norm: str) -> list[Candidate]:
+    def _candidates(self, wanted: Wanted) -> list[Candidate]:
         means = {}
         for lr in self._rates:
-            accuracies = [self._accuracy(run) for run in self._runs(model, norm, lr)]
+            accuracies = [self._accuracy(run) for run in self._runs(*wanted, lr)]
             known = [accuracy for accuracy in accuracies if accuracy is not None]
             if len(known) < len(accuracies):
                 return []
             means[lr] = sum(known) / len(known)
         best = max(means, key=lambda lr: (means[lr], -lr))
-        return [Candidate(model, norm, lr, mean, lr == best) for lr, mean in means.items()]
+        return [Candidate(*wanted, lr, mean, lr == best) for lr, mean in means.items()]
 
     def _accuracy(self, run: RunConfig) -> float | None:
         if run.key in self.records:

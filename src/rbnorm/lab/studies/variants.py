@@ -76,12 +76,39 @@ def at_rate_of_rbn(
     label = f"{baseline}, RBN's learning rate"
     return arms_of(
         settings,
-        lambda model, _: rate(model, "rbn"),
+        lambda model, norm, norm_batch=None: rate(model, "rbn"),
         group,
         {label: "bn"},
         baseline=baseline,
         **values,
     )
+
+
+def at_rate_of_batch(
+    settings: Settings, rate: Rate, group: str, arms: Sequence[Arm], size: int
+) -> tuple[dict[str, str], tuple[Arm, ...]]:
+    """BatchNorm and RBN at the rates chosen for so many images normalised together.
+
+    Args:
+        settings: What the studies share.
+        rate: The learning rates.
+        group: The arms' group.
+        arms: Those of the group, of which one may have that rate already.
+        size: Images that are normalised together.
+
+    Returns:
+        By norm the label of the arm with that rate, and the arms that are new.
+    """
+    labels, new = {}, []
+    for norm in ("bn", "rbn"):
+        config = settings.config(norm, rate(settings.model, norm, size), norm_batch=size)
+        labels[norm] = f"{norm}, rate tuned for this batch"
+        same = [arm.label for arm in arms if arm.config == config]
+        if same:
+            labels[norm] = same[0]
+        else:
+            new.append(Arm(group, labels[norm], config, "bn"))
+    return labels, tuple(new)
 
 
 def comparisons_of(group: str, compared: Sequence[tuple[str, ...]]) -> tuple[Comparison, ...]:
