@@ -172,8 +172,9 @@ def _study(parser: Parser) -> None:
     add(
         "names",
         nargs="+",
-        help="primary, ablation, shift, batch-size, init, fine-tune, networks, cost, or all; all "
-        "draws the page of cost, and only cost by its name measures it",
+        help="primary, ablation, shift, batch-size, init, fine-tune, networks, segmentation, "
+        "cost, or all; all leaves out segmentation, which has data of its own, and draws the page "
+        "of cost, which only cost by its name measures",
         metavar="NAME",
     )
     add_options(
