@@ -53,6 +53,14 @@ def test_the_same_command_again_measures_nothing(measured, capsys):
     assert "0.07 (0.07, " in said
 
 
+@pytest.mark.parametrize("steps", ["0", "3"])
+def test_steps_are_those_of_an_epoch_at_most(tmp_path, monkeypatch, capsys, steps):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "--steps", steps]) == 2
+    assert f"steps must be from 1 to 2, those of one epoch, not {steps}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_answer_is_the_mean_of_the_seeds():
     records = []
     for seed in range(2):

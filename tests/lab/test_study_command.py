@@ -72,8 +72,8 @@ def test_an_estimate_counts_what_is_missing_and_runs_nothing(tmp_path, monkeypat
     given = [*map(str, TINY), "--clean-only", "--estimate"]
     assert main(["study", "fine-tune", "init", *given]) == 0
     said = capsys.readouterr().out
-    assert "init: 25 runs are missing and take about 0." in said  # 12 arms, and RBN's rate
-    assert "fine-tune: 5 runs are missing and take about 0." in said  # and BatchNorm's
+    assert "init: 26 runs are missing and take about 0." in said  # 12 arms, 2 rates
+    assert "fine-tune: 4 runs are missing and take about 0." in said
     assert not (tmp_path / "out").exists()
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData
+from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder
 from rbnorm.lab.norms import canonical_norm
 from rbnorm.lab.processes import choose_threads, make_accelerator
@@ -20,7 +21,7 @@ from rbnorm.lab.store import Store
 from rbnorm.lab.studies.executors import data_of
 from rbnorm.lab.text import Text
 from rbnorm.lab.train import check_run, model_of
-from rbnorm.lab.training.loop import Training
+from rbnorm.lab.training.loop import Training, steps_of_epoch
 from rbnorm.lab.training.order import training_batches
 from rbnorm.modules import _RepresentativeBatchNorm
 
@@ -76,6 +77,11 @@ def gradients_study(options: argparse.Namespace) -> None:
         ]
         done = store.load()
         data = data_of(shared, options.data_root, quiet=False)
+        most = steps_of_epoch(shared, data)
+        if not 1 <= options.steps <= most:
+            raise UsageError(
+                f"steps must be from 1 to {most}, those of one epoch, not {options.steps}"
+            )
         check_run(shared, data, torch.device("cpu"))
         store.create()
         for config in configs:

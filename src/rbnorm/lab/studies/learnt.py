@@ -6,6 +6,7 @@ from typing import Final
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +18,7 @@ from rbnorm.lab.text import Text
 
 CENTER, SCALE, GATE = "center_weight", "scale_weight", "scale_bias"
 _LOW, _MIDDLE, _HIGH = _BAND = ("q0.05", "q0.50", "q0.95")
+Array = npt.NDArray[np.float64]
 _FEW: Final = 2  # layers, below which there is no depth
 
 
@@ -36,10 +38,10 @@ class Learnt:
 
     group: str
     seeds: int
-    center: np.ndarray
-    gate: np.ndarray
+    center: Array
+    gate: Array
     inert: dict[str, float]
-    spread: dict[str, np.ndarray]
+    spread: dict[str, Array]
 
 
 def learnt(results: Results) -> list[Learnt]:
@@ -67,13 +69,14 @@ def learnt(results: Results) -> list[Learnt]:
     return found
 
 
-def _quantiles(records: Sequence[Record], name: str) -> np.ndarray:
+def _quantiles(records: Sequence[Record], name: str) -> Array:
     """Of shape (3, layers)."""
     values = [
         [[layer[name][q] for layer in record.calibration.values()] for q in _BAND]
         for record in records
     ]
-    return np.asarray(values, dtype=float).mean(0)
+    mean: Array = np.asarray(values, dtype=float).mean(0)
+    return mean
 
 
 def _inert(records: Sequence[Record]) -> dict[str, float]:
@@ -87,9 +90,10 @@ def _inert(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
-def _spread(records: Sequence[Record]) -> np.ndarray:
+def _spread(records: Sequence[Record]) -> Array:
     values = [list(record.channel_mean_std.values()) for record in records]
-    return np.asarray(values, dtype=float).mean(0)
+    mean: Array = np.asarray(values, dtype=float).mean(0)
+    return mean
 
 
 def said(found: Sequence[Learnt]) -> list[Text]:
@@ -145,7 +149,7 @@ def learnt_figure(found: Sequence[Learnt]) -> Figure | None:
     return figure
 
 
-def _band(axes: Axes, quantiles: np.ndarray) -> None:
+def _band(axes: Axes, quantiles: Array) -> None:
     low, middle, high = quantiles
     depth = range(len(middle))
     axes.fill_between(depth, low, high, color=SUBJECT_MARK[0], alpha=0.2, linewidth=0)

@@ -1,9 +1,9 @@
 """How long the runs of a study will take, from a few timed steps of each kind of run."""
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from rbnorm.lab.processes import choose_threads, make_accelerator
 from rbnorm.lab.shift import STATISTICS
 from rbnorm.lab.studies.executors import data_of
 from rbnorm.lab.train import model_of, steps_of
-from rbnorm.lab.training.loop import Training
+from rbnorm.lab.training.loop import Training, steps_of_epoch
 from rbnorm.lab.training.order import training_batches
 
 _WARM: Final = 2
@@ -51,10 +51,10 @@ def _measured(config: RunConfig, data: ImageData) -> tuple[float, float]:
     choose_threads(data)
     few = Subset(data.test, range(min(_TESTED, len(data.test))))  # type: ignore[arg-type]
     accelerator = make_accelerator(config.mixed_precision)
-    training = Training(model_of(config, data), config, replace(data, test=few), accelerator)
     steps = range(_WARM + _STEPS)
-    wanted = training_batches(replace(config, epochs=1), data, 0, steps, training.device)
-    batches = islice(wanted, len(steps))
+    long = replace(config, epochs=math.ceil(len(steps) / steps_of_epoch(config, data)))
+    training = Training(model_of(long, data), long, replace(data, test=few), accelerator)
+    batches = training_batches(long, data, 0, steps, training.device)
     times = []
     for _ in steps:
         start = time.perf_counter()
