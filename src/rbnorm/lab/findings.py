@@ -139,8 +139,13 @@ def _shift(result: rbnorm.Diagnosis) -> list[Text]:
     named = ", ".join(f"{layer_name(layer)} ({layer['shift']:.2f})" for layer in ranked)
     return [
         Text(
-            f"The second data set moves these layers furthest, in standard deviations: {named}.",
-            f"第二个数据集使这些层的统计量偏移最大（以标准差计）：{named}。",
+            f"The second data set moves these layers furthest, in standard deviations: {named}. "
+            "That does not make them the ones to repair: on shifts between domains the study of "
+            "location found no relation. Re-estimate all layers first, and go by the table of "
+            "remedies.",
+            f"第二个数据集使这些层的统计量偏移最大（以标准差计）：{named}。"
+            "但它们不因此就是该修复的层：在域之间的偏移上，location 研究没有发现二者相关。"
+            "先重新估计全部层，以补救办法的表格为准。",
         )
     ]
 
