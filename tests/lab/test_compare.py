@@ -178,6 +178,18 @@ def test_the_page_is_no_wider_than_its_window(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def test_the_table_fits_a_phone_with_a_picture_of_every_difference(page):
+    page.set_viewport_size({"width": 390, "height": 800})
+    try:
+        table = page.locator("#table")
+        assert table.bounding_box()["width"] <= 390
+        differences = [text for text in table.locator("td:nth-child(5)").all_inner_texts() if text]
+        assert table.locator(".paired").count() == len(differences) > 0
+        assert "paired t test over seeds" in page.locator("body").inner_text()
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 720})
+
+
 def test_norms_spelt_differently_are_one_and_any_norm_has_its_figures(tmp_path):
     norms = "frn,rbn:statistic=max:restrict=tanh,rbn:restrict=tanh:statistic=max"
     done = run(

@@ -32,10 +32,12 @@ def write_report(records: Sequence[Record], out: Path, command: str) -> None:
 def page(records: Sequence[Record], command: str, figures: dict[str, Markup]) -> str:
     """The page as text."""
     rows = analysis.summarise(records)
+    ends = [end for row in rows if row.gain for end in (row.gain.mean, *(row.gain.interval or ()))]
     return render(
         PAGE,
         rows=rows,
         answer=analysis.answer(rows),
+        reach=max(map(abs, ends), default=0) or 1,
         figures=figures,
         config=records[0].config,
         records=records,
