@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -110,6 +111,17 @@ def test_links_between_files_lead_somewhere(page):
         target = link.partition("#")[0]
         if target and "://" not in target:
             assert (page.parent / target).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_to_other_places_are_whole_addresses(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\((\w+:[^)\s]*)\)", text):
+        address = urlsplit(link)
+        assert address.scheme == "https", link
+        assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", address.netloc), link
+        assert re.fullmatch(r"[\w./%~-]*", address.path), link
+        assert not link.endswith((".", ",")), link
 
 
 def test_the_page_to_touch_says_of_the_initial_values_what_the_results_say():
