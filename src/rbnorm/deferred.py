@@ -7,7 +7,8 @@ parameter; ours answers with its initial value.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -25,8 +26,12 @@ class _Deferred(Parameter):
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        cls,
+        func: Callable[..., Tensor],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
             if func is not torch.empty_like or not isinstance(args[0], _Deferred):
@@ -35,14 +40,16 @@ class _Deferred(Parameter):
                 return Parameter(result, args[0].requires_grad)
             return result.fill_(args[0].value)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+    def __deepcopy__(self, memo: dict[int, Parameter]) -> Parameter:
         if id(self) not in memo:
             memo[id(self)] = with_initial_value(
                 Parameter(self.data, self.requires_grad), self.value
             )
-        return memo[id(self)]  # type: ignore[no-any-return]
+        return memo[id(self)]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(
+        self, protocol: SupportsIndex
+    ) -> tuple[Callable[..., Parameter], tuple[Parameter, float]]:
         plain = Parameter(self.data, self.requires_grad)
         return with_initial_value, (plain, self.value)
 

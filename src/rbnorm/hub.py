@@ -75,7 +75,7 @@ def load(model: Model, folder: Folder) -> Model:
     return model
 
 
-def save_pretrained(model: nn.Module, folder: Folder, name: str, **model_args: Any) -> None:
+def save_pretrained(model: nn.Module, folder: Folder, name: str, **model_args: object) -> None:
     """Write a timm model, some or all of whose BatchNorm layers became RBN, to a folder.
 
     The folder gets ``config.json`` (the architecture, its arguments, and the record of the RBN
@@ -126,7 +126,7 @@ def from_pretrained(folder: Folder) -> nn.Module:
     return model.eval()
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
+def _json(content: Mapping[str, object]) -> bytes:
     try:
         return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -169,7 +169,7 @@ def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str |
     return None
 
 
-def _largest(value: Any) -> float:
+def _largest(value: object) -> float:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -183,7 +183,7 @@ def _at_most(tensors: int) -> Iterator[None]:
     # Modules without tensors are registered too, and parameters are set more than once.
     limit, count = 100 * tensors + 10_000, 0
 
-    def one_more(*_: Any) -> None:
+    def one_more(*_: object) -> None:
         nonlocal count
         count += 1
         if count > limit:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FrameType
 from typing import Any
 
@@ -62,7 +62,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _words(code: CodeType, scope: dict[str, Any]) -> set[str]:
+def _words(code: CodeType, scope: Mapping[str, object]) -> set[str]:
     """The attributes that a function reads, in ``getattr`` too."""
     codes = list(_codes(code))
     words = {name for inner in codes for name in inner.co_names}

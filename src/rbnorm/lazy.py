@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -58,8 +58,11 @@ class _LazyRepresentativeBatchNorm(_LazyNormBase, _RepresentativeBatchNorm):
         chosen = Calibration.of(**calibration)
         options = bias_option(bias)
         super().__init__(eps, momentum, affine, track_running_stats, device, dtype, **options)
-        place: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.calibrate(chosen, lambda: cast("Parameter", UninitializedParameter(**place)))
+
+        def new() -> Parameter:
+            return cast("Parameter", UninitializedParameter(device=device, dtype=dtype))  # type: ignore[call-arg]
+
+        self.calibrate(chosen, new)
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Give every parameter and buffer the channel count of ``input``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -140,10 +140,11 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
             return self._as_node(input)
         return self._normalise(input)
 
-    def _as_node(self, *inputs: Any) -> Any:
+    def _as_node(self, *inputs: fx.Proxy) -> Tensor:
         """One node of the graph that ``torch.fx`` traces symbolically, like torch's own layers."""
-        tracer: Any = inputs[0].tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
+        tracer = cast("fx.Tracer", inputs[0].tracer)
+        node = tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
+        return cast("Tensor", node)
 
     def _normalise(
         self,
@@ -221,19 +222,19 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         return "".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
         self._flatten_official(state_dict, prefix)
         self._complete_batchnorm(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _flatten_official(self, state_dict: dict[str, Any], prefix: str) -> None:
+    def _flatten_official(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         for name in ("weight", "bias", *NAMES):
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == value.numel():
                 state_dict[prefix + name] = value.reshape(-1)
 
-    def _complete_batchnorm(self, state_dict: dict[str, Any], prefix: str) -> None:
+    def _complete_batchnorm(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Add the initial calibration to a BatchNorm's checkpoint, which has nothing of it."""
         own = {"weight": self._parameters.get("weight"), "running_mean": self.running_mean}
         wanted = [name for name, tensor in own.items() if tensor is not None]
@@ -371,7 +372,7 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         track_running_stats: bool = True,
         apply_act: bool = True,
         act_layer: Callable[..., nn.Module] | None = nn.ReLU,
-        act_kwargs: dict[str, Any] | None = None,
+        act_kwargs: dict[str, object] | None = None,
         inplace: bool = True,
         drop_layer: Callable[[], nn.Module] | None = None,
         device: torch.types.Device = None,

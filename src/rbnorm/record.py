@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ _STATE: Final[dict[str, tuple[type, ...]]] = {
 }
 
 
-def record_layers(model: nn.Module) -> dict[str, Any]:
+def record_layers(model: nn.Module) -> dict[str, object]:
     """Write down every RBN layer of a model, for :func:`convert_as_recorded`.
 
     Args:
@@ -50,8 +50,8 @@ def record_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _options(name: str, layer: _RepresentativeBatchNorm) -> dict[str, Any]:
-    options: dict[str, Any] = layer.calibration._asdict()
+def _options(name: str, layer: _RepresentativeBatchNorm) -> dict[str, object]:
+    options: dict[str, object] = layer.calibration._asdict()
     for option in ("statistic", "restrict"):
         if not isinstance(options[option], str):
             raise ValueError(  # noqa: TRY004 - the layer's state is wrong, not its type
@@ -66,18 +66,19 @@ def _options(name: str, layer: _RepresentativeBatchNorm) -> dict[str, Any]:
     return {**changed, **state}
 
 
-def _state_of(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _state_of(name: str, options: dict[str, object]) -> dict[str, object]:
     """Take a layer's plain attributes out of its options, checked."""
     state = {key: options.pop(key) for key in _STATE if key in options}
     for key, value in state.items():
         fine = type(value) in _STATE[key]
-        number = isinstance(value, (int, float))
-        if not fine or (number and not math.isfinite(value)) or (key == "eps" and value < 0):
+        if isinstance(value, (int, float)):
+            fine = fine and math.isfinite(value) and not (key == "eps" and value < 0)
+        if not fine:
             raise ValueError(f"{key} of layer {name!r} in the record cannot be {value!r}")
     return state
 
 
-def _checked(record: Mapping[str, Any]) -> dict[str, tuple[Calibration, dict[str, Any]]]:
+def _checked(record: Mapping[str, object]) -> dict[str, tuple[Calibration, dict[str, object]]]:
     layers = record.get("layers") if isinstance(record, Mapping) else None
     if not isinstance(layers, Mapping):
         raise ValueError(  # noqa: TRY004 - it comes from a file
@@ -98,7 +99,7 @@ def _checked(record: Mapping[str, Any]) -> dict[str, tuple[Calibration, dict[str
     return checked
 
 
-def convert_as_recorded(model: Model, record: Mapping[str, Any]) -> Model:
+def convert_as_recorded(model: Model, record: Mapping[str, object]) -> Model:
     """Convert a BatchNorm model to the RBN layers of a record, in place, and load it afterwards.
 
     Build, convert as recorded, then load, for any module::
@@ -146,7 +147,7 @@ def convert_as_recorded(model: Model, record: Mapping[str, Any]) -> Model:
     return model
 
 
-def _restore(layer: nn.Module, state: dict[str, Any]) -> None:
+def _restore(layer: nn.Module, state: dict[str, object]) -> None:
     constant = state.pop(_CONSTANT, False)
     for key, value in state.items():
         setattr(layer, key, value)

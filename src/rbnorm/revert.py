@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +160,7 @@ class _Error:
 Plan = dict[str, tuple[_RepresentativeBatchNorm, type[_BatchNorm], _Static]]
 
 
-def _evaluate(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> list[Tensor]:
+def _evaluate(model: nn.Module, inputs: Tensor | tuple[object, ...]) -> list[Tensor]:
     modes = [(module, module.training) for module in model.modules()]
     # A model may write to its inputs; both runs must see the same ones.
     inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
@@ -176,13 +175,18 @@ def _evaluate(model: nn.Module, inputs: Tensor | tuple[Any, ...]) -> list[Tensor
 
 
 def _measure_layers(
-    model: nn.Module, inputs: Tensor | tuple[Any, ...], plan: Plan
+    model: nn.Module, inputs: Tensor | tuple[object, ...], plan: Plan
 ) -> tuple[list[Tensor], dict[str, float | None]]:
     """The RBN model's outputs, and each layer's error on the inputs it meets there."""
     errors = {name: _Error() for name in plan}
 
     def hook(name: str, static: _Static) -> Callable[..., None]:
-        def compare(layer: _RepresentativeBatchNorm, args: Any, kwargs: Any, _: Tensor) -> None:
+        def compare(
+            layer: _RepresentativeBatchNorm,
+            args: tuple[Tensor, ...],
+            kwargs: dict[str, Tensor],
+            _: Tensor,
+        ) -> None:
             x = args[0] if args else kwargs["input"]
             errors[name].add(static(layer, x), _RepresentativeBatchNorm.forward(layer, x))
 
@@ -201,7 +205,7 @@ def _measure_layers(
 
 
 def revert_batchnorm(
-    model: nn.Module, inputs: Tensor | tuple[Any, ...] | None = None
+    model: nn.Module, inputs: Tensor | tuple[object, ...] | None = None
 ) -> RevertReport:
     r"""Turn every RBN layer of a model back into BatchNorm, in place, and measure what that costs.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -68,8 +69,8 @@ class SyncRepresentativeBatchNorm(_RepresentativeBatchNorm):
         affine: bool = True,
         track_running_stats: bool = True,
         process_group: dist.ProcessGroup | None = None,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
         **calibration: Unpack[LayerOptions],
     ) -> None:
         super().__init__(

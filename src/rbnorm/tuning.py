@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -86,9 +86,9 @@ def parameter_groups(
     model: nn.Module,
     weight_decay: float = 0.0,
     *,
-    affine: Mapping[str, Any] | None = None,
-    calibration: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
+    affine: Mapping[str, object] | None = None,
+    calibration: Mapping[str, object] | None = None,
+) -> list[dict[str, object]]:
     """Parameters for an optimizer, with a group of its own for RBN's affine and calibration.
 
     The groups are, by their ``"name"``: ``decay``, the parameters with two axes or more;
@@ -115,14 +115,19 @@ def parameter_groups(
         if isinstance(module, _RepresentativeBatchNorm):
             for group, names in own.items():
                 of |= {id(p): group for name in names for p in originals(module, name)}
-    groups: dict[str, dict[str, Any]] = {
-        "decay": {"params": [], "weight_decay": weight_decay},
-        "no_decay": {"params": [], "weight_decay": 0.0},
-        "affine": {"params": [], "weight_decay": 0.0, **(affine or {})},
-        "calibration": {"params": [], "weight_decay": 0.0, **(calibration or {})},
+    options: dict[str, Mapping[str, object]] = {
+        "decay": {"weight_decay": weight_decay},
+        "no_decay": {},
+        "affine": affine or {},
+        "calibration": calibration or {},
     }
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in options}
     for parameter in model.parameters():
         if parameter.requires_grad:
             name = of.get(id(parameter), "decay" if parameter.ndim > 1 else "no_decay")
-            groups[name]["params"].append(parameter)
-    return [{**group, "name": name} for name, group in groups.items() if group["params"]]
+            members[name].append(parameter)
+    return [
+        {"params": members[name], "weight_decay": 0.0, **options[name], "name": name}
+        for name in options
+        if members[name]
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def observe(
         return {}
     found = {name: Observed(*pair) for name, pair in pairs.items()}
 
-    def enter(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(name: str, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         found[name].add(args[0] if args else kwargs["input"])
 
     handles = [

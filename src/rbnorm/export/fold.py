@@ -6,7 +6,6 @@ import copy
 import math
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +15,8 @@ from rbnorm.integrity import forget
 from rbnorm.modules import rbn_layers
 from rbnorm.revert import _evaluate
 
-_Inputs = Tensor | tuple[Any, ...] | list[Any]
+_Batch = Tensor | tuple[object, ...]
+_Inputs = _Batch | list[_Batch]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FoldReport:
         return text if self.effect is None else f"{text}; the outputs change by {self.effect:.2%}"
 
 
-def _run(model: nn.Module, batches: list[Any]) -> tuple[list[list[Tensor]], Trial]:
+def _run(model: nn.Module, batches: list[_Batch]) -> tuple[list[list[Tensor]], Trial]:
     trial = Trial(model)
     try:
         with trial:
@@ -155,7 +155,7 @@ def _with(layer: LayerFold, source: Source | None, constants: Constants) -> Laye
     return LayerFold(source.name, what == "calibration", layer.error, None, what, effect)
 
 
-def _outputs(model: nn.Module, batches: list[Any]) -> list[list[Tensor]]:
+def _outputs(model: nn.Module, batches: list[_Batch]) -> list[list[Tensor]]:
     return [_evaluate(model, batch) for batch in batches]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ OPSET: Final = 20
 """The version of ONNX's operators that :func:`to_onnx` writes."""
 
 
-def _axes(leaf: object, spatial: bool) -> dict[int, Any] | None:
+def _axes(leaf: object, spatial: bool) -> dict[int, object] | None:
     if not isinstance(leaf, Tensor):
         return None
     return dict.fromkeys([0, *(range(2, leaf.ndim) if spatial else ())], Dim.DYNAMIC)
 
 
 def to_onnx(
-    model: nn.Module, inputs: Tensor | tuple[Any, ...], *, spatial: bool = True
+    model: nn.Module, inputs: Tensor | tuple[object, ...], *, spatial: bool = True
 ) -> torch.onnx.ONNXProgram:
     """Export a model in evaluation mode, by torch's dynamo exporter, in opset :data:`OPSET`.
 

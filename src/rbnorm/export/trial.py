@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm, Parts, split
@@ -118,7 +119,11 @@ class Trial(TorchDispatchMode):
         ]
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         if not self._inside:
             self.read((args, kwargs))
@@ -135,7 +140,7 @@ class Trial(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
 
-    def _watch(self, name: str, module: nn.Module) -> list[Any]:
+    def _watch(self, name: str, module: nn.Module) -> list[RemovableHandle]:
         bare = is_bare(module)
         if isinstance(module, _RepresentativeBatchNorm):
             if not bare:
@@ -150,17 +155,24 @@ class Trial(TorchDispatchMode):
             return [module.register_forward_hook(partial(self._record, Source(name, module)))]
         return []
 
-    def _record(self, source: Source, module: nn.Module, args: Any, output: object) -> None:
+    def _record(
+        self, source: Source, module: nn.Module, args: tuple[Tensor, ...], output: object
+    ) -> None:
         source.calls += 1
         if isinstance(output, Tensor) and args:
             self._made[output] = source, args[0]
 
-    def _enter(self, norm: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, norm: nn.Module, args: object, kwargs: object) -> None:
         self.read((args, kwargs))
         self._inside = True
 
     def _leave(
-        self, name: str, norm: _RepresentativeBatchNorm, args: Any, kwargs: Any, output: Tensor
+        self,
+        name: str,
+        norm: _RepresentativeBatchNorm,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
+        output: Tensor,
     ) -> None:
         x = args[0] if args else kwargs["input"]
         if name in self.found:

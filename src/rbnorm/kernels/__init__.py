@@ -11,7 +11,6 @@ knows it. The ops carry no autograd: :mod:`rbnorm.autograd` owns the derivative 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,21 +58,21 @@ def _like(x: Tensor) -> Tensor:
     return phases.standard(torch.empty_like(x))
 
 
-def _forward(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _forward(x: Tensor, *_: object) -> tuple[Tensor, ...]:
     C = x.shape[1]
     return _like(x), _table(x), _vector(x, C), _vector(x, C)
 
 
-def _wanted(dy: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _wanted(dy: Tensor, x: Tensor, *others: object) -> tuple[Tensor, ...]:
     return tuple(_like(x) if want else x.new_empty(0) for want in others[-2:])
 
 
-def _backward(dy: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _backward(dy: Tensor, x: Tensor, *others: object) -> tuple[Tensor, ...]:
     vectors = (_vector(x, 0 if v is None else x.shape[1]) for v in others[4:9])
     return *_wanted(dy, x, *others), *vectors
 
 
-FAKES: dict[str, Callable[..., Any]] = {
+FAKES: dict[str, Callable[..., object]] = {
     "forward": _forward,
     "inference": lambda x, *_: _like(x),
     "backward": _backward,

@@ -8,8 +8,13 @@ from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
+
+from torch import Tensor
+
+Others = ParamSpec("Others")
+Output = TypeVar("Output")
 
 
 class NoKernelsWarning(UserWarning):
@@ -57,11 +62,13 @@ def build_command() -> str:
     )
 
 
-def noticed(implementation: Callable[..., Any], why: Callable[[], str]) -> Callable[..., Any]:
+def noticed(
+    implementation: Callable[Concatenate[Tensor, Others], Output], why: Callable[[], str]
+) -> Callable[Concatenate[Tensor, Others], Output]:
     """An op in plain PyTorch that says so, once in a process, when it runs on a CPU."""
 
     @wraps(implementation)
-    def call(x: Any, *arguments: Any) -> Any:
+    def call(x: Tensor, /, *arguments: Others.args, **options: Others.kwargs) -> Output:
         if x.device.type == "cpu" and not _notice:
             _notice.append(why())
             warnings.warn(
@@ -70,7 +77,7 @@ def noticed(implementation: Callable[..., Any], why: Callable[[], str]) -> Calla
                 NoKernelsWarning,
                 stacklevel=2,
             )
-        return implementation(x, *arguments)
+        return implementation(x, *arguments, **options)
 
     return call
 

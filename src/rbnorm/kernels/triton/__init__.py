@@ -29,9 +29,9 @@ OPS = (
 
 def _deferred(name: str) -> Callable[..., Any]:
     """The launcher ``name``, imported when it is first called."""
-    found: Callable[..., Any] | None = None
+    found: Callable[..., object] | None = None
 
-    def call(*args: Any) -> Any:
+    def call(*args: object) -> object:
         nonlocal found
         if found is None:
             found = getattr(importlib.import_module("rbnorm.kernels.triton.launch"), name)
