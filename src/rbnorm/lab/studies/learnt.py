@@ -106,19 +106,19 @@ def _sentence(of: Learnt) -> Text:
     first, last = of.gate[1][0], of.gate[1][-1]
     en = (
         f"{of.group} ({of.seeds} seed{'s' * (of.seeds != 1)}): the layers' median w_m is "
-        f"{np.median(w_m):+.2f}, nine channels in ten lie between {low:+.2f} and {high:+.2f}; the "
-        f"median gate is {first:.2f} in the first layer and {last:.2f} in the last"
+        f"{np.median(w_m):+.2f}, nine channels in ten of each lie between {low:+.2f} and "
+        f"{high:+.2f}; the median gate is {first:.2f} in the first layer and {last:.2f} in the last"
     )
     zh = (
         f"{of.group}（{of.seeds} 个种子）：各层 w_m 的中位数为 {np.median(w_m):+.2f}，"
-        f"九成通道在 {low:+.2f} 与 {high:+.2f} 之间；门控的中位数在第一层为 {first:.2f}，"
+        f"每层九成通道在 {low:+.2f} 与 {high:+.2f} 之间；门控的中位数在第一层为 {first:.2f}，"
         f"在最后一层为 {last:.2f}"
     )
     if of.inert:
         shares = [f"{100 * of.inert[name]:.0f}" for name in (CENTER, SCALE)]
         en += f"; within 0.05 of 0 are {shares[0]} % of w_m and {shares[1]} % of w_v"
         zh += f"；与 0 相差不到 0.05 的，w_m 占 {shares[0]}%，w_v 占 {shares[1]}%"
-    return Text(f"{en}.", f"{zh}。")
+    return Text(f"{en}.".replace("-0.", "−0."), f"{zh}。".replace("-0.", "−0."))
 
 
 def learnt_figure(found: Sequence[Learnt]) -> Figure | None:
