@@ -1,8 +1,11 @@
 """The table of elementwise functions, and the tables of the compiled languages."""
 
 import importlib
+import importlib.util
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +72,26 @@ def test_another_table_is_not_taken_for_this_one() -> None:
     )
     fewer = {name: code for name, code in own[1].items() if name != "silu"}
     assert "'silu' by the code None" in mismatch("it", own[0], fewer)
+
+
+def test_triton_with_another_table_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("rbnorm.kernels.triton.elementwise")
+    monkeypatch.setitem(kernels.RESTRICTIONS, "tanh", 77)
+    spec = importlib.util.find_spec("rbnorm.kernels.triton.launch")
+    with pytest.raises(ImportError, match="Triton's file knows 'tanh' by the code 77"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_a_library_with_another_table_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = SimpleNamespace(
+        restrictions=codes(RESTRICTIONS),
+        activations={**codes(ACTIVATIONS), "silu": 77},
+        instruction_set="avx2",
+    )
+    monkeypatch.setitem(sys.modules, "rbnorm.kernels._cpu", planted)
+    found = importlib.import_module("rbnorm.kernels.backends")._cpu()
+    assert found.name == "portable"
+    assert "the C++ library knows 'silu' by the code 77, rbnorm.elementwise by 3" in found.why
 
 
 @pytest.mark.parametrize("page", functions_table.PAGES, ids=str)

@@ -67,6 +67,25 @@ def test_copies_are_frozen(copier: Any) -> None:
     assert "frozen_stats=True" in repr(net)
 
 
+@pytest.mark.parametrize(
+    "operation",
+    [
+        copy.deepcopy,
+        through_pickle,
+        rbnorm.convert_sync,
+        lambda net: rbnorm.revert_batchnorm(net, X).model,
+        lambda net: rbnorm.convert_as_recorded(model(nn.BatchNorm2d), rbnorm.record_layers(net)),
+    ],
+    ids=["copy", "pickle", "sync", "revert", "record"],
+)
+def test_what_was_set_after_construction_is_kept(operation: Any) -> None:
+    net = model()
+    net[1].eps, net[1].momentum = 0.5, 0.25
+    found = operation(net)[1]
+    assert found.eps == 0.5
+    assert getattr(found, "momentum", 0.25) == 0.25
+
+
 def test_state_dict_does_not_know() -> None:
     net, free = rbnorm.freeze(model()), model()
     assert net.state_dict().keys() == free.state_dict().keys()
