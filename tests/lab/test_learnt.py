@@ -70,10 +70,18 @@ def test_records_without_the_share_say_nothing_of_it():
 def test_a_figure_has_a_row_for_each_network_and_no_spread_where_none_was_measured():
     figure = learnt_figure(learnt(results_of(ONE, spreads=())))
     assert figure is not None
-    assert len(figure.axes) == 3
-    assert not figure.axes[2].axison
+    assert len(figure.axes) == 2
     (line,) = figure.axes[0].lines[1:]
     assert line.get_ydata() == pytest.approx([0.51, -1])
+
+
+def test_networks_with_and_without_a_spread_share_a_figure():
+    found = [*learnt(results_of(ONE)), *learnt(results_of(ONE, spreads=()))]
+    figure = learnt_figure(found)
+    assert figure is not None
+    assert [axes.axison for axes in figure.axes] == [True, True, True, True, True, False]
+    (line,) = figure.axes[2].lines
+    assert line.get_ydata() == pytest.approx([0.1, 0.2])
 
 
 def test_without_rbn_there_is_nothing():

@@ -125,28 +125,33 @@ def learnt_figure(found: Sequence[Learnt]) -> Figure | None:
     """A row for each network: w_m, the gate and the spread of the channel means, by depth."""
     if not found:
         return None
+    columns = 3 if any(of.spread for of in found) else 2
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(10, 2.3 * len(found) + 0.4), layout="constrained")
-        rows = figure.subplots(len(found), 3, squeeze=False)
-        for (center, gate, spread), of in zip(rows, found, strict=True):
+        figure = Figure(figsize=(3.4 * columns, 2.3 * len(found) + 0.4), layout="constrained")
+        rows = figure.subplots(len(found), columns, squeeze=False)
+        for (center, gate, *spreads), of in zip(rows, found, strict=True):
             center.axhline(0, color=INK, linewidth=1)
             _band(center, of.center)
             _band(gate, of.gate)
             center.set_title(of.group, loc="left", fontsize=10)
             center.set_ylabel("w_m")
             gate.set_ylabel("R(w_b)")
-            for label, mark in (("bn", BASELINE_MARK), (SUBJECT, SUBJECT_MARK)):
-                if label in of.spread:
-                    values = of.spread[label]
-                    spread.plot(values, color=mark[0], marker=mark[1], markersize=3, label=label)
-            if of.spread:
-                spread.legend(frameon=False, fontsize=8)
-            else:
-                spread.set_axis_off()
-            spread.set_ylabel("std of channel means")
+            for spread in spreads:
+                _spreads(spread, of.spread)
         for axes in rows[-1]:
             axes.set_xlabel("layer, from input to output")
     return figure
+
+
+def _spreads(axes: Axes, spread: dict[str, Array]) -> None:
+    for label, mark in (("bn", BASELINE_MARK), (SUBJECT, SUBJECT_MARK)):
+        if label in spread:
+            axes.plot(spread[label], color=mark[0], marker=mark[1], markersize=3, label=label)
+    if not spread:
+        axes.set_axis_off()
+        return
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylabel("std of channel means")
 
 
 def _band(axes: Axes, quantiles: Array) -> None:
