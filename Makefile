@@ -93,6 +93,7 @@ test-floors:
 	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --resolution lowest-direct \
 		"setuptools>=77" torch==2.11.0 torchvision==0.26.0 ".[lab,train,export]"
 	$(FLOORS)/bin/pip uninstall --quiet --yes rbnorm
+	$(FLOORS)/bin/python setup.py --quiet build_ext --inplace
 	$(FLOORS)/bin/pip install --quiet hypothesis ipykernel jupytext mypy nbclient playwright pytest
 	PYTHONPATH=src $(FLOORS)/bin/python -m pytest tests/test_*.py tests/lab/test_records.py
 
