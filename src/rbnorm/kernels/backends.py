@@ -81,10 +81,11 @@ def load(library: torch.library.Library) -> None:
     names = [name for name in vars(Phases) if not name.startswith("_")]
     dispatched = SimpleNamespace(**{name: getattr(ops, name).default for name in names})
     # In C++ a channel stays in the cache from phase to phase. By the phases alone training takes
-    # 1.1 to 2.4 times as long on (32, 64, 56, 56) to (32, 512, 7, 7), 3 times on (8, 64, 8, 8), and
-    # evaluation 0.9 to 1.4, and 2.7 (float32, both layouts, one thread, AVX-512). In Triton the
-    # tables are one launch instead of thirty, and nothing passes the dispatcher, which took forward
-    # and backward of (2, 16, 8, 8) from 966 to 511 us of an H200's host; by the phases: unmeasured.
+    # 1.1 to 2.4 times as long on (32, 64, 56, 56) to (32, 512, 7, 7), 3.0 on (8, 64, 8, 8) and 7.3
+    # with its channels last; evaluation 0.9 to 1.9, and 2.7 (float32, one thread, AVX-512). In
+    # Triton the tables are one launch instead of thirty, and nothing passes the dispatcher, which
+    # took forward and backward of (2, 16, 8, 8) from 966 to 511 us of an H200's host; by the
+    # phases: unmeasured.
     whole = {
         "c++": Whole(*(getattr(ops, name).default for name in Whole._fields)),
         "triton": Whole(**triton.DIRECT),
