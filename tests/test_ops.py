@@ -135,7 +135,7 @@ def test_pairs_are_given_together(op: str, runner: str) -> None:
                 RUNNERS[runner](op)(*{**args, name: None}.values())
 
 
-@pytest.mark.parametrize("runner", RUNNERS.keys() - {"fake"})
+@pytest.mark.parametrize("runner", [name for name in RUNNERS if name != "fake"])
 @pytest.mark.parametrize("other", ["x", "residual", "bias", "running_mean"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_statistics_in_the_memory_of_what_is_read(layout: str, other: str, runner: str) -> None:
@@ -151,7 +151,7 @@ def test_statistics_in_the_memory_of_what_is_read(layout: str, other: str, runne
     assert torch.equal(args["running_mean"], before)
 
 
-@pytest.mark.parametrize("runner", RUNNERS.keys() - {"c++"})
+@pytest.mark.parametrize("runner", [name for name in RUNNERS if name != "c++"])
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
 def test_statistics_that_require_a_gradient(name: str, runner: str) -> None:
     args = layer_arguments("forward", (3, 4, 5, 6), torch.float32, "contiguous")

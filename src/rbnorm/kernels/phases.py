@@ -134,7 +134,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     rough = mean(x)
     deviation = x - _spread(rough, x)
     rest = mean(deviation)
-    return rough + rest, (mean(deviation.square_()) - rest * rest).clamp_min(0)
+    v = mean(deviation.square_())
+    # Where v overflows, its correction would too: infinity stays infinity, as in BatchNorm.
+    v = torch.where(v < torch.inf, v - rest * rest, v)
+    return rough + rest, v.clamp_min(0)
 
 
 def _before_activation(
