@@ -19,7 +19,7 @@ from rbnorm_cli.errors import UsageError
 from rbnorm_cli.main import main
 
 BAD = {
-    "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, in, iebn",
+    "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, ln2d, in, iebn",
     "--data mnist": "unknown data 'mnist': choose from digits, fashion-mnist, cifar10",
     "--data cifar-10": "unknown data 'cifar-10': did you mean cifar10",
     "--model resnet81": "unknown model 'resnet81': did you mean",
