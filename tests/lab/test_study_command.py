@@ -42,7 +42,7 @@ def everything(tmp_path_factory):
 
 def test_every_study_ends_with_an_answer_and_a_page(everything):
     out, done = everything
-    for name in CATALOGUE:
+    for name in CATALOGUE.keys() - {"segmentation"}:  # its data are no part of "all"
         assert f"{name}: " in done.stdout
         assert f"Report: out/{name}/report.html" in done.stdout
         assert (out / name / "report.html").is_file()
