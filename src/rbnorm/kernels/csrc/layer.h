@@ -35,7 +35,8 @@ template <class S>
 void evaluate(const Forward& f, const Constants<table_t<S>>& constants, const Shape& shape,
               int64_t first) {
   using T = table_t<S>;
-  const auto x = static_cast<const S*>(f.x) + first * shape.L, y = static_cast<const S*>(f.y) + first * shape.L;
+  const auto x = static_cast<const S*>(f.x) + first * shape.L;
+  const auto y = static_cast<S*>(f.y) + first * shape.L;
   const auto residual = f.residual ? static_cast<const S*>(f.residual) + first * shape.L : nullptr;
   const Tail<S> tail{residual, f.layer.activation, T(f.layer.slope)};
   for_units<S>(shape, false, [&](const Grid& grid, Arena<T>& arena) {
@@ -61,7 +62,7 @@ void evaluate(const Forward& f, const Constants<table_t<S>>& constants, const Sh
     grid.for_areas_back([&](const Area& a) {
       const int64_t j = a.c0 - grid.c0, n = grid.instance(a);
       const Tables<T> tables{mean[n * grid.chunks] + j, scale[n] + j, shift[n] + j};
-      affine<S>(shape, a, tables, x, tail, const_cast<S*>(y));
+      affine<S>(shape, a, tables, x, tail, y);
     });
   });
 }
