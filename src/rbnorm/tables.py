@@ -133,10 +133,13 @@ def update(
     M: int | Tensor,
     momentum: float | Tensor,
 ) -> None:
-    """Move the running statistics towards E and the unbiased V of M values, in their own dtype."""
+    """Move the running statistics towards E and the unbiased V of M values, in their own dtype.
+
+    As BatchNorm does it: an infinite one stays infinite, where a difference would make it NaN.
+    """
     for buffer, batch in zip(running, (E, V * (M / (M - 1))), strict=True):
         factor = momentum.to(buffer.dtype) if isinstance(momentum, Tensor) else momentum
-        buffer.lerp_(batch.detach().to(buffer.dtype), factor)
+        buffer.mul_(1 - factor).add_(batch.detach().to(buffer.dtype) * factor)
 
 
 __all__ = ["Backward", "Forward", "Options", "Vectors", "amplify", "backward", "forward", "update"]

@@ -94,6 +94,17 @@ def test_center_gradient_survives_a_large_common_mean():
     assert torch.allclose(*grads, rtol=2e-3)  # the naive sum is off by 1e-2
 
 
+@pytest.mark.parametrize("shape", [(6, 4, 5, 5), (900, 3), (2, 3, 70, 70)])
+@pytest.mark.parametrize("size", [1e17, 1e18, 1e25, 1e36])
+def test_large_numbers_are_finite_where_batch_norm_is(shape, size):
+    torch.manual_seed(0)
+    mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
+    for x in (torch.randn(shape) * size, torch.randn(shape) * size, torch.randn(shape)):
+        y = launch.forward(x, *[None] * 6, mean, var, True, 0.1, 1e-5, 0, 0, 0.0)[0]
+        assert y.isfinite().all()
+        assert not var.isnan().any()
+
+
 def test_evaluation_copies_the_running_statistics():
     x = torch.randn(4, 3, 5)
     mean, var = torch.zeros(3), torch.ones(3)

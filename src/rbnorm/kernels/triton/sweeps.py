@@ -14,6 +14,7 @@ import triton.language as tl
 from rbnorm.kernels.triton.elementwise import NONE, activate, activation_slope, restrict
 from rbnorm.kernels.triton.tiles import (
     addresses,
+    corrected,
     inverse_deviation,
     locate,
     rows_per_tile,
@@ -81,8 +82,7 @@ def moments(
     out = part * N * C + row
     tl.store(mean + out, pivot + rest, inside)
     if var is not None:
-        v = tl.sum(square, 0) / count - rest * rest
-        tl.store(var + out, tl.where(v < 0, 0.0, v), inside)
+        tl.store(var + out, corrected(tl.sum(square, 0) / count, rest), inside)
 
 
 @_jit

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from rbnorm.kernels.triton.elementwise import restrict, restrict_slope
-from rbnorm.kernels.triton.tiles import inverse_deviation, vector
+from rbnorm.kernels.triton.tiles import corrected, inverse_deviation, moved, vector
 
 _jit = triton.jit(do_not_specialize=["N", "L", "chunk", "chunks"])
 
@@ -33,7 +33,7 @@ def merged(mean, var, row, inside, stride, L, chunk, chunks, BLOCK_J: tl.constex
         v = m * 0
         if var is not None:
             v = tl.sum((tl.load(var + index, valid, other=0.0) + part * part) * weight, 2)
-            v = tl.where(v < rest * rest, 0.0, v - rest * rest)
+            v = corrected(v, rest)
     return m, v
 
 
@@ -104,11 +104,9 @@ def forward(
         var_z = tl.sum(within, 0) / N + one * one * between
         if running_mean is not None:
             f = tl.full([1], momentum, acc)
-            old = tl.load(running_mean + c, known, other=0.0)
-            tl.store(running_mean + c, old + f * (mu - old), known)
-            old = tl.load(running_var + c, known, other=0.0)
             new = var_z * tl.full([1], correction, acc)
-            tl.store(running_var + c, old + f * (new - old), known)
+            tl.store(running_mean + c, moved(running_mean, c, known, mu, f), known)
+            tl.store(running_var + c, moved(running_var, c, known, new, f), known)
     else:
         mu = tl.load(running_mean + c, known, other=0.0)
         var_z = tl.load(running_var + c, known, other=1.0)

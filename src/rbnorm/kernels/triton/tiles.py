@@ -84,3 +84,19 @@ def vector(pointer, c, inside, absent: tl.constexpr, dtype: tl.constexpr, SIZE: 
 def inverse_deviation(V, eps):
     """``r = (V + eps)^(-1/2)``."""
     return tl.rsqrt(V + tl.full([1], eps, V.dtype))
+
+
+@triton.jit
+def corrected(v, rest):
+    """A variance around what lies ``rest`` off the mean, made the one around the mean.
+
+    What has overflowed stays infinite, as in BatchNorm, where the correction would make it NaN.
+    """
+    around = v - tl.where(v < float("inf"), rest * rest, 0.0)
+    return tl.where(around < 0, 0.0, around)
+
+
+@triton.jit
+def moved(running, c, inside, batch, momentum):
+    """One step of a running statistic, as BatchNorm takes it: an infinite one stays infinite."""
+    return (1 - momentum) * tl.load(running + c, inside, other=0.0) + momentum * batch
