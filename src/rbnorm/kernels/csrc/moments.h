@@ -196,6 +196,7 @@ void moments_of_few(const Shape& shape, const Area& a, const S* x,
       at.store(out.mean + (c - a.c0), mean_of_few(shape, a, c, at, x));
     } else {
       Vec<T> values[few_positions], sum{}, first{}, second{};
+      values[0] = sum;  // compilers cannot tell that there is a position
       for_few<T>(shape, a, c, at, [&](auto of_each, int64_t i, int64_t offset) FLAT {
         values[i] = of_each.load(x + offset);
         sum += values[i] - values[0];
