@@ -52,7 +52,7 @@ CIFAR10: Final = Source(
     "cifar10",
     (
         *("study", "init", "networks", "--data", "cifar10-jpeg", "--clean-only", "--trace"),
-        *("--limit", "5000", "--test-limit", "2000", "--epochs", "1", "--seeds", "2"),
+        *("--limit", "10000", "--test-limit", "2000", "--epochs", "1", "--seeds", "5"),
         *("--rates", "0.05", "0.2", "--tuning-seeds", "1"),
         *("--networks", "small:timm:mobilenetv3_small_050", "small:timm:regnetx_002"),
     ),
@@ -62,8 +62,8 @@ CAMVID: Final = Source(
     "camvid",
     (
         *("study", "segmentation", "--data", "camvid", "--model", "lraspp-mobilenet-v2"),
-        *("--image-size", "72", "--batch-size", "8", "--epochs", "3", "--seeds", "2"),
-        *("--rates", "0.02", "0.1", "--tuning-seeds", "1"),
+        *("--image-size", "72", "--batch-size", "8", "--epochs", "3", "--seeds", "5"),
+        *("--rates", "0.004", "0.02", "0.1", "--tuning-seeds", "1"),
     ),
 )
 SOURCES: Final = (STUDIES, CIFAR10, CAMVID)

@@ -50,14 +50,16 @@ def settings_of(name):
     return SCENES if name == "segmentation" else SETTINGS
 
 
-def rate(model, norm, norm_batch=None):
+def rate(model, norm, norm_batch=None, frozen=False):
     return 0.1
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
     chosen = {"bn": 0.1, "rbn": 0.2}
-    study = CATALOGUE[name](settings_of(name), lambda _, norm, __=None: chosen.get(norm[:3], 0.1))
+    study = CATALOGUE[name](
+        settings_of(name), lambda _, norm, *__, **___: chosen.get(norm[:3], 0.1)
+    )
     assert len(set(study.runs())) == len(study.runs())
     assert study.name == name
     labels = [(arm.group, arm.label) for arm in study.arms]
@@ -150,6 +152,21 @@ def test_rates_of_a_normalisation_batch_are_chosen_with_it():
     }
 
 
+def test_frozen_statistics_have_a_rate_of_their_own():
+    def chosen(model, norm, norm_batch=None, frozen=False):
+        return 0.01 if frozen else 0.1
+
+    study = CATALOGUE["segmentation"](SCENES, chosen)
+    rates = {(a.config.frozen, a.config.lr) for a in study.arms}
+    assert rates == {(False, 0.1), (True, 0.01)}
+    rates = Rates(SCENES, {})
+    rates("lraspp-mobilenet-v2", "bn", frozen=True)
+    assert {(run.norm, run.frozen, run.lr) for run in rates.runs()} == {
+        ("bn", True, 0.1),
+        ("bn", True, 0.2),
+    }
+
+
 def test_clean_only_leaves_corruptions_out():
     settings = replace(SETTINGS, corrupted=False)
     for name in ("primary", "init", "fine-tune", "networks"):
@@ -194,7 +211,7 @@ def test_each_norm_gets_the_rate_that_is_best_on_held_out_images():
         0.1,
         0.1,
     ]
-    assert [(c.norm, c.lr, c.chosen) for c in rates.table()] == [
+    assert [(c.wanted.norm, c.lr, c.chosen) for c in rates.table()] == [
         ("bn", 0.1, False),
         ("bn", 0.2, True),
         ("rbn", 0.1, True),
@@ -216,7 +233,7 @@ def test_a_rate_whose_run_failed_is_not_chosen():
 def test_nothing_is_chosen_before_all_candidates_were_tried():
     rates = tuned(SETTINGS, lambda *_: 0.5, missing=[("rbn", 0.2)])
     assert not rates.complete
-    assert [c.norm for c in rates.table()] == ["bn", "bn"]
+    assert [c.wanted.norm for c in rates.table()] == ["bn", "bn"]
 
 
 def test_tuning_sees_no_test_image_and_no_reported_seed():

@@ -8,12 +8,12 @@ from rbnorm.lab.analysis import with_margin
 from rbnorm.lab.studies.answer import answer, bracketed
 from rbnorm.lab.studies.page import write_page
 from rbnorm.lab.studies.results import collect
-from rbnorm.lab.studies.tuning import Candidate
+from rbnorm.lab.studies.tuning import Candidate, Wanted
 
 COMMAND = "rbnorm study simulated --out out"
 TUNING = [
-    Candidate("cifar-resnet8", "bn", None, 0.05, 0.8812, False),
-    Candidate("m", "bn", 2, 0.1, 0.9, True),
+    Candidate(Wanted("cifar-resnet8", "bn"), 0.05, 0.8812, False),
+    Candidate(Wanted("m", "bn", 2), 0.1, 0.9, True),
 ]
 STUDY = make_study((comparison(), comparison(measure="shifted")), groups=("whole", "half"))
 EFFECT = {"bn": 0.0, "gn": -0.03, "rbn": 0.01}

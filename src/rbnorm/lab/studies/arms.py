@@ -156,5 +156,10 @@ FIRST_TUNING_SEED = 1000
 class Rate(Protocol):
     """The learning rate of a model and a norm."""
 
-    def __call__(self, model: str, norm: str, norm_batch: int | None = None) -> float:
-        """The rate, chosen while so many images are normalised together; None for all."""
+    def __call__(
+        self, model: str, norm: str, norm_batch: int | None = None, frozen: bool = False
+    ) -> float:
+        """The rate, chosen while so many images are normalised together; None for all.
+
+        ``frozen`` asks for that of training with pretrained statistics, which are kept.
+        """

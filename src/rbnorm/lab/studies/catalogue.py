@@ -77,10 +77,10 @@ def primary(settings: Settings, rate: Rate) -> Study:
 def networks(settings: Settings, rate: Rate) -> Study:
     """Every norm in every network."""
 
-    def own(model: str, norm: str, norm_batch: int | None = None) -> float:
+    def own(model: str, norm: str) -> float:
         return rate(settings.model, norm)
 
-    def of_bn(model: str, norm: str, norm_batch: int | None = None) -> float:
+    def of_bn(model: str, norm: str) -> float:
         return own(model, "bn")
 
     norms = {norm: norm for norm in NETWORK_NORMS}
@@ -250,6 +250,10 @@ def segmentation(settings: Settings, rate: Rate) -> Study:
         "whole batch": {},
         f"normalisation batch {SMALL_BATCH}": {"norm_batch": SMALL_BATCH},
     }
+
+    def frozen_rate(model: str, norm: str) -> float:
+        return rate(model, norm, frozen=True)
+
     arms: list[Arm] = []
     for order, in_order in (("", False), (", video order", True)):
         for group, values in groups.items():
@@ -257,10 +261,9 @@ def segmentation(settings: Settings, rate: Rate) -> Study:
             norms = {n: s for n, s in SEGMENTATION_NORMS.items() if n != "gn" or not values}
             arms += arms_of(settings, rate, group + order, norms, **own)
             if not values:
-                frozen = {"bn, frozen statistics": "bn"}
-                arms += arms_of(
-                    settings, rate, group + order, frozen, baseline="bn", frozen=True, **own
-                )
+                norms = {"bn, frozen statistics": "bn"}
+                own["frozen"] = True
+                arms += arms_of(settings, frozen_rate, group + order, norms, baseline="bn", **own)
     small = f"normalisation batch {SMALL_BATCH}"
     pairs = [(small, "rbn", "bn"), ("whole batch", "rbn", "bn")]
     pairs += [(f"{small}, video order", "rbn", "bn")]

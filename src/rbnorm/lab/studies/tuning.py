@@ -2,32 +2,42 @@
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.records import Record
 from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Settings
 from rbnorm_cli.names import LRASPP
 
-Wanted = tuple[str, str, int | None]
-"""A model, a norm, and the images that are normalised together."""
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """One learning rate of one norm.
+class Wanted(NamedTuple):
+    """What a learning rate is chosen for.
 
     Attributes:
         model: The network.
         norm: The norm.
         norm_batch: Images that are normalised together; None for the whole batch.
+        frozen: Whether pretrained statistics are kept.
+    """
+
+    model: str
+    norm: str
+    norm_batch: int | None = None
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One learning rate.
+
+    Attributes:
+        wanted: What it is for.
         lr: The peak learning rate.
         accuracy: Mean accuracy on the held-out training images, over the tuning seeds.
         chosen: Whether it is this norm's best.
     """
 
-    model: str
-    norm: str
-    norm_batch: int | None
+    wanted: Wanted
     lr: float
     accuracy: float
     chosen: bool
@@ -51,28 +61,29 @@ class Rates:
         self.settings, self.records, self.failures = settings, records, failures
         self.wanted: dict[Wanted, None] = {}
 
-    def __call__(self, model: str, norm: str, norm_batch: int | None = None) -> float:
+    def __call__(
+        self, model: str, norm: str, norm_batch: int | None = None, frozen: bool = False
+    ) -> float:
         """The chosen rate, or the first candidate while none is chosen.
 
         Args:
             model: The network.
             norm: The norm.
             norm_batch: Images that are normalised together while it is chosen.
+            frozen: Whether pretrained statistics are kept while it is chosen.
         """
         name = norm.partition(":")[0].removesuffix("-center").removesuffix("-scale")
         # pretrained weights are of BatchNorm: RBN starts from its function
-        wanted = (
-            model,
-            f"{name}:preserve=yes" if (model, name) == (LRASPP, "rbn") else name,
-            norm_batch,
-        )
+        if (model, name) == (LRASPP, "rbn"):
+            name = "rbn:preserve=yes"
+        wanted = Wanted(model, name, norm_batch, frozen)
         self.wanted[wanted] = None
         return next((c.lr for c in self._candidates(wanted) if c.chosen), self.settings.rates[0])
 
     def runs(self) -> list[RunConfig]:
         """The tuning runs of all that was asked for."""
         return [
-            run for wanted in self.wanted for lr in self._rates for run in self._runs(*wanted, lr)
+            run for wanted in self.wanted for lr in self._rates for run in self._runs(wanted, lr)
         ]
 
     def table(self) -> list[Candidate]:
@@ -88,25 +99,21 @@ class Rates:
     def _rates(self) -> tuple[float, ...]:
         return tuple(dict.fromkeys(self.settings.rates))
 
-    def _runs(self, model: str, norm: str, norm_batch: int | None, lr: float) -> list[RunConfig]:
-        first = FIRST_TUNING_SEED
-        return [
-            self.settings.config(
-                norm, lr, model=model, norm_batch=norm_batch, seed=seed, held_out=True
-            )
-            for seed in range(first, first + self.settings.tuning_seeds)
-        ]
+    def _runs(self, wanted: Wanted, lr: float) -> list[RunConfig]:
+        seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.settings.tuning_seeds)
+        values = wanted._asdict()
+        return [self.settings.config(lr=lr, seed=s, held_out=True, **values) for s in seeds]
 
     def _candidates(self, wanted: Wanted) -> list[Candidate]:
         means = {}
         for lr in self._rates:
-            accuracies = [self._accuracy(run) for run in self._runs(*wanted, lr)]
+            accuracies = [self._accuracy(run) for run in self._runs(wanted, lr)]
             known = [accuracy for accuracy in accuracies if accuracy is not None]
             if len(known) < len(accuracies):
                 return []
             means[lr] = sum(known) / len(known)
         best = max(means, key=lambda lr: (means[lr], -lr))
-        return [Candidate(*wanted, lr, mean, lr == best) for lr, mean in means.items()]
+        return [Candidate(wanted, lr, mean, lr == best) for lr, mean in means.items()]
 
     def _accuracy(self, run: RunConfig) -> float | None:
         if run.key in self.records:

@@ -1,6 +1,6 @@
 """The norms and the variants of RBN that the studies compare, as arms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from rbnorm.lab.shift import TRAINED
@@ -39,7 +39,7 @@ INIT: Final = {
 
 def arms_of(
     settings: Settings,
-    rate: Rate,
+    rate: Callable[[str, str], float],
     group: str,
     norms: dict[str, str],
     *,
@@ -50,7 +50,7 @@ def arms_of(
 
     Args:
         settings: What the studies share.
-        rate: The learning rates.
+        rate: The learning rate of a model and a norm.
         group: The arms' group.
         norms: The norms by label.
         baseline: Label of the baseline; None for the one that is BatchNorm.
@@ -76,7 +76,7 @@ def at_rate_of_rbn(
     label = f"{baseline}, RBN's learning rate"
     return arms_of(
         settings,
-        lambda model, norm, norm_batch=None: rate(model, "rbn"),
+        lambda model, norm: rate(model, "rbn"),
         group,
         {label: "bn"},
         baseline=baseline,
