@@ -126,6 +126,24 @@ def test_fine_tuning_trains_copies_as_they_are_and_converted(model, first, secon
         assert result[name].difference.low > 0.3
 
 
+def test_both_fine_tunings_see_the_same_augmented_images(model, first, second) -> None:
+    class Noisy:
+        def __init__(self) -> None:
+            self.seen = []
+
+        def __iter__(self):
+            for i in torch.randperm(len(first)).tolist():
+                images = first[i][0] + torch.randn(first[i][0].shape)
+                self.seen.append(images)
+                yield images, first[i][1]
+
+    noisy = Noisy()
+    rbnorm.remedies(model, first, second, fine_tuning=rbnorm.FineTuning(noisy, 3), batch_sizes=())
+    assert len(noisy.seen) == 6
+    for plain, converted in zip(noisy.seen[:3], noisy.seen[3:], strict=True):
+        assert torch.equal(plain, converted)
+
+
 def test_tent_is_tried_where_torch_ttt_is_installed(model, first, second) -> None:
     pytest.importorskip("torch_ttt")
     row = rbnorm.remedies(model, first, second, batch_sizes=(40,))["TENT, batches of 40"]

@@ -183,8 +183,9 @@ def fine_tuned(
 
     @contextmanager
     def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
-        own = copy.deepcopy(model)
-        yield _trained(convert_batchnorm(own) if convert else own, forward, tuning), forward
+        with unchanged(model):  # the random numbers too: both see the same augmented images
+            own = copy.deepcopy(model)
+            yield _trained(convert_batchnorm(own) if convert else own, forward, tuning), forward
 
     return Trial(
         f"fine-tuned {'converted to RBN' if convert else 'as it is'}, {tuning.steps} steps",
