@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +21,9 @@ from places import find  # noqa: E402
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("zh/*.md")]
 TAUGHT = ("index", "quickstart", "finetune", "small-batches", "deploy")
 # Pages that are as long in Chinese as in English.
-WHOLE = ("guide", "compare", "train", "tools", "diagnose", "studies", "results")
+WHOLE = ("guide", "compare", "train", "tools", "diagnose", "studies", "results", "stability")
+# Pages whose Chinese leaves sections out and links to the English ones.
+SHORTER = ("performance", "gpu")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -81,6 +84,15 @@ def test_both_languages_of_a_whole_page_are_in_step(name):
     english, chinese = shape(DOCS / f"{name}.md"), shape(DOCS / "zh" / f"{name}.md")
     for part, content in english.items():
         assert content == chinese[part], part
+
+
+@pytest.mark.parametrize("name", SHORTER)
+def test_a_shorter_chinese_page_has_rows_commands_and_pictures_of_the_english_one(name):
+    english, chinese = shape(DOCS / f"{name}.md"), shape(DOCS / "zh" / f"{name}.md")
+    for part in ("typed", "pictures", "rows"):
+        more = Counter(map(str, chinese[part])) - Counter(map(str, english[part]))
+        assert not more, part
+    assert re.search(rf"\]\(\.\./{name}\.md#", (DOCS / "zh" / f"{name}.md").read_text())
 
 
 PLACES = sorted(

@@ -69,8 +69,9 @@ def test_an_unknown_step_is_refused(tmp_path):
 REPORT = Report(json.loads((ROOT / "results/gpu/h200/gpu-report.json").read_text()))
 
 
-def test_the_page_is_drawn_from_the_report():
-    assert marked(ROOT / "docs/gpu.md", draw.NAME) == "\n".join([*draw.page(REPORT), ""])
+@pytest.mark.parametrize(("path", "chinese"), [("docs/gpu.md", False), ("docs/zh/gpu.md", True)])
+def test_the_page_is_drawn_from_the_report(path, chinese):
+    assert marked(ROOT / path, draw.NAME) == "\n".join([*draw.page(REPORT, chinese), ""])
 
 
 @pytest.mark.parametrize(("path", "chinese"), [("README.md", False), ("README.zh-CN.md", True)])

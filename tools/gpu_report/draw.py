@@ -1,7 +1,7 @@
-"""``python -m tools.gpu_report.draw gpu-report.json docs/gpu.md README.md README.zh-CN.md``.
+"""Draw a report: ``python -m tools.gpu_report.draw gpu-report.json docs/gpu.md README.md``.
 
-Writes what was measured between the markers of each file: the tables into the page about GPUs,
-one line into a README.
+Writes what was measured between the markers of each file: the tables into the page about GPUs, one
+line into a README. docs/zh/gpu.md and README.zh-CN.md are written in Chinese.
 """
 
 from __future__ import annotations
@@ -17,6 +17,32 @@ from tools.marks import put
 
 NAME = "measured on a gpu"
 FASTER = ("batchnorm", "batchnorm native")
+CHINESE = {
+    "shape": "形状",
+    "dtype": "类型",
+    "layout": "布局",
+    "training: BatchNorm us": "训练：BatchNorm，微秒",
+    "evaluation: BatchNorm us": "推理：BatchNorm，微秒",
+    "of copy": "占复制速度",
+    "us a call": "每次调用，微秒",
+    "evaluation": "推理",
+    "forward": "前向",
+    "forward and backward": "前向加反向",
+    "ResNet-50, batch 128": "ResNet-50，批大小 128",
+    "ms a step": "每步，毫秒",
+    "of BatchNorm": "与 BatchNorm 之比",
+    "ms of the host": "主机，毫秒",
+    "peak GiB": "峰值，GiB",
+    "ResNet-18, 6 epochs": "ResNet-18，6 个周期",
+    "test accuracy by seed": "各种子的测试准确率",
+    "s an epoch": "每个周期，秒",
+    "kernel": "算子",
+    "maps read": "读特征图",
+    "maps written": "写特征图",
+    "us": "微秒",
+}
+"""The heads of the tables; what has no entry is the same in both languages."""
+OUTCOMES = {"passed": "通过", "skipped": "跳过", "failed": "失败"}
 
 
 class Report:
@@ -124,30 +150,53 @@ def _counters(report: Report) -> list[str]:
     return _table(head, body) if body else []
 
 
-def page(report: Report) -> list[str]:
+def page(report: Report, chinese: bool = False) -> list[str]:
     """The part of the page about GPUs."""
     v = report.versions()
     copy = max(row["gb_per_s"] for row in report.of("machine") if "gb_per_s" in row)
-    right = report.of("correctness")
+    compared = report.of("correctness")
+    right = sum(row["right"] for row in compared)
     tests = [row["outcome"] for row in report.of("suite") if row["test"] != "all"]
-    outcomes = ", ".join(f"{tests.count(outcome)} {outcome}" for outcome in dict.fromkeys(tests))
-    return [
-        "",
-        f"{v['card']}, torch {v['torch']}, Triton {v['triton']}; a copy moves {copy:.0f} GB/s.",
-        f"{sum(row['right'] for row in right)} of {len(right)} comparisons with the definition "
-        "in float64 were right" + (f"; of `tests/gpu` {outcomes}." if tests else "."),
-        "",
-        "The layer alone, in a CUDA graph and over inputs that take turns, so that neither the "
-        "host nor a cache counts; RBN as a multiple of the faster BatchNorm, of cuDNN or of "
-        "PyTorch. *Of copy*: the speed of RBN, counting 8 passes over the map in training and 2 in "
-        "evaluation, against a copy of the same map.",
-        *_layers(report),
-        "How long the host is busy with a call on a map of 2 x 16 x 8 x 8:",
-        *_overhead(report),
-        *_model(report),
-        *_training(report),
-        *_counters(report),
-    ]
+    counts = {outcome: tests.count(outcome) for outcome in dict.fromkeys(tests)}
+    tables = [part(report) for part in (_layers, _overhead, _model, _training, _counters)]
+    if chinese:
+        tables = [_headed(table) for table in tables]
+        ran = "，".join(f"{OUTCOMES.get(name, name)} {count} 项" for name, count in counts.items())
+        said = [
+            f"{v['card']}，torch {v['torch']}，Triton {v['triton']}；"
+            f"复制的速度是 {copy:.0f} GB/s。",
+            f"与 float64 定义的 {len(compared)} 项比较中 {right} 项正确"
+            + (f"；`tests/gpu` {ran}。" if ran else "。"),
+            "",
+            "单层，在 CUDA graph 中轮流使用多份输入，因此既不计主机时间，也不受缓存影响；"
+            "RBN 一列是与 cuDNN 和 PyTorch 两种 BatchNorm 中较快者的耗时之比。"
+            "*占复制速度*：RBN 的速度与复制同一特征图的速度之比，"
+            "训练按读写 8 遍特征图、推理按 2 遍计。",
+        ]
+        busy = "处理 2 x 16 x 8 x 8 的特征图时，一次调用占用主机多久："
+    else:
+        ran = ", ".join(f"{count} {name}" for name, count in counts.items())
+        said = [
+            f"{v['card']}, torch {v['torch']}, Triton {v['triton']}; a copy moves {copy:.0f} GB/s.",
+            f"{right} of {len(compared)} comparisons with the definition in float64 were right"
+            + (f"; of `tests/gpu` {ran}." if ran else "."),
+            "",
+            "The layer alone, in a CUDA graph and over inputs that take turns, so that neither the "
+            "host nor a cache counts; RBN as a multiple of the faster BatchNorm, of cuDNN or of "
+            "PyTorch. *Of copy*: the speed of RBN, counting 8 passes over the map in training and "
+            "2 in evaluation, against a copy of the same map.",
+        ]
+        busy = "How long the host is busy with a call on a map of 2 x 16 x 8 x 8:"
+    layers, overhead, *others = tables
+    return ["", *said, *layers, busy, *overhead, *(row for table in others for row in table)]
+
+
+def _headed(table: list[str]) -> list[str]:
+    if not table:
+        return []
+    blank, head, *rest = table
+    cells = head.strip("| ").split(" | ")
+    return [blank, "| " + " | ".join(CHINESE.get(cell, cell) for cell in cells) + " |", *rest]
 
 
 def line(report: Report, chinese: bool) -> str:
@@ -195,7 +244,7 @@ def main(source: str, *targets: str) -> None:
         if target.name.startswith("README"):
             put(target, NAME, line(report, target.name.endswith("zh-CN.md")))
         else:
-            put(target, NAME, "\n".join([*page(report), ""]))
+            put(target, NAME, "\n".join([*page(report, target.parent.name == "zh"), ""]))
 
 
 if __name__ == "__main__":
