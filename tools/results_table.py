@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from rbnorm.lab.analysis import with_margin
-from rbnorm.lab.domains.command import settings_of
 from rbnorm.lab.domains.page import accuracy
-from rbnorm.lab.domains.plan import BN, CENTRING, RBN, DomainArm
+from rbnorm.lab.domains.plan import BN, CENTRING, RBN, DomainArm, DomainSettings
 from rbnorm.lab.domains.results import DomainResults, settings_of_records
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.testing import TEST_BATCH
@@ -94,7 +93,7 @@ def table(results: Path) -> dict[str, str]:
 def domain_results(results: Path) -> DomainResults:
     """What the records of the study of domains show."""
     store = DomainStore(results)
-    defaults = settings_of(make_parser("").parse_args(["study domains"]))
+    defaults = DomainSettings.of(vars(make_parser("").parse_args(["study domains"])))
     return DomainResults(
         settings_of_records(store.records, defaults), store.records, store.failures
     )

@@ -15,21 +15,22 @@ from torch import nn
 from rbnorm import convert_batchnorm
 from rbnorm.lab.domains.answer import domains_answer
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
-from rbnorm.lab.domains.images import augmented, load_domains, steps_of, unchanged
+from rbnorm.lab.domains.images import load_domains, unchanged
 from rbnorm.lab.domains.plan import ARMS, AT_RATE_OF_RBN, BN, FROZEN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.results import DomainResults, blocked
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.testing import accuracies, batch_statistics
-from rbnorm.lab.domains.timing import faster_layout
 from rbnorm.lab.domains.training import Weights, fine_tune, pretrained
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.models import build_model
+from rbnorm.lab.train import steps_of
+from rbnorm.lab.training.order import Augmented, Draw
 from rbnorm_cli.main import main
 
 MODEL = "timm:test_resnet"
 RUN = DomainRun("shapes", MODEL, "bn", False, "c", 0, 2, 8, 0.01, 1.0, 1e-4, 32, False)
 SETTINGS = DomainSettings(
-    "shapes", ("a", "b", "c"), MODEL, 3, 2, 1, (0.1, 0.2), (10.0, 1.0), 1, 8, 0.0, 32
+    replace(RUN, epochs=1, weight_decay=0.0), ("a", "b", "c"), 3, 2, 1, (0.1, 0.2), (10.0, 1.0)
 )
 
 
@@ -57,7 +58,10 @@ def images(folder):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "w.pth"
-    torch.save(build_model(MODEL, "bn", classes=9, channels=3, seed=5).state_dict(), path)
+    model = build_model(MODEL, "bn", classes=9, channels=3, seed=5).train()
+    for _ in range(20):  # statistics that are not those of a new layer
+        model(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    torch.save(model.state_dict(), path)
     return path
 
 
@@ -82,12 +86,14 @@ def test_images_are_standardised_and_keep_their_order(images):
 
 
 def test_augmentation_is_a_crop_that_a_seed_determines(images):
-    chosen = torch.arange(16)
-    first, again, other = (
-        augmented(images, chosen, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    chosen = images.training("a")[:16]
+    drawn = Augmented(images.without("a").train)
+    (first, labels), (again, _), (other, _) = (
+        drawn[Draw(list(range(16)), seed)] for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    assert torch.equal(labels, images.labels[chosen])
     ((plain, _),) = unchanged(images, chosen)
     assert first.amin() >= plain.amin() - 1e-5
     assert first.amax() <= plain.amax() + 1e-5
@@ -174,20 +180,11 @@ def test_fine_tuning_repeats_itself_and_learns(images, weights):
     assert max(p.abs().max() for p in w_m) > 1e-3
 
 
-def test_layouts_give_the_same_training(images, weights):
-    read = Weights(MODEL, weights)
-    losses = [
-        fine_tune(RUN, replace(images, layout=layout), read)[1]
-        for layout in (torch.channels_last, torch.contiguous_format)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-    assert faster_layout(RUN, images, read) in (torch.channels_last, torch.contiguous_format)
-
-
 def test_an_incomplete_batch_is_left_out(images):
-    assert steps_of(images, "a", 3, 40) == 3
+    run = replace(RUN, target="a", epochs=3, batch_size=40)
+    assert steps_of(run.training(), images.without("a")) == 3
     with pytest.raises(UsageError, match="batch size 45 is more than the 44 training images"):
-        steps_of(images, "a", 1, 45)
+        steps_of(replace(run, batch_size=45).training(), images.without("a"))
 
 
 def record(run, source=0.5, **target):

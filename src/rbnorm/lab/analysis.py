@@ -61,14 +61,12 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "−")
 
 
-def with_margin(estimate: Estimate) -> str:
+def with_margin(estimate: Estimate, digits: int = 2) -> str:
     """A share in percent, with half the width of its interval."""
-    margin = (
-        "n/a"
-        if estimate.interval is None
-        else f"{100 * (estimate.interval[1] - estimate.mean):.2f}"
-    )
-    return f"{100 * estimate.mean:.2f} ± {margin}"
+    margin = "n/a"
+    if estimate.interval is not None:
+        margin = f"{100 * (estimate.interval[1] - estimate.mean):.{digits}f}"
+    return f"{100 * estimate.mean:.{digits}f} ± {margin}"
 
 
 def with_interval(estimate: Estimate) -> str:

@@ -40,16 +40,9 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
     start = time.monotonic()
     from rbnorm.lab.domains import command as module
 
-    settings = module.settings_of(options)
+    settings = module.DomainSettings.of(vars(options))
     if not options.no_run:
-        limits = module.Limits(
-            options.device,
-            options.processes,
-            options.minutes,
-            options.cut,
-            options.estimate,
-            options.keep_models,
-        )
+        limits = module.Limits(**{f.name: getattr(options, f.name) for f in fields(module.Limits)})
         module.domains(options.images, options.weights, settings, options.out, limits, start)
     if not (options.no_page or options.estimate):
         from rbnorm.lab.domains.page import draw

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, get_type_hints
+from typing import Any, ClassVar, Final, TypeVar, get_type_hints
 
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
@@ -44,15 +44,81 @@ _LEAST: Final = {
     "decay_every": 1,
     "seed": 0,
 }
-_LATER: Final = (
-    *("recipe", "decay_every", "ema", "sync_norm"),
-    *("test_limit", "frozen", "in_order"),
-)
-"""Fields that the first records lack; left out at their defaults, they leave keys as they were."""
+_NAMES: Final = {"data": data_name, "model": model_name}
+Own = TypeVar("Own", bound="Config")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class Config:
+    """Everything that influences the result of something, and nothing else: a frozen dataclass.
+
+    Attributes:
+        WHAT: What it describes, for errors.
+        LATER: Fields that the first records lack; left out at their defaults, they leave keys as
+            they were.
+    """
+
+    WHAT: ClassVar[str]
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls: type[Own], options: Mapping[str, Any], **values: Any) -> Own:
+        """The config of a command's options.
+
+        Args:
+            options: By name; those that are no fields of a config are left out.
+            values: The fields that are no options, or in place of them.
+
+        Raises:
+            UsageError: A value is out of range, or there is no such data or model.
+        """
+        own = {f.name: options[f.name] for f in fields(cls) if f.name in options} | values
+        return cls(**own | {k: name(own[k]) for k, name in _NAMES.items() if k in own})
+
+    @property
+    def key(self) -> str:
+        """Names the config: equal for equal ones, in every process and on every machine."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, as records keep them."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in self.LATER or v != defaults[k]}
+
+    @classmethod
+    def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:
+        """Build a config from exactly what :meth:`to_dict` gives.
+
+        Raises:
+            UsageError: A field is missing, unknown or of another type, or a value out of range.
+        """
+        hints = get_type_hints(cls)
+        kinds = {field.name: hints[field.name] for field in fields(cls)}
+        odd = (values.keys() ^ kinds.keys()) - set(cls.LATER)
+        if odd:
+            raise UsageError(
+                f"a {cls.WHAT} has exactly its fields, which does not hold for "
+                f"{', '.join(sorted(odd))}"
+            )
+        for name, value in values.items():
+            if not isinstance(value, kinds[name]) or (
+                isinstance(value, bool) and kinds[name] is not bool
+            ):
+                raise UsageError(f"the {cls.WHAT}'s {name} is {value!r}, which is no {kinds[name]}")
+        return cls(**values)
+
+    def check_positive(self, *names: str) -> None:
+        """Raise UsageError where one of these fields is no positive number."""
+        for name in names:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {value}")
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
     """Everything that influences the result of one run, and nothing else.
 
     Attributes:
@@ -91,6 +157,12 @@ class RunConfig:
     Raises:
         UsageError: A value is out of range.
     """
+
+    WHAT = "run config"
+    LATER = (
+        *("recipe", "decay_every", "ema", "sync_norm"),
+        *("test_limit", "frozen", "in_order"),
+    )
 
     data: str
     model: str
@@ -145,10 +217,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least {least}, not {value}")
-        for name in ("lr", "pretrain_lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {value}")
+        self.check_positive("lr", "pretrain_lr")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(
                 f"weight decay must be zero or a positive number, not {self.weight_decay}"
@@ -156,36 +225,10 @@ class RunConfig:
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema must be between 0 and 1, not {self.ema}")
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any], **values: Any) -> "RunConfig":
-        """The config of a command's options.
-
-        Args:
-            options: By name; those that are no fields of a config are left out.
-            values: The fields that are no options, or in place of them.
-
-        Raises:
-            UsageError: A value is out of range, or there is no such data or model.
-        """
-        own = {f.name: options[f.name] for f in fields(cls) if f.name in options} | values
-        return cls(**{**own, "data": data_name(own["data"]), "model": model_name(own["model"])})
-
     @property
     def share(self) -> int:
         """Images of a batch that each process has."""
         return self.batch_size // self.processes
-
-    @property
-    def key(self) -> str:
-        """Names the run: equal for equal configs, in every process and on every machine."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields, as records keep them."""
-        defaults = {field.name: field.default for field in fields(self)}
-        values = asdict(self)
-        return {k: v for k, v in values.items() if k not in _LATER or v != defaults[k]}
 
     def identity(self) -> dict[str, Any]:
         """Everything that the weights at a step depend on, and nothing else.
@@ -198,24 +241,3 @@ class RunConfig:
         for name in ("workers", "shift", "trace", *ends):
             del values[name]
         return {**values, "data": self.data.partition(":")[0]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """Build a config from exactly what :meth:`to_dict` gives.
-
-        Raises:
-            UsageError: A field is missing, unknown or of another type, or a value out of range.
-        """
-        kinds = get_type_hints(cls)
-        odd = (values.keys() ^ kinds.keys()) - set(_LATER)
-        if odd:
-            raise UsageError(
-                "a run config has exactly its fields, which does not hold for "
-                f"{', '.join(sorted(odd))}"
-            )
-        for name, value in values.items():
-            if not isinstance(value, kinds[name]) or (
-                isinstance(value, bool) and kinds[name] is not bool
-            ):
-                raise UsageError(f"the run config's {name} is {value!r}, which is no {kinds[name]}")
-        return cls(**values)

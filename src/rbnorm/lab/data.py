@@ -52,6 +52,7 @@ class ImageData:
         mean: Mean of each channel; images are (raw - mean) / std, with raw values from 0 to 1.
         std: Standard deviation of each channel.
         task: What the labels are, and how scores of them are judged.
+        device: Where the data sets' images are.
     """
 
     train: Dataset[Any]
@@ -62,6 +63,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     task: Task = CLASSIFICATION
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - as immutable as a number
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rbnorm.lab.analysis import BASELINE, Row, summarise
 from rbnorm.lab.records import Record
+from rbnorm.lab.statistics import Estimate
 
 INK: Final = "#1b1b1b"  # nothing else has this colour: inside a page it becomes the text's
 
@@ -96,6 +97,14 @@ def interval(
         linewidth=1.7,
         label=label,
     )
+
+
+def percent(
+    axes: Axes, found: Estimate, y: float, mark: tuple[str, str], label: str | None = None
+) -> None:
+    """A share and its interval, in percent."""
+    low, high = found.interval or (found.mean,) * 2
+    interval(axes, 100 * found.mean, y, (100 * low, 100 * high), mark, label)
 
 
 def seeds(axes: Axes, values: Sequence[float], y: float, mark: tuple[str, str]) -> None:

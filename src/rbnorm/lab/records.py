@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import subprocess
+import traceback
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -15,6 +16,7 @@ import torch
 
 import rbnorm
 from rbnorm.lab.config import CONDITIONS, RunConfig
+from rbnorm.lab.errors import first_line
 
 _PIPES: Final[dict[str, Any]] = {"capture_output": True, "text": True}
 
@@ -100,6 +102,14 @@ class Record:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """An error in one line, and where it was raised."""
+    return (
+        f"{type(error).__name__}: {first_line(error)}",
+        "".join(traceback.format_exception(error)),
+    )
 
 
 @cache

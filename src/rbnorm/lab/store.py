@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
+from rbnorm.lab.config import Config
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import make_folder
 from rbnorm.lab.lines import append_line, read_lines
@@ -12,19 +13,6 @@ from rbnorm.lab.records import Failure, Record
 from rbnorm.lab.typed import build
 
 SCHEMA: Final = 2
-
-
-class Config(Protocol):
-    """What describes a run completely."""
-
-    @property
-    def key(self) -> str:
-        """Names the run."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields, as records keep them."""
-
-
 Entry = TypeVar("Entry")
 
 

@@ -1,11 +1,11 @@
 """What the study found, in one sentence."""
 
-from rbnorm.lab.analysis import p_value, points
+from rbnorm.lab.analysis import p_value
 from rbnorm.lab.domains.plan import AT_RATE_OF_RBN, BN, CENTRING, FROZEN, RBN
 from rbnorm.lab.domains.results import Blocked, DomainResults
 from rbnorm.lab.domains.testing import RE_ESTIMATED, SIZES, TENT, TEST_BATCH
-from rbnorm.lab.studies.answer import NOT_RUN
-from rbnorm.lab.text import Text
+from rbnorm.lab.studies.answer import NOT_RUN, bracketed
+from rbnorm.lab.text import Text, joined
 
 
 def domains_answer(results: DomainResults) -> Text:
@@ -43,13 +43,8 @@ def domains_answer(results: DomainResults) -> Text:
     done, planned = len(results.records), len(results.plan.ready())
     if done < planned:
         clauses.append(Text(f"{done} of {planned} runs", f"{planned} 次运行中完成了 {done} 次"))
-    return Text(f"{'; '.join(c.en for c in clauses)}.", f"{'；'.join(c.zh for c in clauses)}。")
-
-
-def bracketed(found: Blocked) -> str:
-    """A difference of shares in percentage points with its interval, in any language."""
-    ends = ["n/a"] if found.interval is None else map(points, found.interval)
-    return f"{points(found.mean)} [{', '.join(ends)}]"
+    said = joined(clauses)
+    return Text(f"{said.en}.", f"{said.zh}。")
 
 
 def _verdict(primary: Blocked) -> Text:
@@ -63,7 +58,7 @@ def _verdict(primary: Blocked) -> Text:
 
 
 def _evidence(found: Blocked) -> Text:
-    pairs, blocks = found.count, len(found.blocks)
+    pairs, blocks = len(found.values), len(found.blocks)
     return Text(
         f"{bracketed(found)} points, 95 % interval, {pairs} pairs in {blocks} targets",
         f"{bracketed(found)} 个百分点，95% 区间，{blocks} 个目标域共 {pairs} 对",

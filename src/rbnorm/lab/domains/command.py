@@ -1,6 +1,5 @@
 """``rbnorm study domains``: choose rates, run, and draw the page."""
 
-import argparse
 import math
 import sys
 import time
@@ -15,11 +14,9 @@ from rbnorm.lab.domains.images import DomainImages, load_domains
 from rbnorm.lab.domains.plan import ARMS, BN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.pool import Pool, Work
 from rbnorm.lab.domains.store import DomainStore
-from rbnorm.lab.domains.timing import estimate, faster_layout
-from rbnorm.lab.domains.training import Weights
+from rbnorm.lab.domains.timing import estimate
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.folders import check_folder
-from rbnorm_cli.names import model_name, numbers
 
 _USABLE: Final = 0.9  # of the time there is: estimates err
 
@@ -33,7 +30,7 @@ class Limits:
         processes: How many runs are made side by side.
         minutes: Stop so many minutes after the start; None for when all is done.
         cut: Take fewer epochs where all would not fit into these minutes.
-        only_estimate: Say how long it would take, and run nothing.
+        estimate: Say how long it would take, and run nothing.
         keep_models: Whether BN's networks of seed 0 are kept beside the records.
     """
 
@@ -41,7 +38,7 @@ class Limits:
     processes: int
     minutes: float | None
     cut: bool
-    only_estimate: bool
+    estimate: bool
     keep_models: bool
 
     def __post_init__(self) -> None:
@@ -80,18 +77,16 @@ def domains(
     """
     check_folder(out)
     store = DomainStore(out)
-    images = load_domains(folder, settings.image_size)
+    images = load_domains(folder, settings.shared.image_size)
     settings = _completed(settings, images)
     _check_digests(store, images)
     deadline = start + 60 * limits.minutes if limits.minutes else None
     threads = max(1, torch.get_num_threads() // limits.processes)
-    work = Work(images.share(), settings.model, weights, limits.device, threads)
+    work = Work(images.share(), settings.shared.model, weights, limits.device, threads)
     with Pool(work, limits.processes) as pool:
-        if limits.device != "cpu":
-            pool.choose(_layout(settings, images, work))
-        if limits.cut or limits.only_estimate:
+        if limits.cut or limits.estimate:
             settings = _fitted(settings, images, pool, limits, deadline)
-        if not limits.only_estimate:
+        if not limits.estimate:
             _run(pool, settings, store, deadline, keep_models=limits.keep_models)
 
 
@@ -100,7 +95,7 @@ def _completed(settings: DomainSettings, images: DomainImages) -> DomainSettings
     for name in targets:
         if name not in images.domains:
             raise UsageError(f"unknown domain {name!r}: choose from {', '.join(images.domains)}")
-    return replace(settings, images=images.name, targets=targets)
+    return replace(settings, targets=targets)
 
 
 def _check_digests(store: DomainStore, images: DomainImages) -> None:
@@ -124,7 +119,7 @@ def _fitted(
     measured = pool.seconds(timed)
     left = math.inf if deadline is None else deadline - time.monotonic()
     plan = Plan(settings, {})
-    for epochs in range(settings.epochs, 0, -1):
+    for epochs in range(settings.shared.epochs, 0, -1):
         seconds = estimate(plan, images, measured, limits.processes, epochs)
         say(
             f"{len(plan.total())} runs of {epochs} epochs take about {seconds / 60:.1f} minutes in "
@@ -132,7 +127,7 @@ def _fitted(
         )
         if not limits.cut or seconds <= _USABLE * left or epochs == 1:
             break
-    return replace(settings, epochs=epochs)
+    return replace(settings, shared=replace(settings.shared, epochs=epochs))
 
 
 def _run(
@@ -172,15 +167,6 @@ def _run(
         say("The time is up: the same command again goes on.")
 
 
-def _layout(settings: DomainSettings, images: DomainImages, work: Work) -> torch.memory_format:
-    """What is faster here, found while the processes of the pool start."""
-    run = settings.run(BN, settings.targets[0], 0, settings.rates[0], 1.0)
-    weights = Weights(work.model, work.weights)
-    layout = faster_layout(run, images.to(torch.device(work.device)), weights)
-    say(f"layout: {layout}")
-    return layout
-
-
 def _line(result: DomainRecord | DomainFailure) -> str:
     run = result.config
     what = f"{run.norm}{', frozen' if run.frozen else ''}, {run.target}, seed {run.seed}"
@@ -194,25 +180,3 @@ def _line(result: DomainRecord | DomainFailure) -> str:
 def say(line: str) -> None:
     """Tell how it goes, apart from what the command prints."""
     print(line, file=sys.stderr, flush=True)
-
-
-def settings_of(options: argparse.Namespace) -> DomainSettings:
-    """The settings that a command line asks for.
-
-    Raises:
-        UsageError: One is out of range.
-    """
-    return DomainSettings(
-        images=options.images.name,
-        targets=tuple(options.targets or ()),
-        model=model_name(options.model),
-        seeds=options.seeds,
-        few_seeds=options.few_seeds,
-        tuning_seeds=options.tuning_seeds,
-        rates=tuple(numbers("rates", options.rates, float)),
-        calibration_rates=tuple(numbers("rates", options.calibration_rates, float)),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        weight_decay=options.weight_decay,
-        image_size=options.image_size,
-    )

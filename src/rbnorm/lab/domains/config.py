@@ -1,20 +1,16 @@
 """One fine-tuning, described completely, and what is kept of it."""
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Final
 
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.config import Config, RunConfig
 
 TRAINED: Final = "trained"
 """Tested as trained, with the running statistics."""
 
 
 @dataclass(frozen=True)
-class DomainRun:
+class DomainRun(Config):
     """Everything that influences the result of one fine-tuning, and nothing else.
 
     Attributes:
@@ -37,6 +33,8 @@ class DomainRun:
         UsageError: A value is out of range.
     """
 
+    WHAT = "domain run"
+
     images: str
     model: str
     norm: str
@@ -52,45 +50,18 @@ class DomainRun:
     tuning: bool
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}"
-                )
-        for name in ("lr", "calibration_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {value}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UsageError(
-                f"weight decay must be zero or a positive number, not {self.weight_decay}"
-            )
+        self.check_positive("calibration_rate")
+        self.training()
 
-    @property
-    def key(self) -> str:
-        """Names the run: equal for equal configs, in every process and on every machine."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields, as records keep them."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "DomainRun":
-        """Build a config from exactly its fields.
+    def training(self) -> RunConfig:
+        """The run as the loop of every training takes it.
 
         Raises:
-            UsageError: A field is missing, unknown or of another type, or a value out of range.
+            UsageError: A value is out of range.
         """
-        names = {field.name for field in fields(cls)}
-        if values.keys() != names:
-            odd = ", ".join(sorted(values.keys() ^ names))
-            raise UsageError(f"a domain run has exactly its fields, which does not hold for {odd}")
-        for name, kind in get_type_hints(cls).items():
-            if not isinstance(values[name], kind):
-                raise UsageError(f"the domain run's {name} is {values[name]!r}, which is no {kind}")
-        return cls(**values)
+        names = [field.name for field in fields(RunConfig) if hasattr(self, field.name)]
+        shared = {name: getattr(self, name) for name in names}
+        return RunConfig(f"{self.images} without {self.target}", **shared)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rbnorm.lab.domains.plan import ARMS, BN, RBN
-from rbnorm.lab.domains.results import Blocked, DomainResults
+from rbnorm.lab.domains.results import DomainResults
 from rbnorm.lab.domains.testing import STATISTICS
-from rbnorm.lab.plots import BASELINE_MARK, INK, RC, SUBJECT_MARK, interval, seeds
+from rbnorm.lab.plots import BASELINE_MARK, INK, RC, SUBJECT_MARK, percent, seeds
 
 _MARKS: Final = {"bn": BASELINE_MARK, "rbn": SUBJECT_MARK}
 _ROW: Final = 0.5  # inches
@@ -32,7 +32,7 @@ def targets_figure(results: DomainResults) -> Figure | None:
                 if name in found.blocks:
                     _seeds(axes, y, found.blocks[name])
                 else:
-                    _mean(axes, y, found, SUBJECT_MARK)
+                    percent(axes, found, y, SUBJECT_MARK)
             axes.grid(visible=False, axis="y")
             axes.set_xlabel("minus BN (points)")
         panels[0].set_yticks(range(len(gains)), [arm.text.en for arm in gains])
@@ -55,15 +55,8 @@ def remedies_figure(results: DomainResults) -> Figure | None:
         figure = Figure(figsize=(9, 1 + _ROW * len(names)), layout="constrained")
         axes = figure.subplots()
         for (name, arm), value in found.items():
-            shift = 0.14 if arm == RBN.name else -0.14
-            first = name == names[0]
-            _mean(
-                axes,
-                names.index(name) + shift,
-                value,
-                _MARKS[arm],
-                arm.upper() if first else None,
-            )
+            y = names.index(name) + (0.14 if arm == RBN.name else -0.14)
+            percent(axes, value, y, _MARKS[arm], arm.upper() if name == names[0] else None)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -76,10 +69,3 @@ def _seeds(axes: Axes, y: float, values: Sequence[float]) -> None:
     shares = [100 * value for value in values]
     seeds(axes, shares, y, SUBJECT_MARK)
     axes.plot(sum(shares) / len(shares), y, marker="|", color=INK, markersize=12)
-
-
-def _mean(
-    axes: Axes, y: float, found: Blocked, mark: tuple[str, str], label: str | None = None
-) -> None:
-    low, high = found.interval or (found.mean,) * 2
-    interval(axes, 100 * found.mean, y, (100 * low, 100 * high), mark, label)

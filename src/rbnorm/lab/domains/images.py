@@ -1,11 +1,9 @@
 """Images of several domains in one tensor, and the batches that a device makes of them."""
 
 import hashlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +12,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
 
+from rbnorm.lab.data import ImageData, Tensors
 from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.evaluate import on
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 
 _HELD_OUT: Final = 10  # one image of so many
@@ -38,7 +40,6 @@ class DomainImages:
         domains: Names of the domains, in alphabetical order.
         classes: Names of the classes, likewise.
         digest: Of the files' names and sizes.
-        layout: How a device has its batches.
     """
 
     name: str
@@ -49,7 +50,6 @@ class DomainImages:
     domains: tuple[str, ...]
     classes: tuple[str, ...]
     digest: str
-    layout: torch.memory_format = torch.channels_last
 
     def to(self, device: torch.device) -> "DomainImages":
         """The same with its tensors on a device."""
@@ -61,6 +61,22 @@ class DomainImages:
         for tensor in (self.images, self.labels, self.domain_of, self.held_out):
             tensor.share_memory_()
         return self
+
+    def without(self, target: str) -> ImageData:
+        """Images to train on, and to test on, when this domain is the target."""
+        augmented, plain = (
+            Tensors(self.images, self.labels, transform) for transform in (_AUGMENTED, _PLAIN)
+        )
+        train, test = (part(target).tolist() for part in (self.training, self.source_test))
+        return ImageData(
+            Subset(augmented, train),
+            Subset(plain, train),
+            Subset(plain, test),
+            len(self.classes),
+            3,
+            *IMAGENET_MOMENTS,
+            device=self.images.device,
+        )
 
     def training(self, target: str) -> Tensor:
         """Indices of the images to train on when this domain is the target."""
@@ -114,12 +130,10 @@ def load_domains(folder: Path, side: int) -> DomainImages:
             labels += [c] * len(found)
             of += [d] * len(found)
             held_out += _kept_back(len(found))
-    with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(lambda path: _decoded(path, side), files)))
     sizes = "".join(f"{path.relative_to(folder)} {path.stat().st_size}\n" for path in files)
     return DomainImages(
         folder.name,
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        decoded(files, side),
         torch.tensor(labels),
         torch.tensor(of),
         torch.tensor(held_out),
@@ -138,71 +152,52 @@ def _kept_back(count: int) -> list[bool]:
     return (order < max(1, count // _HELD_OUT)).tolist() if count > 1 else [False]
 
 
-def _decoded(path: Path, side: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    try:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
-        raise UsageError(f"{path} is no readable image ({first_line(error)})") from error
-    if rgb.size != (side, side):
-        rgb = ImageOps.fit(rgb, (side, side), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
+def decoded(files: Iterable[Path], side: int) -> Tensor:
+    """Images as bytes (N, 3, S, S), each scaled and cropped to a square of this side.
 
-
-def augmented(images: DomainImages, chosen: Tensor, random: torch.Generator) -> Tensor:
-    """These images in colour from -2 to 3 or so, cropped and flipped at random, all at once.
-
-    The crop is a square of 0.7 to 1 of the side, scaled back bilinearly.
-
-    Args:
-        images: All images.
-        chosen: Indices of the batch.
-        random: A generator on the CPU, so that a seed means the same on every device.
+    Raises:
+        UsageError: One cannot be decoded.
     """
-    count = len(chosen)
-    side = _LEAST_SIDE + (1 - _LEAST_SIDE) * torch.rand(count, generator=random)
-    shift = (2 * torch.rand(count, 2, generator=random) - 1) * (1 - side[:, None])
-    flip = 1 - 2 * torch.randint(2, (count,), generator=random)
+
+    def pixels(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+        try:
+            with Image.open(path) as image:
+                rgb = image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+            raise UsageError(f"{path} is no readable image ({first_line(error)})") from error
+        return np.asarray(ImageOps.fit(rgb, (side, side), Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor() as pool:
+        images = np.stack(list(pool.map(pixels, files)))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def random_crops(images: Tensor) -> Tensor:
+    """Each image cropped to a square of 0.7 to 1 of its side and scaled back; half are mirrored.
+
+    What is random is drawn on the CPU, so that a seed means the same on every device.
+    """
+    count, device = len(images), images.device
+    side = _LEAST_SIDE + (1 - _LEAST_SIDE) * torch.rand(count)
+    shift = (2 * torch.rand(count, 2) - 1) * (1 - side[:, None])
+    flip = 1 - 2 * torch.randint(2, (count,))
     zero = torch.zeros(count)
     rows = (
         torch.stack((side * flip, zero, shift[:, 0]), 1),
         torch.stack((zero, side, shift[:, 1]), 1),
     )
-    maps = torch.stack(rows, 1).to(images.images.device)
-    batch = images.images[chosen].float()
-    grid = F.affine_grid(maps, list(batch.shape), align_corners=False)
-    cropped = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
-    return _standardised(cropped, images.layout)
+    maps = torch.stack(rows, 1).to(device)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+_DECODED: Final = v2.ToDtype(torch.float32, scale=True)
+_STANDARDISED: Final = v2.Normalize(*IMAGENET_MOMENTS)
+_AUGMENTED: Final = v2.Compose([_DECODED, random_crops, _STANDARDISED])
+_PLAIN: Final = v2.Compose([_DECODED, _STANDARDISED])
 
 
 def unchanged(images: DomainImages, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """These images in this order, with labels, in large batches."""
     for part in chosen.split(_TEST_BATCH):
-        yield _standardised(images.images[part].float(), images.layout), images.labels[part]
-
-
-def _standardised(batch: Tensor, layout: torch.memory_format) -> Tensor:
-    mean, std = _moments(batch.device)
-    return ((batch - mean) / std).contiguous(memory_format=layout)
-
-
-@cache
-def _moments(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (
-        255 * torch.tensor(moment, device=device).view(1, 3, 1, 1) for moment in IMAGENET_MOMENTS
-    )
-    return mean, std
-
-
-def steps_of(images: DomainImages, target: str, epochs: int, batch_size: int) -> int:
-    """Optimiser steps of a run; an incomplete batch is left out.
-
-    Raises:
-        UsageError: There is no complete batch.
-    """
-    count = len(images.training(target))
-    if count < batch_size:
-        raise UsageError(
-            f"batch size {batch_size} is more than the {count} training images without {target}"
-        )
-    return epochs * math.floor(count / batch_size)
+        yield on(part.device, _PLAIN(images.images[part])), images.labels[part]

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from rbnorm.lab.analysis import p_value
-from rbnorm.lab.domains.answer import bracketed, domains_answer
+from rbnorm.lab.analysis import p_value, with_margin
+from rbnorm.lab.domains.answer import domains_answer
 from rbnorm.lab.domains.config import TRAINED
 from rbnorm.lab.domains.figure import remedies_figure, targets_figure
 from rbnorm.lab.domains.plan import ARMS, BN, RBN, DomainSettings
@@ -23,6 +23,7 @@ from rbnorm.lab.domains.testing import (
 )
 from rbnorm.lab.folders import make_folder
 from rbnorm.lab.progress import terminal
+from rbnorm.lab.studies.answer import bracketed
 from rbnorm.lab.studies.arms import Study
 from rbnorm.lab.studies.command import reproducing
 from rbnorm.lab.templates import PAGE, environments, render, write_page
@@ -145,7 +146,4 @@ def _chinese(words: str) -> str:
 
 def accuracy(found: Blocked | None) -> str:
     """A mean of shares in percent, with half the width of its interval."""
-    if found is None:
-        return "–"
-    margin = "n/a" if found.interval is None else f"{100 * (found.interval[1] - found.mean):.1f}"
-    return f"{100 * found.mean:.1f} ± {margin}"
+    return "–" if found is None else with_margin(found, 1)

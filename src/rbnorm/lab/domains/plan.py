@@ -1,13 +1,14 @@
 """Which fine-tunings the study consists of, and which can be run now."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from rbnorm.lab.domains.config import DomainRecord, DomainRun
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.studies.arms import FIRST_TUNING_SEED
 from rbnorm.lab.text import Text
+from rbnorm_cli.names import numbers
 
 
 @dataclass(frozen=True)
@@ -56,33 +57,48 @@ class DomainSettings:
     """What all runs share, and how many there are.
 
     Attributes:
-        images: Name of the images.
+        shared: What all runs share; each has its own norm, target, seed and learning rates.
         targets: The domains that are left out in turn.
-        model: The pretrained network.
         seeds: Seeds of BN and RBN, from 0 on.
         few_seeds: Seeds of the other arms.
         tuning_seeds: Seeds that choose the learning rates, from 1000 on.
         rates: Peak learning rates to choose from.
         calibration_rates: Those of RBN's calibration, in multiples of the learning rate. The first
             holds while the learning rate is chosen; then the best of all, at this learning rate.
-        epochs: Passes over the training images.
-        batch_size: Images per optimiser step.
-        weight_decay: Weight decay of convolutions and linear layers.
-        image_size: Side of the images.
     """
 
-    images: str
+    shared: DomainRun
     targets: tuple[str, ...]
-    model: str
     seeds: int
     few_seeds: int
     tuning_seeds: int
     rates: tuple[float, ...]
     calibration_rates: tuple[float, ...]
-    epochs: int
-    batch_size: int
-    weight_decay: float
-    image_size: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "DomainSettings":
+        """What the options of the command ask for.
+
+        Raises:
+            UsageError: A value is out of range, or there is no such model.
+        """
+        rates, calibration_rates = (
+            tuple(numbers(name.replace("_", " "), options[name], float))
+            for name in ("rates", "calibration_rates")
+        )
+        shared = DomainRun.of(
+            options,
+            images=options["images"].name,
+            norm=BN.norm,
+            frozen=BN.frozen,
+            target="",
+            seed=0,
+            lr=(*rates, 1.0)[0],
+            calibration_rate=1.0,
+            tuning=False,
+        )
+        seeds = (options[name] for name in ("seeds", "few_seeds", "tuning_seeds"))
+        return cls(shared, tuple(options["targets"] or ()), *seeds, rates, calibration_rates)
 
     def __post_init__(self) -> None:
         for name in ("seeds", "few_seeds", "tuning_seeds"):
@@ -106,20 +122,15 @@ class DomainSettings:
         tuning: bool = False,
     ) -> DomainRun:
         """One run of an arm."""
-        return DomainRun(
-            self.images,
-            self.model,
-            arm.norm,
-            arm.frozen,
-            target,
-            seed,
-            self.epochs,
-            self.batch_size,
-            lr,
-            calibration_rate,
-            self.weight_decay,
-            self.image_size,
-            tuning,
+        return replace(
+            self.shared,
+            norm=arm.norm,
+            frozen=arm.frozen,
+            target=target,
+            seed=seed,
+            lr=lr,
+            calibration_rate=calibration_rate,
+            tuning=tuning,
         )
 
 

@@ -1,10 +1,10 @@
 """Runs side by side on one device, until a time has come."""
 
 import multiprocessing
+import os
 import time
-import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import torch
 
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import DomainImages
-from rbnorm.lab.domains.timing import Seconds, measure, warm_up
+from rbnorm.lab.domains.timing import Seconds, measure
 from rbnorm.lab.domains.training import Weights, run_domain
-from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.lab.records import now
+from rbnorm.lab.errors import UsageError
+from rbnorm.lab.records import now, told
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,13 @@ class Pool:
         for worker in self._workers.values():
             worker.join()
 
-    def choose(self, layout: torch.memory_format) -> None:
-        """Have the batches of all processes in this layout from now on."""
-        for connection in self._workers:
-            connection.send(("layout", layout))
-
     def seconds(self, runs: list[DomainRun]) -> list[tuple[DomainRun, Seconds]]:
         """How long these runs' steps and tests take while every process makes one of them."""
         given = {c: runs[i % len(runs)] for i, c in enumerate(self._workers)}
         answers: list[Any] = []
-        for what in ("warm up", "measure"):
+        for _ in ("compile kernels and load libraries", "measure"):
             for connection, run in given.items():
-                connection.send((what, run))
+                connection.send((measure, run, {}))
             answers = [(run, self._answer(connection)) for connection, run in given.items()]
             for _, answer in answers:
                 if isinstance(answer, BaseException):
@@ -123,7 +118,8 @@ class Pool:
             waiting = [run for run in ready() if run not in busy.values()]
             for run in waiting[: len(idle)]:
                 connection = idle.pop()
-                connection.send(("run", run, remedies(run), keep_as(run)))
+                how = {"remedies": remedies(run), "keep": keep_as(run)}
+                connection.send((run_domain, run, how))
                 busy[connection] = run
             if not busy:
                 return not waiting
@@ -147,25 +143,16 @@ def _serve(connection: Connection, work: Work) -> None:
         torch.set_num_threads(work.threads)
     # Python in a thread of its own for the backward pass runs at half the speed on busy cores
     torch.autograd.set_multithreading_enabled(False)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = work.device  # for the accelerator of every run
     images = work.images.to(torch.device(work.device))
     weights = Weights(work.model, work.weights)
     while True:
         try:
-            what, run, *rest = connection.recv()
+            what, run, how = connection.recv()
         except EOFError:
             return
         try:
-            if what == "run":
-                connection.send(run_domain(run, images, weights, remedies=rest[0], keep=rest[1]))
-            elif what == "layout":
-                images = replace(images, layout=run)
-            else:
-                done = {"warm up": warm_up, "measure": measure}[what](run, images, weights)
-                connection.send(done)
+            connection.send(what(run, images, weights, **how))
         except Exception as error:  # whatever it is, the other runs can go on
-            if what != "run":
-                connection.send(error)
-                continue
-            said = f"{type(error).__name__}: {first_line(error)}"
-            trace = "".join(traceback.format_exception(error))
-            connection.send(DomainFailure(run, said, trace, now()))
+            failure = DomainFailure(run, *told(error), now())
+            connection.send(failure if what is run_domain else error)

@@ -9,38 +9,25 @@ from scipy import stats
 
 from rbnorm.lab.domains.config import TRAINED, DomainRecord, DomainRun
 from rbnorm.lab.domains.plan import ARMS, DomainArm, DomainSettings, Plan, Rates
-from rbnorm.lab.statistics import CONFIDENCE, sign_flip
+from rbnorm.lab.statistics import CONFIDENCE, Estimate, sign_flip
 
 Blocks = Mapping[str, Sequence[float]]
 """Values of every block, here of every target's seeds."""
 
 
 @dataclass(frozen=True)
-class Blocked:
+class Blocked(Estimate):
     """A mean over blocks, with what the spread inside the blocks says about its accuracy.
+
+    The mean is that of the blocks' means, so that each target counts alike. The interval has the
+    blocks as fixed effects: the variance is pooled inside them; None where no block has two values,
+    or all values of each block are equal. p is of the sign-flip test over all values.
 
     Attributes:
         blocks: The values of every block.
-        mean: Mean of the blocks' means, so that each target counts alike.
-        interval: 95 % t interval with the blocks as fixed effects: the variance is pooled inside
-            the blocks. None where no block has two values, or all values of each block are equal.
-        p: Of the two-sided sign-flip test over all values; that of the differences if these are.
     """
 
     blocks: dict[str, tuple[float, ...]]
-    mean: float
-    interval: tuple[float, float] | None
-    p: float
-
-    @property
-    def detectable(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
-
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        return sum(map(len, self.blocks.values()))
 
 
 def blocked(blocks: Blocks) -> Blocked:
@@ -61,7 +48,8 @@ def blocked(blocks: Blocks) -> Blocked:
         margin = stats.t.ppf((1 + CONFIDENCE) / 2, free) * math.sqrt(of_mean) / len(blocks)
         interval = (mean - float(margin), mean + float(margin))
     own = {name: tuple(values) for name, values in blocks.items()}
-    return Blocked(own, mean, interval, sign_flip([v for values in own.values() for v in values]))
+    every = tuple(v for values in own.values() for v in values)
+    return Blocked(every, mean, interval, sign_flip(every), own)
 
 
 class DomainResults:
@@ -166,9 +154,5 @@ def settings_of_records(
         return defaults
     epochs = max(config.epochs for config in configs)
     own = [config for config in configs if config.epochs == epochs]
-    shared = ("images", "model", "epochs", "batch_size", "weight_decay", "image_size")
-    return replace(
-        defaults,
-        targets=tuple(sorted({config.target for config in own})),
-        **{name: getattr(own[0], name) for name in shared},
-    )
+    targets = tuple(sorted({config.target for config in own}))
+    return replace(defaults, shared=own[0], targets=targets)

@@ -6,15 +6,14 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-import torch
-
 from rbnorm.lab.domains.config import DomainRun
-from rbnorm.lab.domains.images import DomainImages, steps_of
+from rbnorm.lab.domains.images import DomainImages
 from rbnorm.lab.domains.plan import DomainArm, Plan
 from rbnorm.lab.domains.testing import accuracies
-from rbnorm.lab.domains.training import Weights, fine_tune
+from rbnorm.lab.domains.training import Weights, training_of
+from rbnorm.lab.studies.timing import seconds_of_step
+from rbnorm.lab.train import steps_of
 
-_WARM: Final = 3
 _STEPS: Final = 12
 _TESTED: Final = 256
 
@@ -27,42 +26,16 @@ class Seconds(NamedTuple):
     remedies: float
 
 
-def faster_layout(run: DomainRun, images: DomainImages, weights: Weights) -> torch.memory_format:
-    """Channels last or first: that of the shorter optimiser steps on this device."""
-    times = {}
-    for layout in (torch.channels_last, torch.contiguous_format):
-        own = replace(images, layout=layout)
-        fine_tune(run, own, weights, _WARM)
-        start = _now(images)
-        fine_tune(run, own, weights, _STEPS)
-        times[layout] = _now(images) - start
-    return min(times, key=lambda layout: times[layout])
-
-
-def warm_up(run: DomainRun, images: DomainImages, weights: Weights) -> None:
-    """Do once what is measured, so that kernels are compiled and libraries loaded."""
-    model, _ = fine_tune(run, images, weights, _WARM)
-    accuracies(model, images, images.target_test(run.target)[:_TESTED], remedies=True)
-
-
 def measure(run: DomainRun, images: DomainImages, weights: Weights) -> Seconds:
     """Seconds of a run's parts."""
-    times = [time.perf_counter()]
-    model, _ = fine_tune(run, images, weights, _STEPS)
-    times.append(_now(images))
+    training = training_of(run, images, weights)
+    step = seconds_of_step(training, _STEPS)
     chosen = images.target_test(run.target)[:_TESTED]
+    times = [time.perf_counter()]
     for remedies in (False, True):
-        accuracies(model, images, chosen, remedies=remedies)
-        times.append(_now(images))
-    training, plain, everything = (b - a for a, b in pairwise(times))
-    count = max(len(chosen), 1)
-    return Seconds(training / _STEPS, plain / count, everything / count)
-
-
-def _now(images: DomainImages) -> float:
-    if images.images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        accuracies(training.module, images, chosen, remedies=remedies)
+        times.append(time.perf_counter())
+    return Seconds(step, *((b - a) / max(len(chosen), 1) for a, b in pairwise(times)))
 
 
 def estimate(
@@ -81,7 +54,11 @@ def estimate(
         for norm, all_ in by_norm.items()
     }
     count = len(images.labels) / len(images.domains)
-    steps = [steps_of(images, t, epochs, plan.settings.batch_size) for t in plan.settings.targets]
+    run, _ = measured[0]
+    steps = [
+        steps_of(replace(run, target=t, epochs=epochs).training(), images.without(t))
+        for t in plan.settings.targets
+    ]
 
     def of(arm: DomainArm, tuning: bool) -> float:
         seconds = mean.get(arm.norm) or max(mean.values())

@@ -3,32 +3,28 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import rbnorm
 from rbnorm.files import replace, safetensors_of
+from rbnorm.lab.config import RunConfig
 from rbnorm.lab.domains.config import DomainRecord, DomainRun
-from rbnorm.lab.domains.images import DomainImages, augmented, steps_of
+from rbnorm.lab.domains.images import DomainImages
 from rbnorm.lab.domains.testing import accuracies, accuracy
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.layers import calibration_summary
 from rbnorm.lab.models import build_model
 from rbnorm.lab.norms import swap
+from rbnorm.lab.processes import make_accelerator
 from rbnorm.lab.records import environment, now, number
 from rbnorm.lab.state_files import read_state
+from rbnorm.lab.training.loop import Training
 from rbnorm.tuning import parameter_groups
-
-_MOMENTUM: Final = 0.9
 
 
 class Weights:
@@ -86,10 +82,8 @@ def pretrained(run: DomainRun, classes: int, weights: Weights) -> nn.Module:
     return swap(model, run.norm)
 
 
-def fine_tune(
-    run: DomainRun, images: DomainImages, weights: Weights, most_steps: int | None = None
-) -> tuple[nn.Module, float | None]:
-    """The trained model, and its mean training loss in the last epoch.
+def training_of(run: DomainRun, images: DomainImages, weights: Weights) -> Training:
+    """A run at its start, on the device of the images.
 
     Stochastic gradient descent with Nesterov momentum, a one-cycle learning rate and cross-entropy.
     The same run has the same images in the same order, cropped and flipped alike, on every device.
@@ -98,44 +92,24 @@ def fine_tune(
         run: What to train.
         images: All images, on the device to train on.
         weights: The pretrained weights.
-        most_steps: Stop after so many steps, to see how long they take.
     """
-    device = images.images.device
+
+    def groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+        calibration = {"lr": config.lr * run.calibration_rate}
+        return parameter_groups(module, config.weight_decay, calibration=calibration)
+
     model = pretrained(run, len(images.classes), weights)
-    model = model.to(memory_format=images.layout).to(device).train()
-    if run.frozen:
-        for layer in model.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.eval()
-    groups = parameter_groups(
-        model, run.weight_decay, calibration={"lr": run.lr * run.calibration_rate}
-    )
-    optimizer = torch.optim.SGD(groups, run.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
-    steps = steps_of(images, run.target, run.epochs, run.batch_size)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=steps)
-    order = torch.Generator().manual_seed(run.seed)
-    torch.manual_seed(run.seed)  # dropout
-    losses: list[Tensor] = []
-    for batch in islice(_batches(run, images, order), most_steps):
-        scores = model(augmented(images, batch, order))
-        loss = F.cross_entropy(scores, images.labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.detach())
-    last = losses[-(steps // run.epochs) :]
-    return model.eval(), number(torch.stack(last).mean().item())
+    data = images.without(run.target)
+    return Training(model, run.training(), data, make_accelerator("no"), groups)
 
 
-def _batches(run: DomainRun, images: DomainImages, order: torch.Generator) -> Iterator[Tensor]:
-    """Indices of every batch of every epoch, without incomplete ones."""
-    chosen = images.training(run.target)
-    whole = len(chosen) - len(chosen) % run.batch_size
-    for _ in range(run.epochs):
-        shuffled = chosen[torch.randperm(len(chosen), generator=order).to(chosen.device)]
-        yield from shuffled[:whole].split(run.batch_size)
+def fine_tune(
+    run: DomainRun, images: DomainImages, weights: Weights
+) -> tuple[nn.Module, float | None]:
+    """The trained model, and its mean training loss in the last epoch."""
+    training = training_of(run, images, weights)
+    training.fit(on_epoch=lambda: training.end_epoch(test=False))
+    return training.module.eval(), number(training.history[-1]["train_loss"])
 
 
 def run_domain(
@@ -161,7 +135,7 @@ def run_domain(
     trained = time.perf_counter()
     if keep:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        replace(keep, safetensors_of(state, {"run": json.dumps(asdict(run))}))
+        replace(keep, safetensors_of(state, {"run": json.dumps(run.to_dict())}))
     target = {}
     if not run.tuning:
         target = accuracies(model, images, images.target_test(run.target), remedies=remedies)
@@ -174,7 +148,7 @@ def run_domain(
         digests={"images": images.digest, "weights": weights.digest},
         device=device_name(device),
         backend=_backend(device),
-        layout="channels last" if images.layout == torch.channels_last else "channels first",
+        layout="channels last",
         seconds={"training": trained - start, "testing": time.perf_counter() - trained},
         environment=environment(),
         created=now(),

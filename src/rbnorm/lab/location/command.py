@@ -3,15 +3,12 @@
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import safetensors
 import torch
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -19,7 +16,7 @@ from torchvision.datasets import ImageFolder
 
 from rbnorm.lab.corruptions import corrupt
 from rbnorm.lab.domains.config import DomainRun
-from rbnorm.lab.domains.images import load_domains, unchanged
+from rbnorm.lab.domains.images import decoded, load_domains, unchanged
 from rbnorm.lab.domains.training import device_name
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.folders import check_folder, make_folder
@@ -165,15 +162,7 @@ def _pictures(folder: Path, side: int, limit: int) -> tuple[Tensor, Tensor, int]
     except OSError as error:
         raise UsageError(f"{folder} is no image folder ({first_line(error)})") from error
     chosen = _shuffled(torch.arange(len(found.samples)))[:limit].tolist()
-
-    def decode(path: str) -> Any:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-        return np.asarray(ImageOps.fit(rgb, (side, side), Image.Resampling.BICUBIC))
-
-    with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(decode, [found.samples[i][0] for i in chosen])))
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    images = decoded((Path(found.samples[i][0]) for i in chosen), side).float() / 255
     return images, torch.tensor([found.samples[i][1] for i in chosen]), len(found.classes)
 
 

@@ -1,6 +1,6 @@
 """What a study found, in one sentence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from rbnorm.lab.analysis import p_value, points
@@ -19,7 +19,7 @@ from rbnorm.lab.studies.results import (
     Results,
 )
 from rbnorm.lab.studies.words import chinese, close
-from rbnorm.lab.text import Text
+from rbnorm.lab.text import Text, joined
 
 MEASURES: Final = {
     CLEAN: Text("accuracy on clean test images", "干净测试图像上的准确率"),
@@ -65,7 +65,7 @@ def answer(study: Study, results: Results) -> Text:
         clauses = [
             Text("no seed has both runs of a comparison", "还没有任何种子完成一对可比较的运行")
         ]
-    found = _joined(clauses)
+    found = joined(clauses)
     start = _progress(study, results)
     return Text(f"{_capital(start.en + found.en)}.", close(f"{start.zh}{found.zh}。"))
 
@@ -174,7 +174,7 @@ def _exploratory(arms: Sequence[ArmResult], measure: str) -> Text | None:
         _part(less, "less accurate", "低于基线"),
         _part(same, "no detectable difference", "没有可检测的差异"),
     ]
-    found = _joined([part for part in parts if part], ", ", "，")
+    found = joined([part for part in parts if part], ", ", "，")
     words = MEASURES[measure]
     return Text(
         f"{words.en} (exploratory, points with 95 % intervals): {found.en}",
@@ -212,11 +212,6 @@ def _control(control: Control) -> Text:
         f"{name} with {words.en} against {name} as trained, under corruptions: {evidence.en}",
         f"图像损坏时，{chinese(name)} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
     )
-
-
-def _joined(texts: Iterable[Text], en: str = "; ", zh: str = "；") -> Text:
-    listed = list(texts)
-    return Text(en.join(t.en for t in listed), zh.join(t.zh for t in listed))
 
 
 def _capital(sentence: str) -> str:

@@ -1,7 +1,6 @@
 """Where runs happen: here one after the other, or on a Ray cluster side by side."""
 
 import importlib
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ from rbnorm.lab.data import ImageData, load_data
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.processes import choose_threads
-from rbnorm.lab.records import Failure, Record, environment, now
+from rbnorm.lab.records import Failure, Record, environment, now, told
 from rbnorm.lab.train import steps_of, train_run
 
 Result = Record | Failure
@@ -61,9 +60,7 @@ def attempt(
 
 
 def _failure(config: RunConfig, error: Exception) -> Failure:
-    said = f"{type(error).__name__}: {first_line(error)}"
-    trace = "".join(traceback.format_exception(error))
-    return Failure(config, said, trace, environment(), now())
+    return Failure(config, *told(error), environment(), now())
 
 
 def in_turn(

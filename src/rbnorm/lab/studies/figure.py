@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rbnorm.lab.bench.candidates import BASELINE
-from rbnorm.lab.plots import BASELINE_MARK, INK, OTHER_MARK, RC, SUBJECT_MARK, interval, seeds
+from rbnorm.lab.plots import (
+    BASELINE_MARK,
+    INK,
+    OTHER_MARK,
+    RC,
+    SUBJECT_MARK,
+    interval,
+    percent,
+    seeds,
+)
 from rbnorm.lab.statistics import Estimate
 from rbnorm.lab.studies.answer import SUBJECT
 from rbnorm.lab.studies.costs import RATIOS, Costs
@@ -81,8 +90,7 @@ def _is_baseline(result: ArmResult) -> bool:
 def _row(axes: Axes, y: float, estimate: Estimate, mark: tuple[str, str]) -> None:
     """Seeds as small marks above, mean and interval below."""
     seeds(axes, [100 * value for value in estimate.values], y - 0.2, mark)
-    low, high = estimate.interval or (estimate.mean,) * 2
-    interval(axes, 100 * estimate.mean, y + 0.12, (100 * low, 100 * high), mark)
+    percent(axes, estimate, y + 0.12, mark)
 
 
 def cost_figure(costs: Costs) -> Figure:

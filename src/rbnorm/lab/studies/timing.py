@@ -1,10 +1,10 @@
 """How long the runs of a study will take, from a few timed steps of each kind of run."""
 
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 from torch.utils.data import Subset
@@ -15,11 +15,10 @@ from rbnorm.lab.processes import choose_threads, make_accelerator
 from rbnorm.lab.shift import STATISTICS
 from rbnorm.lab.studies.executors import data_of
 from rbnorm.lab.train import model_of, steps_of
-from rbnorm.lab.training.loop import Training, steps_of_epoch
+from rbnorm.lab.training.loop import Training
 from rbnorm.lab.training.order import training_batches
 
 _WARM: Final = 2
-_STEPS: Final = 4
 _TESTED: Final = 128
 _CORRUPTED: Final = 2000
 
@@ -51,19 +50,24 @@ def _measured(config: RunConfig, data: ImageData) -> tuple[float, float]:
     choose_threads(data)
     few = Subset(data.test, range(min(_TESTED, len(data.test))))  # type: ignore[arg-type]
     accelerator = make_accelerator(config.mixed_precision)
-    steps = range(_WARM + _STEPS)
-    long = replace(config, epochs=math.ceil(len(steps) / steps_of_epoch(config, data)))
-    training = Training(model_of(long, data), long, replace(data, test=few), accelerator)
-    batches = training_batches(long, data, 0, steps, training.device)
+    training = Training(model_of(config, data), config, replace(data, test=few), accelerator)
+    step = seconds_of_step(training)
+    start = time.perf_counter()
+    training.evaluate()
+    return step, (time.perf_counter() - start) / len(few)
+
+
+def seconds_of_step(training: Training, steps: int = 4) -> float:
+    """Mean seconds of this many optimiser steps, or of those that the run has, after two others."""
+    most = range(min(_WARM + steps, training.config.epochs * training.epoch_steps))
+    batches = training_batches(training.config, training.data, 0, most, training.device)
     times = []
-    for _ in steps:
+    for _ in most:
         start = time.perf_counter()
         training.advance(batches)
         float(training.loss)  # on a GPU, when it has been computed
         times.append(time.perf_counter() - start)
-    start = time.perf_counter()
-    training.evaluate()
-    return sum(times[_WARM:]) / _STEPS, (time.perf_counter() - start) / len(few)
+    return fmean(times[_WARM:] or times)
 
 
 def _tested(config: RunConfig, data: ImageData) -> int:

@@ -85,15 +85,9 @@ def training_batches(
     config: RunConfig, data: ImageData, rank: int, steps: range, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images and labels of one process, step by step."""
-    loader: DataLoader[Any] = DataLoader(
-        Augmented(data.train),
-        batch_size=None,  # a draw is a batch
-        sampler=Order(config, data.size, rank, steps),
-        collate_fn=collate,
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-    )
-    return loaded(loader)
+    order = Order(config, data.size, rank, steps)
+    draws = Augmented(data.train)
+    return loaded(_loader(draws, config, data, device, batch_size=None, sampler=order))
 
 
 def held_out(
@@ -103,12 +97,18 @@ def held_out(
     images, _ = first_images(data.test, 1)
     size = min(_TEST_IMAGES, max(1, _TEST_PIXELS // images[0, 0].numel()))
     own = range(rank, len(data.test), config.processes)  # type: ignore[arg-type]
+    return _loader(Subset(data.test, own), config, data, device, batch_size=size)
+
+
+def _loader(
+    dataset: Dataset[Any], config: RunConfig, data: ImageData, device: torch.device, **how: Any
+) -> DataLoader[Any]:
     return DataLoader(
-        Subset(data.test, own),
-        size,
+        dataset,
         collate_fn=collate,
         num_workers=config.workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda" and data.device.type == "cpu",
+        **how,
     )
 
 
