@@ -13,7 +13,7 @@ from rbnorm.lab import analysis
 from rbnorm.lab.checkpoints import save_model, saved_path
 from rbnorm.lab.config import LR_BATCH_SIZE, RunConfig
 from rbnorm.lab.data import ImageData, load_data
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.errors import UsageError, at_least
 from rbnorm.lab.folders import check_folder
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
@@ -54,8 +54,7 @@ class Comparison:
         """
         norms, seeds = items(options["norms"]), options["seeds"]
         sizes = numbers("batch sizes", options["batch_sizes"], int)
-        if seeds < 1:
-            raise UsageError(f"seeds must be at least 1, not {seeds}")
+        at_least(1, seeds=seeds)
         if not (norms and sizes):
             raise UsageError("a comparison needs at least one norm and one batch size")
         run = RunConfig.of(options, norm="bn", batch_size=sizes[0], seed=0)

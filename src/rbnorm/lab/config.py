@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Final, TypeVar, get_type_hints
 
-from rbnorm_cli.errors import UsageError
+from rbnorm.lab.errors import UsageError, at_least, positive
 from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
 
 SHIFTS: Final = ("none", "trained", "controls")
@@ -109,13 +109,6 @@ class Config:
                 raise UsageError(f"the {cls.WHAT}'s {name} is {value!r}, which is no {kinds[name]}")
         return cls(**values)
 
-    def check_positive(self, *names: str) -> None:
-        """Raise UsageError where one of these fields is no positive number."""
-        for name in names:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {value}")
-
 
 @dataclass(frozen=True)
 class RunConfig(Config):
@@ -214,10 +207,8 @@ class RunConfig(Config):
                     f"unknown {name.replace('_', ' ')} {value!r}: choose from {', '.join(choices)}"
                 )
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least {least}, not {value}")
-        self.check_positive("lr", "pretrain_lr")
+            at_least(least, **{name: getattr(self, name)})
+        positive(lr=self.lr, pretrain_lr=self.pretrain_lr)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(
                 f"weight decay must be zero or a positive number, not {self.weight_decay}"

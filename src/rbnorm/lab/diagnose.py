@@ -22,7 +22,7 @@ from rbnorm.lab.checkpoints import Saved, load_model, read_saved
 from rbnorm.lab.conversion import conversion
 from rbnorm.lab.data import ImageData
 from rbnorm.lab.diagnosis_page import Report, lines, write_page
-from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.errors import UsageError, at_least, first_line
 from rbnorm.lab.feature_maps import feature_maps
 from rbnorm.lab.findings import findings
 from rbnorm.lab.folders import check_folder, make_folder
@@ -67,13 +67,10 @@ class Request:
 
     def __post_init__(self) -> None:
         for name in ("limit", "batch_size", "image_size", "fine_tune"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
+            at_least(1, **{name: getattr(self, name)})
         if self.fine_tune is not None and self.shifted is None:
             raise UsageError("--fine-tune needs --shifted: a remedy is for a second data set")
-        if self.outputs is not None and self.outputs < 1:
-            raise UsageError(f"classes must be at least 1, not {self.classes}")
+        at_least(1, classes=self.outputs)
 
     @property
     def outputs(self) -> int | None:

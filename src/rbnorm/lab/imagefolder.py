@@ -2,16 +2,17 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import Progress
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -133,6 +134,22 @@ def folder_of(path: Path, transform: v2.Compose | None) -> Any:
         ) from error
 
 
+def squares(files: Iterable[str | Path], side: int) -> Tensor:
+    """Images as bytes (N, 3, S, S), each scaled and cropped to a square of this side.
+
+    Raises:
+        UsageError: One cannot be decoded.
+    """
+
+    def square(file: str | Path) -> Any:
+        image: Image.Image = _load(file)
+        return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor() as pool:
+        images = np.stack(list(pool.map(square, files)))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
 def _check_images(files: Sequence[str], *, quiet: bool) -> None:
     """Decode images once, so that a broken one is named before training begins.
 
@@ -158,7 +175,7 @@ def _fault(file: str) -> UsageError | None:
     return None
 
 
-def _load(file: str) -> Any:
+def _load(file: str | Path) -> Any:
     """An image in colour.
 
     Raises:

@@ -19,7 +19,7 @@ from rbnorm.lab.bench.measure import Effort, Part, measure
 from rbnorm.lab.bench.models import COMPILED_MODELS, MOBILENET, MODELS
 from rbnorm.lab.bench.norms import NORM_COSTS
 from rbnorm.lab.bench.rows import Row, beside, here, load, save
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.errors import UsageError, at_least
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.plots import picture
 from rbnorm.lab.progress import terminal, text
@@ -84,8 +84,7 @@ def _check(parts: Sequence[str], repeats: int, device: str) -> None:
     if unknown is not None or not parts:
         given = "no part" if unknown is None else f"unknown part {unknown!r}"
         raise UsageError(f"{given}: choose from {', '.join(PARTS)}")
-    if repeats < 1:
-        raise UsageError(f"repeats must be at least 1, not {repeats}")
+    at_least(1, repeats=repeats)
     if device not in ("cpu", "cuda"):
         raise UsageError(f"unknown device {device!r}: choose from cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():

@@ -15,7 +15,7 @@ from rbnorm.lab.domains.plan import ARMS, BN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.pool import Pool, Work
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.timing import estimate
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.errors import UsageError, at_least, positive
 from rbnorm.lab.folders import check_folder
 
 _USABLE: Final = 0.9  # of the time there is: estimates err
@@ -42,10 +42,8 @@ class Limits:
     keep_models: bool
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise UsageError(f"processes must be at least 1, not {self.processes}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise UsageError(f"minutes must be a positive number, not {self.minutes}")
+        at_least(1, processes=self.processes)
+        positive(minutes=self.minutes)
         if self.cut and self.minutes is None:
             raise UsageError("--cut needs --minutes, into which the epochs are to fit")
         try:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from rbnorm.lab.config import Config, RunConfig
+from rbnorm.lab.errors import positive
 
 TRAINED: Final = "trained"
 """Tested as trained, with the running statistics."""
@@ -50,7 +51,7 @@ class DomainRun(Config):
     tuning: bool
 
     def __post_init__(self) -> None:
-        self.check_positive("calibration_rate")
+        positive(calibration_rate=self.calibration_rate)
         self.training()
 
     def training(self) -> RunConfig:

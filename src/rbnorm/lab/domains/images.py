@@ -1,15 +1,12 @@
 """Images of several domains in one tensor, and the batches that a device makes of them."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
@@ -17,8 +14,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from rbnorm.lab.data import ImageData, Tensors
-from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.errors import UsageError
 from rbnorm.lab.evaluate import on
+from rbnorm.lab.imagefolder import squares
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 
 _HELD_OUT: Final = 10  # one image of so many
@@ -133,7 +131,7 @@ def load_domains(folder: Path, side: int) -> DomainImages:
     sizes = "".join(f"{path.relative_to(folder)} {path.stat().st_size}\n" for path in files)
     return DomainImages(
         folder.name,
-        decoded(files, side),
+        squares(files, side),
         torch.tensor(labels),
         torch.tensor(of),
         torch.tensor(held_out),
@@ -150,26 +148,6 @@ def _folders(folder: Path) -> list[str]:
 def _kept_back(count: int) -> list[bool]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(_SPLIT_SEED))
     return (order < max(1, count // _HELD_OUT)).tolist() if count > 1 else [False]
-
-
-def decoded(files: Iterable[Path], side: int) -> Tensor:
-    """Images as bytes (N, 3, S, S), each scaled and cropped to a square of this side.
-
-    Raises:
-        UsageError: One cannot be decoded.
-    """
-
-    def pixels(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-        try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
-            raise UsageError(f"{path} is no readable image ({first_line(error)})") from error
-        return np.asarray(ImageOps.fit(rgb, (side, side), Image.Resampling.BICUBIC))
-
-    with ThreadPoolExecutor() as pool:
-        images = np.stack(list(pool.map(pixels, files)))
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def random_crops(images: Tensor) -> Tensor:

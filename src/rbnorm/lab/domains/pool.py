@@ -72,7 +72,7 @@ class Pool:
         """How long these runs' steps and tests take while every process makes one of them."""
         given = {c: runs[i % len(runs)] for i, c in enumerate(self._workers)}
         answers: list[Any] = []
-        for _ in ("compile kernels and load libraries", "measure"):
+        for _ in range(2):  # the first time compiles kernels and loads libraries
             for connection, run in given.items():
                 connection.send((measure, run, {}))
             answers = [(run, self._answer(connection)) for connection, run in given.items()]

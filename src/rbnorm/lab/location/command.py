@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torchvision.datasets import ImageFolder
 
 from rbnorm.lab.corruptions import corrupt
 from rbnorm.lab.domains.config import DomainRun
-from rbnorm.lab.domains.images import decoded, load_domains, unchanged
+from rbnorm.lab.domains.images import load_domains, unchanged
 from rbnorm.lab.domains.training import device_name
 from rbnorm.lab.errors import UsageError, first_line
 from rbnorm.lab.folders import check_folder, make_folder
+from rbnorm.lab.imagefolder import folder_of, squares
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
 from rbnorm.lab.lines import append_line, read_lines
 from rbnorm.lab.location.answer import CHOICES, Located, located, verdict
@@ -157,12 +157,9 @@ def _shuffled(indices: Tensor) -> Tensor:
 
 def _pictures(folder: Path, side: int, limit: int) -> tuple[Tensor, Tensor, int]:
     """Images from 0 to 1 (N, 3, S, S) in a random but fixed order, labels, number of classes."""
-    try:
-        found = ImageFolder(str(folder))
-    except OSError as error:
-        raise UsageError(f"{folder} is no image folder ({first_line(error)})") from error
+    found = folder_of(folder, None)
     chosen = _shuffled(torch.arange(len(found.samples)))[:limit].tolist()
-    images = decoded((Path(found.samples[i][0]) for i in chosen), side).float() / 255
+    images = squares((found.samples[i][0] for i in chosen), side).float() / 255
     return images, torch.tensor([found.samples[i][1] for i in chosen]), len(found.classes)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rbnorm.lab.config import RunConfig
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.errors import UsageError, at_least
 from rbnorm.lab.text import Text
 from rbnorm_cli.names import items, model_name, numbers
 
@@ -126,11 +126,7 @@ class Settings:
         )
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "tuning_seeds"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}"
-                )
+        at_least(1, seeds=self.seeds, tuning_seeds=self.tuning_seeds)
         if self.seeds > FIRST_TUNING_SEED:
             raise UsageError(f"seeds must be at most {FIRST_TUNING_SEED}, not {self.seeds}")
         if not self.rates:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from rbnorm.lab.config import STEPS, RunConfig
 from rbnorm.lab.data import ImageData, load_data
-from rbnorm.lab.errors import UsageError
+from rbnorm.lab.errors import UsageError, at_least
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.models import needs_rgb
 from rbnorm.lab.norms import canonical_norm
@@ -67,8 +67,7 @@ class Request:
         return cls(run, *(options[name] for name in names))
 
     def __post_init__(self) -> None:
-        if self.checkpoint_every < 1:
-            raise UsageError(f"checkpoint every must be at least 1, not {self.checkpoint_every}")
+        at_least(1, checkpoint_every=self.checkpoint_every)
 
 
 def parts(batch_size: int, processes: int, accumulate: int) -> int | None:
@@ -77,8 +76,7 @@ def parts(batch_size: int, processes: int, accumulate: int) -> int | None:
     Raises:
         UsageError: The passes cannot share a batch equally.
     """
-    if accumulate < 1:
-        raise UsageError(f"accumulate must be at least 1, not {accumulate}")
+    at_least(1, accumulate=accumulate)
     if batch_size % (processes * accumulate):
         raise UsageError(
             f"batch size {batch_size} must be a multiple of processes times passes, "
