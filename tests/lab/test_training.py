@@ -25,7 +25,7 @@ from rbnorm.lab.train import train_run
 from rbnorm.lab.training import checkpoint
 from rbnorm.lab.training.command import parts
 from rbnorm.lab.training.loop import Training
-from rbnorm.lab.training.order import Augmented, Draw, Order, loaded, training_batches
+from rbnorm.lab.training.order import Augmented, Draw, Order, held_out, loaded, training_batches
 from rbnorm.lab.training.recipe import groups_of
 
 RUN = replace(
@@ -206,6 +206,13 @@ def test_every_draw_has_another_seed_in_every_process_and_another_run():
 def test_an_order_that_begins_later_is_the_end_of_the_whole():
     whole = list(Order(RUN, 21, 0, range(6)))
     assert list(Order(RUN, 21, 0, range(3, 6))) == whole[3:]
+
+
+def test_only_images_of_the_processor_are_pinned(data):
+    cuda = torch.device("cuda")
+    assert held_out(CONFIG, data, 0, cuda).pin_memory
+    assert not held_out(CONFIG, replace(data, device=cuda), 0, cuda).pin_memory
+    assert not held_out(CONFIG, data, 0, torch.device("cpu")).pin_memory
 
 
 @pytest.mark.parametrize("batched", [True, False])
