@@ -39,8 +39,9 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study domains``."""
     start = time.monotonic()
     from rbnorm.lab.domains import command as module
+    from rbnorm.lab.domains.plan import DomainSettings
 
-    settings = module.DomainSettings.of(vars(options))
+    settings = DomainSettings.of(vars(options))
     if not options.no_run:
         limits = module.Limits(**{f.name: getattr(options, f.name) for f in fields(module.Limits)})
         module.domains(options.images, options.weights, settings, options.out, limits, start)

@@ -97,8 +97,15 @@ class DomainSettings:
             calibration_rate=1.0,
             tuning=False,
         )
-        seeds = (options[name] for name in ("seeds", "few_seeds", "tuning_seeds"))
-        return cls(shared, tuple(options["targets"] or ()), *seeds, rates, calibration_rates)
+        return cls(
+            shared,
+            tuple(options["targets"] or ()),
+            options["seeds"],
+            options["few_seeds"],
+            options["tuning_seeds"],
+            rates,
+            calibration_rates,
+        )
 
     def __post_init__(self) -> None:
         for name in ("seeds", "few_seeds", "tuning_seeds"):
