@@ -77,7 +77,7 @@ def test_another_table_is_not_taken_for_this_one() -> None:
 def test_triton_with_another_table_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = pytest.importorskip("rbnorm.kernels.triton.elementwise")
     monkeypatch.setitem(kernels.RESTRICTIONS, "tanh", 77)
-    spec = importlib.util.find_spec("rbnorm.kernels.triton.launch")
+    spec = importlib.util.find_spec("rbnorm.kernels.triton.calls")
     with pytest.raises(ImportError, match="Triton's file knows 'tanh' by the code 77"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

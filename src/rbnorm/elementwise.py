@@ -52,39 +52,39 @@ class Elementwise:
         return self.derivative(x, slope) if self.sloped else self.derivative(x)
 
 
-def _sigmoid_slope(s: Tensor) -> Tensor:
+def _sigmoid_grad(s: Tensor) -> Tensor:
     g = s.sigmoid()
     return g * (1 - g)
 
 
-def _tanh_slope(s: Tensor) -> Tensor:
+def _tanh_grad(s: Tensor) -> Tensor:
     g = s.tanh()
     return 1 - g * g
 
 
-def _silu_slope(z: Tensor) -> Tensor:
+def _silu_grad(z: Tensor) -> Tensor:
     gate = z.sigmoid()
     return gate * (1 + z * (1 - gate))
 
 
-def _hardswish_slope(z: Tensor) -> Tensor:
+def _hardswish_grad(z: Tensor) -> Tensor:
     return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
 
 
-def _gelu_slope(z: Tensor) -> Tensor:
+def _gelu_grad(z: Tensor) -> Tensor:
     density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
     return 0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * density
 
 
-def _gelu_tanh_slope(z: Tensor) -> Tensor:
+def _gelu_tanh_grad(z: Tensor) -> Tensor:
     c, k = math.sqrt(2 / math.pi), 0.044715
     t = torch.tanh(c * (z + k * z * z * z))
     return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * c * (1 + 3 * k * z * z)
 
 
 RESTRICTIONS: Final[dict[str, Elementwise]] = {
-    "sigmoid": Elementwise(0, r"1 / (1 + e^{-s})", torch.sigmoid, _sigmoid_slope, (0, 1)),
-    "tanh": Elementwise(1, r"\tanh s", torch.tanh, _tanh_slope, (-1, 1)),
+    "sigmoid": Elementwise(0, r"1 / (1 + e^{-s})", torch.sigmoid, _sigmoid_grad, (0, 1)),
+    "tanh": Elementwise(1, r"\tanh s", torch.tanh, _tanh_grad, (-1, 1)),
     "hardsigmoid": Elementwise(
         2,
         r"\min(\max(s / 6 + 1 / 2, 0), 1)",
@@ -125,12 +125,12 @@ ACTIVATIONS: Final[dict[str, Elementwise]] = {
         nn.LeakyReLU,
         sloped=True,
     ),
-    "silu": Elementwise(3, r"z / (1 + e^{-z})", F.silu, _silu_slope, (-0.2785, _INFINITY), nn.SiLU),
+    "silu": Elementwise(3, r"z / (1 + e^{-z})", F.silu, _silu_grad, (-0.2785, _INFINITY), nn.SiLU),
     "hardswish": Elementwise(
         4,
         r"z \min(\max(z / 6 + 1 / 2, 0), 1)",
         F.hardswish,
-        _hardswish_slope,
+        _hardswish_grad,
         (-0.375, _INFINITY),
         nn.Hardswish,
     ),
@@ -138,7 +138,7 @@ ACTIVATIONS: Final[dict[str, Elementwise]] = {
         5,
         r"z (1 + \operatorname{erf}(z / \sqrt 2)) / 2",
         F.gelu,
-        _gelu_slope,
+        _gelu_grad,
         (-0.17, _INFINITY),
         nn.GELU,
         {"approximate": "none"},
@@ -147,7 +147,7 @@ ACTIVATIONS: Final[dict[str, Elementwise]] = {
         6,
         r"z (1 + \tanh(\sqrt{2 / \pi} (z + 0.044715 z^3))) / 2",
         lambda z: F.gelu(z, approximate="tanh"),
-        _gelu_tanh_slope,
+        _gelu_tanh_grad,
         (-0.1701, _INFINITY),
         nn.GELU,
         {"approximate": "tanh"},

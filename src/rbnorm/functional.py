@@ -220,7 +220,7 @@ def representative_batch_norm(
         )  # fmt: skip
 
     used = kernels.active(x.device.type)
-    direct = used.checks and not traced and group is None and x.numel() > 0
+    direct = used.whole is not None and not traced and group is None and x.numel() > 0
     if codes is not None and direct and _is_direct(x, p, mean, var, training, momentum):
         options = Options(eps, *codes, negative_slope)
         try:

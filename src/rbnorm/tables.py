@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rbnorm import batch as batches
-from rbnorm.batch import Batch, Group, amplify
+from rbnorm.batch import Batch, Group
 from rbnorm.elementwise import RESTRICTION_OF
 
 
@@ -79,9 +79,9 @@ def forward(d: Tensor, V: Tensor, p: Vectors, options: Options) -> Forward:
 
 
 class Backward(NamedTuple):
-    """The tables of ``dx = scale dz + p (x - m) + u``, and each vector's gradient per instance."""
+    """Of ``dx = scale dz + x_scale (x - m) + u``, and each vector's gradient per instance."""
 
-    p: Tensor | None  # (C,); None for 0, in evaluation
+    x_scale: Tensor | None  # (C,); None for 0, in evaluation
     u: Tensor
     gradients: tuple[Tensor | None, ...]
 
@@ -140,6 +140,3 @@ def update(
     for buffer, batch in zip(running, (E, V * (M / (M - 1))), strict=True):
         factor = momentum.to(buffer.dtype) if isinstance(momentum, Tensor) else momentum
         buffer.mul_(1 - factor).add_(batch.detach().to(buffer.dtype) * factor)
-
-
-__all__ = ["Backward", "Forward", "Options", "Vectors", "amplify", "backward", "forward", "update"]

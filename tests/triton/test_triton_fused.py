@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from rbnorm.kernels.triton import launch
+from rbnorm.kernels.triton import layer
 from rbnorm.kernels.triton.plan import plan
 
 BASE = Case((5, 3, 4, 5), torch.float64, "contiguous", True, {"eps": 1e-3}, 0)
 
 
 def compare(*args) -> None:
-    fused.compare(launch, *args)
+    fused.compare(layer, *args)
 
 
 @given(cases(), st.sampled_from(sorted(ACTIVATIONS)), st.booleans(), st.sampled_from(LAYOUTS))
@@ -65,7 +65,7 @@ def test_several_instance_tiles_of_chunks(shape, dtype):
 
 def call_forward(x: Tensor, training: bool = True) -> tuple[Tensor, ...]:
     running = [None, None] if training else [torch.zeros(x.shape[1]), torch.ones(x.shape[1])]
-    return launch.forward(x, *[None] * 6, *running, training, 0.1, 1e-5, 0, 0, 0.0)
+    return layer.forward(x, *[None] * 6, *running, training, 0.1, 1e-5, 0, 0, 0.0)
 
 
 def test_large_mean_is_as_accurate_as_batch_norm():
@@ -85,8 +85,8 @@ def test_center_gradient_survives_a_large_common_mean():
     for dtype in (torch.float32, torch.float64):
         w_m = torch.full((2,), 0.3, dtype=dtype)
         vectors, tail = (None, None, w_m, None, None), (1e-5, 0, 0, 0.0)
-        _, m, E, V = launch.forward(x.to(dtype), None, *vectors, None, None, True, 0.1, *tail)
-        found = launch.backward(
+        _, m, E, V = layer.forward(x.to(dtype), None, *vectors, None, None, True, 0.1, *tail)
+        found = layer.backward(
             dy.to(dtype), x.to(dtype), None, m, E, V, *vectors, True, *tail, False, False
         )
         assert found[0].numel() == 0
@@ -100,7 +100,7 @@ def test_large_numbers_are_finite_where_batch_norm_is(shape, size):
     torch.manual_seed(0)
     mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
     for x in (torch.randn(shape) * size, torch.randn(shape) * size, torch.randn(shape)):
-        y = launch.forward(x, *[None] * 6, mean, var, True, 0.1, 1e-5, 0, 0, 0.0)[0]
+        y = layer.forward(x, *[None] * 6, mean, var, True, 0.1, 1e-5, 0, 0, 0.0)[0]
         assert y.isfinite().all()
         assert not var.isnan().any()
 
@@ -108,7 +108,7 @@ def test_large_numbers_are_finite_where_batch_norm_is(shape, size):
 def test_evaluation_copies_the_running_statistics():
     x = torch.randn(4, 3, 5)
     mean, var = torch.zeros(3), torch.ones(3)
-    _, _, E, V = launch.forward(x, *[None] * 6, mean, var, False, 0.1, 1e-5, 0, 0, 0.0)
+    _, _, E, V = layer.forward(x, *[None] * 6, mean, var, False, 0.1, 1e-5, 0, 0, 0.0)
     mean.add_(1)
     var.add_(1)
     assert torch.equal(E, torch.zeros(3))
@@ -126,8 +126,8 @@ def test_wanted_gradients_do_not_depend_on_each_other(activation, want_dx, want_
         (dy, x, residual, m, E, V, *[None] * 5, True, 1e-5, 0, activation, 0.0),
         (True, True),
     )
-    whole = launch.backward(*head, *tail)
-    part = launch.backward(*head, want_dx, want_dresidual)
+    whole = layer.backward(*head, *tail)
+    part = layer.backward(*head, want_dx, want_dresidual)
     for wanted, a, b in zip((want_dx, want_dresidual), part, whole, strict=False):
         assert torch.equal(a, b if wanted else b.new_empty(0))
 
@@ -138,7 +138,7 @@ def test_nan_passes_through_every_activation():
         x[0, 0, 0] = torch.nan
         zeros, ones = torch.zeros(2), torch.ones(2)
         tail = (False, 0.1, 1e-5, 0, activation, 0.1)
-        y = launch.forward(x, None, *[None] * 5, zeros, ones, *tail)[0]
+        y = layer.forward(x, None, *[None] * 5, zeros, ones, *tail)[0]
         assert y[0, 0].isnan().all()
         assert y.isnan().sum() == 3
 
@@ -158,7 +158,7 @@ def test_empty_input(shape, training):
     assert m.shape == shape[:2]
     weight = torch.ones(shape[1])
     vectors = (weight, None, None, None, None)
-    found = launch.backward(x, x, None, m, E, V, *vectors, training, 1e-5, 0, 0, 0.0, True, False)
+    found = layer.backward(x, x, None, m, E, V, *vectors, training, 1e-5, 0, 0, 0.0, True, False)
     assert found[0].shape == shape
     assert torch.equal(found[2], torch.zeros(shape[1]))
 
@@ -169,7 +169,7 @@ def test_an_unknown_code_is_refused(restrict, activation, training):
     x, vectors = torch.randn(3, 4, 5), torch.randn(5, 4).unbind()
     running = torch.zeros(4), torch.ones(4)
     with pytest.raises(Exception, match=r"no such (restriction|activation)"):
-        launch.forward(x, None, *vectors, *running, training, 0.1, 1e-5, restrict, activation, 0.0)
+        layer.forward(x, None, *vectors, *running, training, 0.1, 1e-5, restrict, activation, 0.0)
 
 
 def split(memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,11 +196,11 @@ def test_what_comes_past_the_dispatcher_is_looked_at(name):
     given = {"x": torch.randn(3, 4, 5), "residual": torch.randn(3, 4, 5)}
     given |= {name: torch.zeros(4) for name in names} | {"running_var": torch.ones(4)}
     given |= {"training": True, "momentum": 0.1, "eps": 1e-5}
-    launch.forward(*given.values(), 0, 0, 0.0)
+    layer.forward(*given.values(), 0, 0, 0.0)
     changed = {**given, **WRONG[name]}
     running = given["running_mean"].clone()
     with pytest.raises(RuntimeError, match="must"):
-        launch.forward(*changed.values(), 0, 0, 0.0)
+        layer.forward(*changed.values(), 0, 0, 0.0)
     assert torch.equal(given["running_mean"], running)
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from cases import arrange
+from direct import PLAIN
 from tolerances import assert_close
 from torch import Tensor
 
-from rbnorm.kernels.triton import calls, launch, sweeps
+from rbnorm.kernels.triton import calls, phases, sweeps
 from rbnorm.kernels.triton.plan import MAX_CHUNKS, plan
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -53,29 +54,29 @@ def average(t: Tensor) -> Tensor:
 class TestDefinition:
     def test_moments(self, shape, dtype, layout):
         x = tensors(shape, dtype, layout)[0]
-        m, v = launch.moments(x)
+        m, v = phases.moments(x)
         assert_close(m, average(x), m.dtype)
         assert_close(v, average((x.double() - spread(average(x), x)).square()), m.dtype)
-        assert torch.equal(launch.mean(x), m)
+        assert torch.equal(phases.mean(x), m)
 
     def test_affine(self, shape, dtype, layout):
         x, _, m, a, b, _, _ = tensors(shape, dtype, layout)
         for center in (m, None):
-            y = launch.affine(x, center, a, b)
+            y = phases.affine(x, center, a, b, *PLAIN)
             assert y.dtype == dtype
             c = 0 if center is None else spread(center, x)
             assert_close(y, spread(a, x) * (x.double() - c) + spread(b, x), dtype, scale=8.0)
 
     def test_grad_moments(self, shape, dtype, layout):
         x, dy, m, *_ = tensors(shape, dtype, layout)
-        s1, s2 = launch.grad_moments(dy, x, m)
+        s1, s2 = phases.grad_moments(dy, x, m, None, None, *PLAIN)
         assert_close(s1, average(dy), s1.dtype)
         product = dy.double() * (x.double() - spread(m, x))
         assert_close(s2, average(product), s1.dtype, scale=8.0)
 
     def test_grad_affine(self, shape, dtype, layout):
         x, dy, m, a, u, _, p = tensors(shape, dtype, layout)
-        dx, _ = launch.grad_affine(dy, x, m, a, None, p, u)
+        dx, _ = phases.grad_affine(dy, x, m, a, None, p, u, *PLAIN, True, False)
         expected = spread(a, x) * dy.double() + spread(u, x)
         expected = expected + spread(p[None], x) * (x.double() - spread(m, x))
         assert dx.dtype == dtype
@@ -95,24 +96,29 @@ def test_every_configuration_computes_the_same(config, layout, shape, monkeypatc
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_output_keeps_the_layout(layout):
     x, dy, m, a, b, _, p = tensors((2, 3, 4, 5), torch.float32, layout)
-    assert launch.affine(x, m, a, b).stride() == x.stride()
-    assert launch.grad_affine(dy.contiguous(), x, m, a, None, p, b)[0].stride() == x.stride()
+    assert phases.affine(x, m, a, b, *PLAIN).stride() == x.stride()
+    assert (
+        phases.grad_affine(dy.contiguous(), x, m, a, None, p, b, *PLAIN, True, False)[0].stride()
+        == x.stride()
+    )
 
 
 def test_scale_may_be_expanded():
     x, _, m, a, b, _, _ = tensors((4, 2, 3), torch.float64)
     same = a[:1].expand_as(a)
-    assert torch.equal(launch.affine(x, m, same, b), launch.affine(x, m, same.contiguous(), b))
+    assert torch.equal(
+        phases.affine(x, m, same, b, *PLAIN), phases.affine(x, m, same.contiguous(), b, *PLAIN)
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 4, 4), (0, 2), (2, 0, 3), (2, 3, 0)])
 def test_empty_input(shape):
     x, dy, m, a, b, _, p = tensors(shape, torch.float32)
-    assert [t.shape for t in launch.moments(x)] == [shape[:2]] * 2
-    assert launch.mean(x).shape == shape[:2]
-    assert launch.affine(x, m, a, b).shape == shape
-    assert [t.shape for t in launch.grad_moments(dy, x, m)] == [shape[:2]] * 2
-    assert launch.grad_affine(dy, x, m, a, None, p, b)[0].shape == shape
+    assert [t.shape for t in phases.moments(x)] == [shape[:2]] * 2
+    assert phases.mean(x).shape == shape[:2]
+    assert phases.affine(x, m, a, b, *PLAIN).shape == shape
+    assert [t.shape for t in phases.grad_moments(dy, x, m, None, None, *PLAIN)] == [shape[:2]] * 2
+    assert phases.grad_affine(dy, x, m, a, None, p, b, *PLAIN, True, False)[0].shape == shape
 
 
 def test_variance_with_a_large_mean():
@@ -121,7 +127,7 @@ def test_variance_with_a_large_mean():
     # Of several chunks the means, rounded to 1e-3 here, enter the variance.
     for shape, relative in (((4, 3, 16, 16), 1e-6), ((1, 2, 4096), 1e-6), ((1, 2, 9001), 1e-5)):
         x = torch.randn(shape) + 1e4
-        m, v = launch.moments(x)
+        m, v = phases.moments(x)
         assert torch.allclose(m.double(), average(x), rtol=1e-7, atol=0)
         exact = average((x.double() - spread(average(x), x)).square())
         assert torch.allclose(v.double(), exact, rtol=relative, atol=0)
@@ -129,7 +135,7 @@ def test_variance_with_a_large_mean():
 
 def test_constant_rows_have_no_variance():
     x = torch.tensor([1e3, 0.1, -7.0]).view(1, 3, 1).expand(2, 3, 5001).contiguous()
-    m, v = launch.moments(x)
+    m, v = phases.moments(x)
     assert torch.equal(m, x[..., 0])
     assert v.max() <= 1e-12
 
@@ -137,7 +143,7 @@ def test_constant_rows_have_no_variance():
 def test_nan_and_infinity_stay_in_their_row():
     x = torch.zeros(2, 3, 5)
     x[0, 1, 2], x[1, 2, 0] = torch.nan, torch.nan
-    m, v = launch.moments(x)
+    m, v = phases.moments(x)
     expected = x.isnan().any(-1)
     assert torch.equal(m.isnan(), expected)
     assert torch.equal(v.isnan(), expected)

@@ -86,7 +86,7 @@ FAKES: dict[str, Callable[..., object]] = {
 _library = torch.library.Library("rbnorm", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=[torch.Tag.pt2_compliant_tag])
-    _implementation = getattr(layer if hasattr(layer, _name) else phases, _name)
+    _implementation = getattr(phases if _name in phases.PHASES else layer, _name)
     _library.impl(_name, checked(_name, _implementation), "CompositeExplicitAutograd")
     # A call is a fake one already where a single tensor is on the meta device.
     torch.library.register_fake(f"rbnorm::{_name}", checked(_name, FAKES[_name]), lib=_library)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import NamedTuple, cast
@@ -16,7 +16,7 @@ from rbnorm import elementwise
 from rbnorm.kernels import phases, triton
 from rbnorm.kernels.installation import build_command, noticed
 from rbnorm.kernels.layer import Whole
-from rbnorm.kernels.phases import Phases
+from rbnorm.kernels.phases import PHASES, Phases
 
 _LIMITS = ("plain", "avx2", "avx512")
 
@@ -33,10 +33,9 @@ class Kernels(NamedTuple):
 
     phases: Phases
     whole: Whole | None = None  # the override
-    checks: bool = False  # whether ``whole`` looks at its arguments itself, at less cost than we do
 
 
-PORTABLE = Kernels(cast("Phases", phases))
+PORTABLE = Kernels(phases)
 
 
 def _cpu() -> Backend:
@@ -60,13 +59,13 @@ def _cpu() -> Backend:
 
 
 def _cuda(library: torch.library.Library) -> Backend:
-    reason = triton.register(library)
-    if reason is not None:
-        return Backend("portable", reason)
+    missing = triton.register(library)
+    if missing:
+        return Backend("portable", missing)
     return Backend("triton", "compiled when a layer first runs on such a device, CUDA or ROCm")
 
 
-_found: dict[str, Backend] = {}
+_installed: dict[str, Backend] = {}  # of each device type
 _compiled: dict[str, Kernels] = {}
 _open: dict[object, dict[str, Kernels]] = {}  # what each open context chose, in their order
 _lock = threading.Lock()
@@ -75,11 +74,9 @@ _active = _compiled
 
 def load(library: torch.library.Library) -> None:
     """Register the compiled kernels that this installation has; ``library`` has the ops."""
-    _found["cpu"] = _cpu()
-    _found["cuda"] = _cuda(library)
+    _installed.update(cpu=_cpu(), cuda=_cuda(library))
     ops = torch.ops.rbnorm
-    names = [name for name in vars(Phases) if not name.startswith("_")]
-    dispatched = SimpleNamespace(**{name: getattr(ops, name).default for name in names})
+    dispatched = _phases({name: getattr(ops, name).default for name in PHASES})
     # In C++ a channel stays in the cache from phase to phase. By the phases alone training takes
     # 1.1 to 2.4 times as long on (32, 64, 56, 56) to (32, 512, 7, 7), 3.0 on (8, 64, 8, 8) and 7.3
     # with its channels last; evaluation 0.9 to 1.9, and 2.7 (float32, one thread, AVX-512). In
@@ -88,17 +85,19 @@ def load(library: torch.library.Library) -> None:
     # phases: unmeasured.
     whole = {
         "c++": Whole(*(getattr(ops, name).default for name in Whole._fields)),
-        "triton": Whole(**triton.DIRECT),
+        "triton": triton.DIRECT,
     }
-    if _found["cpu"].name == "portable":
-        why = _found["cpu"].why
-        plain = {name: noticed(getattr(phases, name), lambda: why) for name in names}
-        _compiled["cpu"] = Kernels(cast("Phases", SimpleNamespace(**plain)))
-    for device, found in _found.items():
-        if found.name != "portable":
-            override = whole.get(found.name)
-            checks = override is not None
-            _compiled[device] = Kernels(cast("Phases", dispatched), override, checks)
+    for device, backend in _installed.items():
+        if backend.name != "portable":
+            _compiled[device] = Kernels(dispatched, whole.get(backend.name))
+    if "cpu" not in _compiled:
+        why = _installed["cpu"].why
+        plain = {name: noticed(getattr(phases, name), lambda: why) for name in PHASES}
+        _compiled["cpu"] = Kernels(_phases(plain))
+
+
+def _phases(functions: dict[str, Callable[..., object]]) -> Phases:
+    return cast("Phases", SimpleNamespace(**functions))
 
 
 def active(device: str) -> Kernels:
@@ -115,8 +114,8 @@ def backends() -> dict[str, Backend]:
     """
     if _active is not _compiled:
         chosen = Backend("portable", 'chosen by use_backend("portable")')
-        return dict.fromkeys(_found, chosen)
-    return dict(_found)
+        return dict.fromkeys(_installed, chosen)
+    return dict(_installed)
 
 
 @contextmanager
@@ -132,10 +131,10 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: There is no such backend here; the sentence says why.
     """
-    names = dict.fromkeys((backend.name for backend in _found.values()), _compiled)
+    names = dict.fromkeys((backend.name for backend in _installed.values()), _compiled)
     names["portable"] = {}
     if name not in names:
-        reasons = "; ".join(f"{device}: {found.why}" for device, found in _found.items())
+        reasons = "; ".join(f"{device}: {backend.why}" for device, backend in _installed.items())
         raise ValueError(f"backend must be one of {', '.join(names)}, got {name!r} ({reasons})")
     context = object()
     _choose(context, names[name])

@@ -78,13 +78,13 @@ def differentiate(
         d = amplify(batch.deviation(m), p.center_weight)
     f = tables.forward(d, V, p, options)
     activated = options.activation > 0
-    shift, tail = f.shift if activated else None, (residual, options.activation, options.slope)
-    S1, S2 = kernels.grad_moments(dy, x, m, f.scale if activated else None, shift, *tail)
+    shift, epilogue = f.shift if activated else None, (residual, options.activation, options.slope)
+    S1, S2 = kernels.grad_moments(dy, x, m, f.scale if activated else None, shift, *epilogue)
     b = tables.backward(S1, S2, m, f, p, options, positions(x), batch, group)
     dx = dresidual = x.new_empty(0)
     if want_dx or want_dresidual:
         dx, dresidual = kernels.grad_affine(
-            dy, x, m, f.scale, shift, b.p, b.u, *tail, want_dx, want_dresidual
+            dy, x, m, f.scale, shift, b.x_scale, b.u, *epilogue, want_dx, want_dresidual
         )
     none, L = m.new_empty(0), positions(x)
     dweight, dbias, dcenter, dscale, dshift = (
@@ -95,7 +95,10 @@ def differentiate(
 
 
 class Whole(NamedTuple):
-    """A backend's override: the layer by one call each, with the arguments of the ops' schemas."""
+    """A backend's override: the layer by one call each, with the arguments of the ops' schemas.
+
+    ``forward`` and ``inference`` look at their arguments themselves, at less cost than we do.
+    """
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     inference: Callable[..., Tensor]

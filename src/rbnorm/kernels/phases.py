@@ -13,13 +13,18 @@ ever touches temporaries.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+PHASES: Final = ("mean", "moments", "affine", "grad_moments", "grad_affine")
+Epilogue = tuple[Tensor | None, int, float]  # residual, activation, slope
 CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -38,10 +43,8 @@ class Phases(Protocol):
         m: Tensor | None,
         scale: Tensor,
         shift: Tensor,
-        residual: Tensor | None,
-        activation: int,
-        slope: float,
         /,
+        *epilogue: Unpack[Epilogue],
     ) -> Tensor:
         """``y = act(scale (x - m) + shift + residual)``, rounded once to the dtype of x."""
 
@@ -52,10 +55,8 @@ class Phases(Protocol):
         m: Tensor,
         scale: Tensor | None,
         shift: Tensor | None,
-        residual: Tensor | None,
-        activation: int,
-        slope: float,
         /,
+        *epilogue: Unpack[Epilogue],
     ) -> tuple[Tensor, Tensor]:
         """The means ``S1`` of dz and ``S2`` of dz (x - m), where ``dz = dy act'(z)``.
 
@@ -153,15 +154,10 @@ def _before_activation(
 
 
 def affine(
-    x: Tensor,
-    m: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
+    x: Tensor, m: Tensor | None, scale: Tensor, shift: Tensor, *epilogue: Unpack[Epilogue]
 ) -> Tensor:
     """As :meth:`Phases.affine`."""
+    residual, activation, slope = epilogue
     z = _before_activation(x, m, scale, shift, residual)
     return standard(ACTIVATION_OF[activation](z, slope).to(x.dtype))
 
@@ -172,11 +168,10 @@ def _dz(
     m: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
+    *epilogue: Unpack[Epilogue],
 ) -> Tensor:
     """The gradient of what enters the activation."""
+    residual, activation, slope = epilogue
     if not activation:
         return dy
     assert scale is not None
@@ -191,12 +186,10 @@ def grad_moments(
     m: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    residual: Tensor | None,
-    activation: int,
-    slope: float,
+    *epilogue: Unpack[Epilogue],
 ) -> tuple[Tensor, Tensor]:
     """As :meth:`Phases.grad_moments`."""
-    dz = _dz(dy, x, m, scale, shift, residual, activation, slope)
+    dz = _dz(dy, x, m, scale, shift, *epilogue)
     return mean(dz), mean((x - _spread(m, x)).mul_(dz))
 
 

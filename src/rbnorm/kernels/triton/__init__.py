@@ -14,35 +14,27 @@ from typing import Any
 import torch
 
 from rbnorm.kernels.checks import checked
-
-OPS = (
-    "forward",
-    "inference",
-    "backward",
-    "mean",
-    "moments",
-    "affine",
-    "grad_moments",
-    "grad_affine",
-)
+from rbnorm.kernels.layer import Whole
+from rbnorm.kernels.phases import PHASES
 
 
-def _deferred(name: str) -> Callable[..., Any]:
-    """The launcher ``name``, imported when it is first called."""
-    found: Callable[..., object] | None = None
+def _deferred(module: str, name: str) -> Callable[..., Any]:
+    """A function of one of the modules here, which is imported when it is first called."""
+    function: Callable[..., object] | None = None
 
     def call(*args: object) -> object:
-        nonlocal found
-        if found is None:
-            found = getattr(importlib.import_module("rbnorm.kernels.triton.launch"), name)
-        return found(*args)
+        nonlocal function
+        if function is None:
+            function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        return function(*args)
 
     return call
 
 
 # The whole layer past the dispatcher, which takes Python to Python here and costs as much as two
 # launches; forward and inference look at their arguments themselves, backward trusts autograd.
-DIRECT = {name: _deferred(name) for name in ("forward", "inference", "backward")}
+DIRECT = Whole(*(_deferred("layer", name) for name in Whole._fields))
+OPS = {**DIRECT._asdict(), **{name: _deferred("phases", name) for name in PHASES}}
 
 
 def register(library: torch.library.Library, key: str = "CUDA") -> str | None:
@@ -52,6 +44,6 @@ def register(library: torch.library.Library, key: str = "CUDA") -> str | None:
     """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    for name in OPS:
-        library.impl(name, checked(name, _deferred(name)), key)
+    for name, function in OPS.items():
+        library.impl(name, checked(name, function), key)
     return None

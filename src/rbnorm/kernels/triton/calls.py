@@ -17,8 +17,10 @@ import triton
 from torch import Tensor
 from triton import JITFunction
 
+from rbnorm import elementwise
 from rbnorm.kernels.checks import ACCEPTED, DTYPES
 from rbnorm.kernels.phases import CHANNELS_LAST, positions, table_dtype
+from rbnorm.kernels.triton import elementwise as functions
 from rbnorm.kernels.triton import sweeps
 from rbnorm.kernels.triton.plan import Plan, plan
 from rbnorm.kernels.triton.sweeps import Config
@@ -35,6 +37,10 @@ Argument = Handle | float  # what kernels take
 _Compiled = tuple[int, Callable[..., None], Callable[[int], int], object, object]
 _tuned: dict[Hashable, Config] = {}
 _IGNORED = (0, 0, 0, 0)  # in the place of what is compiled in
+
+_WRONG = elementwise.mismatch("Triton's file", functions.RESTRICTIONS, functions.ACTIVATIONS)
+if _WRONG:
+    raise ImportError(_WRONG)
 
 
 def _is_untimed() -> bool:
@@ -112,7 +118,6 @@ class Call:
         layout: Of all data: channels_last where x is so, contiguous elsewhere.
         table, vector, chunks: What ``torch.empty_like`` makes an (N, C) table, a (C,) vector, and
             a (chunks, N, C) table of; they hold a single number.
-        no_data, no_vector: The same for what is not wanted or absent: no elements.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -134,7 +139,7 @@ class Call:
         self.table, self.vector = one.expand(N, C), one.expand(C)
         chunks = self.plan.chunks if self.plan else 1
         self.chunks = self.table if chunks == 1 else one.expand(chunks, N, C)
-        self.no_data, self.no_vector = x.new_empty(0), one.new_empty(0)
+        self._no_data, self._no_vector = x.new_empty(0), one.new_empty(0)
         self._slot = -(-chunks * N * C // 32) * 32  # a table of chunks, to a multiple of 128 bytes
         self._slots: dict[int, Tensor] = {}
 
@@ -204,14 +209,24 @@ class Call:
         """
         addresses = [None if t is None else t.data_ptr() for t in tensors]
         key = (*options, *[a and a & 15 for a in addresses])
-        found = self._launchers.get(key)
-        if found is None:
+        launcher = self._launchers.get(key)
+        if launcher is None:
             assert self.plan is not None
             width, _, last = self.plan.sweep
             small = self._shape.numel() < SMALL
-            found = Launcher(self._device, (self._dtype, width, last, small))
-            self._launchers[key] = found
-        return found, addresses if found.ready else tensors
+            launcher = Launcher(self._device, (self._dtype, width, last, small))
+            self._launchers[key] = launcher
+        return launcher, addresses if launcher.ready else tensors
+
+    def or_empty(
+        self, dx: Tensor | None, dresidual: Tensor | None, *grads: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The gradients, those that are missing without elements."""
+        return (
+            torch.empty_like(self._no_data) if dx is None else dx,
+            torch.empty_like(self._no_data) if dresidual is None else dresidual,
+            *[torch.empty_like(self._no_vector) if g is None else g for g in grads],
+        )
 
 
 _calls: dict[Hashable, Call] = {}
@@ -220,12 +235,12 @@ _calls: dict[Hashable, Call] = {}
 def call_of(x: Tensor) -> Call:
     """The call for tensors like x."""
     key = (x.shape, x.stride(), x.dtype, x.get_device())
-    found = _calls.get(key)
-    if found is None:
+    call = _calls.get(key)
+    if call is None:
         if len(_calls) >= MOST:  # a stream of ever new sizes
             _calls.clear()
-        found = _calls[key] = Call(x)
-    return found
+        call = _calls[key] = Call(x)
+    return call
 
 
 def on_device(

@@ -17,8 +17,8 @@ from rbnorm.kernels.triton.tiles import (
 
 @triton.jit(do_not_specialize=["N"])
 def evaluate(
-    x, residual, y, m, E, V, running_mean, running_var, weight, bias, center_weight, scale_weight,
-    scale_bias,
+    x, residual, y, m, E, V, weight, bias, center_weight, scale_weight, scale_bias, running_mean,
+    running_var,
     N, C, L,
     eps: tl.float64, slope: tl.float64,
     RESTRICT: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, ALIGN: tl.constexpr,

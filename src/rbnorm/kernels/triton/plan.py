@@ -22,6 +22,9 @@ LARGEST_HELD = 16384  # values that a program holds in registers, 32 of a thread
 LARGEST_LOOP = 2**16  # values that a lone program may read
 
 
+WholeOptions = tuple[int, int, bool, int, bool] | None
+
+
 class Sweep(NamedTuple):
     """The compile-time options that every sweep takes first, in the order of its arguments."""
 
@@ -46,9 +49,9 @@ class Plan(NamedTuple):
     table: tuple[int, int, int]
     table_warps: int
     table_programs: int
-    whole: tuple[int, int, bool, int, bool] | None
-    whole_warps: int = 0
-    whole_programs: int = 0
+    whole: WholeOptions
+    whole_warps: int
+    whole_programs: int
 
     @property
     def chunks(self) -> int:
@@ -90,40 +93,33 @@ def plan(N: int, C: int, L: int, channels_last: bool) -> Plan:
     most = TABLE_TILE if parts == 1 else TABLE_TILE_OF_CHUNKS
     instances = min(triton.next_power_of_2(N), max(1, most // side // parts))
     table_tile = instances * parts * side
-    found = Plan(
+    return Plan(
         (N, C, L, chunk, chunks),
         Sweep(width, align, channels_last),
         (instances, side, parts),
         max(4, table_tile // (8 * LANES)),
         triton.cdiv(C, side),
-        None,
-    )
-    whole = _whole(N, C, L, channels_last)
-    if whole is None:
-        return found
-    width, tile, held = whole
-    return found._replace(
-        whole=(width, align, channels_last, tile, held),
-        whole_warps=min(16, max(4, tile // (16 * LANES))),
-        whole_programs=triton.cdiv(N * C, rows_per_tile(width, tile, channels_last)),
+        *_whole(N, C, L, align, channels_last),
     )
 
 
-def _whole(N: int, C: int, L: int, channels_last: bool) -> tuple[int, int, bool] | None:
-    """WIDTH, TILE and HELD of the kernel that does all of evaluation, where it is worth it."""
+def _whole(
+    N: int, C: int, L: int, align: int, channels_last: bool
+) -> tuple[WholeOptions, int, int]:
+    """Of the kernel that does all of evaluation: its options, warps and programs."""
     length, broad = triton.next_power_of_2(L), triton.next_power_of_2(C)
     if channels_last:
         width = min(broad, max(16, min(64, 8192 // length)))  # channels
         held = length * width <= LARGEST_HELD
         width = width if held else min(broad, 32)
         tile = max(1024, length * width) if held else 4096
-        rows = rows_per_tile(width, tile, True)
     else:
         held = length <= LARGEST_HELD
         width = length if held else MAX_WIDTH
         tile = max(2048, width)
-        rows = rows_per_tile(width, tile, False)
+    rows = rows_per_tile(width, tile, channels_last)
     programs = triton.cdiv(N * C, rows)
     if not held and programs < 256 and L * rows > LARGEST_LOOP:
-        return None
-    return width, tile, held
+        return None, 0, 0
+    warps = min(16, max(4, tile // (16 * LANES)))
+    return (width, align, channels_last, tile, held), warps, programs

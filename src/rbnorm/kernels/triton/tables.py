@@ -63,8 +63,8 @@ def merge(
 
 @_jit
 def forward(
-    mean, var, m, scale, shift, E, V, running_mean, running_var, weight, bias, center_weight,
-    scale_weight, scale_bias,
+    mean, var, m, scale, shift, E, V, weight, bias, center_weight, scale_weight, scale_bias,
+    running_mean, running_var,
     N, C, L, chunk, chunks,
     momentum: tl.float64, correction: tl.float64, eps: tl.float64,
     TRAINING: tl.constexpr, RESTRICT: tl.constexpr, BLOCK_N: tl.constexpr,
