@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.calibration import NAMES, Calibration
 from rbnorm.definition import RESTRICTIONS, resolve
 from rbnorm.integrity import remember
@@ -22,7 +23,6 @@ from rbnorm.modules import (
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
-    _RepresentativeBatchNorm,
 )
 from rbnorm.names import CalibrationOptions
 from rbnorm.sync import SyncRepresentativeBatchNorm

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from rbnorm.base import _RepresentativeBatchNorm, bias_option
 from rbnorm.calibration import Calibration
 from rbnorm.modules import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,
-    _RepresentativeBatchNorm,
-    bias_option,
 )
 from rbnorm.names import CalibrationOptions
 
@@ -32,15 +31,7 @@ __all__ = [
 class _LazyRepresentativeBatchNorm(_LazyNormBase, _RepresentativeBatchNorm):
     """RBN that learns ``num_features`` from its first input; otherwise the layer it is named after.
 
-    Args:
-        eps: As in that layer, like all others.
-        momentum: See there.
-        affine: See there.
-        track_running_stats: See there.
-        device: See there.
-        dtype: See there.
-        bias: See there.
-        **calibration: The keyword-only arguments of that layer.
+    All arguments are those of that layer.
     """
 
     def __init__(

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch import distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
-from torch.nn.parameter import Parameter
 
-from rbnorm.batch import Group
-from rbnorm.calibration import NAMES, Calibration
-from rbnorm.deferred import with_initial_value
-from rbnorm.definition import Restriction, Statistic
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.elementwise import activation_of
-from rbnorm.functional import representative_batch_norm
-from rbnorm.integrity import Guarded
-from rbnorm.kernels.phases import table_dtype
-from rbnorm.names import ActivationName, LayerOptions, RestrictionName, StatisticName
+from rbnorm.names import ActivationName, LayerOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,230 +23,6 @@ __all__ = [
     "RepresentativeBatchNorm3d",
     "RepresentativeBatchNormAct2d",
 ]
-
-
-_VECTORS = ("weight", "bias", *NAMES)
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_FLAGS = ("frozen_stats", "synchronised")
-
-
-def bias_option(bias: bool) -> dict[str, bool]:
-    """The argument for torch's BatchNorm, whose older releases do not have it."""
-    return {} if bias else {"bias": False}
-
-
-def _is_recomputed() -> bool:
-    """Whether this forward pass belongs to a backward pass, as under activation checkpointing.
-
-    Its batch has been counted once, when it came by first.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-class _RepresentativeBatchNorm(Guarded, _BatchNorm):
-    """Everything of RBN but the rank of its input; see :class:`RepresentativeBatchNorm2d`."""
-
-    center_weight: Parameter | None
-    scale_weight: Parameter | None
-    scale_bias: Parameter | None
-    calibration: Calibration
-    #: Normalise by the running statistics in training too, and keep them; see `rbnorm.freeze`.
-    frozen_stats: bool = False
-    #: Share the batch with the processes of `process_group` (None: all); see `rbnorm.convert_sync`.
-    synchronised: bool = False
-    process_group: dist.ProcessGroup | None = None
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.types.Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        center: bool = True,
-        scale: bool = True,
-        statistic: StatisticName | Statistic = "mean",
-        restrict: RestrictionName | Restriction = "sigmoid",
-        center_weight_init: float = 0.0,
-        scale_weight_init: float = 0.0,
-        scale_bias_init: float = 1.0,
-    ) -> None:
-        calibration = Calibration(
-            center,
-            scale,
-            statistic,
-            restrict,
-            center_weight_init,
-            scale_weight_init,
-            scale_bias_init,
-        )
-        calibration.check()
-        if not 0 <= eps < math.inf:
-            raise ValueError(f"eps must be a non-negative number, got {eps}")
-        if momentum is not None and not math.isfinite(momentum):
-            raise ValueError(f"momentum must be a finite number or None, got {momentum}")
-        options = bias_option(bias)
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **options
-        )
-        self.calibrate(
-            calibration, lambda: Parameter(torch.empty(num_features, device=device, dtype=dtype))
-        )
-        self.reset_parameters()
-
-    def calibrate(self, calibration: Calibration, new: Callable[[], Parameter]) -> None:
-        """Give a layer that is a BatchNorm so far its options and, made by ``new``, parameters."""
-        self.calibration = calibration
-        initial = calibration.initial()
-        for name in NAMES:
-            wanted = name in initial
-            self.register_parameter(
-                name, with_initial_value(new(), initial[name]) if wanted else None
-            )
-
-    def reset_parameters(self) -> None:
-        """Reset as BatchNorm does, and the calibration parameters to their initial values."""
-        super().reset_parameters()
-        if "calibration" in self.__dict__:  # torch resets once before the parameters exist
-            self.reset_calibration()
-
-    def reset_running_stats(self) -> None:
-        """Reset as BatchNorm does, unless the statistics are frozen."""
-        if not self.frozen_stats:
-            super().reset_running_stats()
-
-    def reset_calibration(self) -> None:
-        """Set the calibration parameters to their initial values."""
-        for name, value in self.calibration.initial().items():
-            nn.init.constant_(getattr(self, name), value)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise and calibrate; see the class."""
-        if isinstance(input, fx.Proxy):
-            return self._as_node(input)
-        return self._normalise(input)
-
-    def _as_node(self, *inputs: fx.Proxy) -> Tensor:
-        """One node of the graph that ``torch.fx`` traces symbolically, like torch's own layers."""
-        tracer = cast("fx.Tracer", inputs[0].tracer)
-        node = tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
-        return cast("Tensor", node)
-
-    def _normalise(
-        self,
-        input: Tensor,
-        residual: Tensor | None = None,
-        activation: ActivationName | None = None,
-        negative_slope: float = 0.0,
-    ) -> Tensor:
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        weight, bias, w_m, w_v, w_b, mean, var, batches = self._tensors()
-        from_batch = self.training and not self.frozen_stats
-        track = from_batch and self.track_running_stats and not _is_recomputed()
-        used = track or not from_batch
-        output = representative_batch_norm(
-            input,
-            mean if used else None,
-            var if used else None,
-            weight,
-            bias,
-            from_batch or (mean is None and var is None),
-            self._factor(mean, batches) if track else 0.0,
-            self.eps,
-            center_weight=w_m,
-            scale_weight=w_v,
-            scale_bias=w_b,
-            statistic=self.calibration.statistic,
-            restrict=self.calibration.restrict,
-            residual=residual,
-            activation=activation,
-            negative_slope=negative_slope,
-            group=Group.of(self.process_group) if self.synchronised and from_batch else None,
-        )
-        if track and batches is not None:
-            batches.add_(1)
-        return output
-
-    def _tensors(self) -> tuple[Tensor | None, ...]:
-        """The vectors, the running statistics and the count of batches."""
-        p, b = self._parameters, self._buffers
-        try:  # past the long way on which torch looks for parameters
-            return (
-                p["weight"],
-                p["bias"],
-                p["center_weight"],
-                p["scale_weight"],
-                p["scale_bias"],
-                b["running_mean"],
-                b["running_var"],
-                b["num_batches_tracked"],
-            )
-        except KeyError:  # pruned, parametrised, or put there by somebody
-            return tuple(getattr(self, name) for name in (*_VECTORS, *_BUFFERS))
-
-    def _factor(self, mean: Tensor | None, batches: Tensor | None) -> float | Tensor:
-        """The share of this batch in the running statistics."""
-        if self.momentum is not None:
-            return self.momentum
-        if batches is None or mean is None:
-            return 0.0
-        # A tensor, so that no device waits for the host; float64 buffers get a float64 factor.
-        return (batches + 1).to(table_dtype(mean.dtype)).reciprocal()
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Refuse ``torch.jit.script``, which asks every module."""
-        raise NotImplementedError(
-            f"torch.jit.script cannot compile {type(self).__name__}; "
-            "use torch.jit.trace or torch.export"
-        )
-
-    def extra_repr(self) -> str:
-        """BatchNorm's line, then every calibration option that differs from its default."""
-        options = zip(Calibration._fields, self.calibration, Calibration(), strict=True)
-        changed = [f", {name}={value}" for name, value, default in options if value != default]
-        changed += [f", {name}=True" for name in _FLAGS if getattr(self, name)]
-        return "".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
-    ) -> None:
-        self._flatten_official(state_dict, prefix)
-        self._complete_batchnorm(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _flatten_official(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        for name in ("weight", "bias", *NAMES):
-            value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == value.numel():
-                state_dict[prefix + name] = value.reshape(-1)
-
-    def _complete_batchnorm(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Add the initial calibration to a BatchNorm's checkpoint, which has nothing of it."""
-        own = {"weight": self._parameters.get("weight"), "running_mean": self.running_mean}
-        wanted = [name for name, tensor in own.items() if tensor is not None]
-        known = [state_dict[prefix + name] for name in wanted if prefix + name in state_dict]
-        if len(known) < len(wanted) or any(prefix + name in state_dict for name in NAMES):
-            return
-        for name, value in self.calibration.initial().items():
-            parameter = getattr(self, name)
-            like = known[0] if known else parameter
-            state_dict[prefix + name] = torch.full(
-                like.shape, value, dtype=parameter.dtype, device=like.device
-            )
-        if self._buffers.get("weight") is not None:  # the constant of `convert_batchnorm`
-            state_dict.setdefault(prefix + "weight", self.weight)
-
-
-def rbn_layers(model: nn.Module) -> list[tuple[str, _RepresentativeBatchNorm]]:
-    """The RBN layers of a model with their names; an error if there is none."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, _RepresentativeBatchNorm)]
-    if not found:
-        raise ValueError(f"model must have an RBN layer, got {type(model).__name__} without one")
-    return found
 
 
 class RepresentativeBatchNorm1d(_RepresentativeBatchNorm, nn.BatchNorm1d):
@@ -349,17 +115,11 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
 
     Args:
         num_features: As in :class:`RepresentativeBatchNorm2d`, like all that are not listed here.
-        eps: See there.
-        momentum: See there.
-        affine: See there.
-        track_running_stats: See there.
         apply_act: Apply the activation at all.
         act_layer: Makes the activation; a class, a function, or None for no activation.
         act_kwargs: More arguments for ``act_layer``.
         inplace: Pass ``inplace=True`` to ``act_layer`` if it has that argument.
         drop_layer: Makes the drop layer; None for none.
-        device: See there.
-        dtype: See there.
         **calibration: The keyword-only arguments of :class:`RepresentativeBatchNorm2d`.
     """
 
@@ -403,6 +163,6 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
     def _fused_activation(self) -> ActivationName | None:
         """The activation that can be part of the op; None where drop or act are other code."""
         if is_bare(self.drop) and is_bare(self.act) and not _has_any_global_hook():
-            found = activation_of(self.act) if activation_of(self.drop) == "none" else None
-            return cast("ActivationName | None", found)
+            name = activation_of(self.act) if activation_of(self.drop) == "none" else None
+            return cast("ActivationName | None", name)
         return None

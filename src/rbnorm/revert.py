@@ -16,12 +16,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rbnorm.base import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.calibration import NAMES
 from rbnorm.convert import counterparts
 from rbnorm.definition import RESTRICTIONS, resolve
 from rbnorm.integrity import forget
 from rbnorm.kernels.phases import table_dtype
-from rbnorm.modules import RepresentativeBatchNormAct2d, _RepresentativeBatchNorm, rbn_layers
+from rbnorm.modules import RepresentativeBatchNormAct2d
 from rbnorm.originals import refuse_replaced
 
 __all__ = ["RevertReport", "revert_batchnorm"]

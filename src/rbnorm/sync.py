@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from rbnorm.modules import (
-    RepresentativeBatchNormAct2d,
-    _RepresentativeBatchNorm,
-    rbn_layers,
-)
+from rbnorm.base import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.modules import RepresentativeBatchNormAct2d
 from rbnorm.names import LayerOptions
 
 if TYPE_CHECKING:
@@ -43,15 +40,8 @@ class SyncRepresentativeBatchNorm(_RepresentativeBatchNorm):
     :class:`RepresentativeBatchNorm2d`, for inputs of any rank from 2 on.
 
     Args:
-        num_features: C; like ``eps`` to ``track_running_stats`` as in
-            :class:`RepresentativeBatchNorm2d`.
-        eps: See there.
-        momentum: See there.
-        affine: See there.
-        track_running_stats: See there.
+        num_features: As in :class:`RepresentativeBatchNorm2d`, like all that are not listed here.
         process_group: The processes that share a batch; None for all.
-        device: See there.
-        dtype: See there.
         **calibration: The keyword-only arguments of :class:`RepresentativeBatchNorm2d`.
 
     Raises:

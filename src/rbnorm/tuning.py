@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from rbnorm.base import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.calibration import NAMES
-from rbnorm.modules import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.originals import AFFINE, originals
 
 __all__ = ["freeze", "parameter_groups", "unfreeze"]

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.export.layer import Parts, restriction, split
 from rbnorm.export.trial import Pair, pair_of
-from rbnorm.modules import _RepresentativeBatchNorm
 
 # Of the second moment; below it a channel is constant, and nothing says how its output follows.
 _NO_SPREAD = 1e-12

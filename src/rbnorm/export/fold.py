@@ -9,10 +9,10 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from rbnorm.base import rbn_layers
 from rbnorm.export.constant import CONSTANTS, Constants, approximate, observe, put, variation
 from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
 from rbnorm.integrity import forget
-from rbnorm.modules import rbn_layers
 from rbnorm.revert import _evaluate
 
 _Batch = Tensor | tuple[object, ...]

@@ -9,8 +9,8 @@ from torch import nn
 from torch_pruning.pruner.function import BasePruningFunc
 
 import rbnorm
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.calibration import NAMES
-from rbnorm.modules import _RepresentativeBatchNorm
 from rbnorm.originals import AFFINE
 
 __all__ = ["PRUNERS", "RepresentativeBatchNormPruner"]

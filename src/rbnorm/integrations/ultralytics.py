@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.convert import convert_batchnorm
-from rbnorm.modules import _RepresentativeBatchNorm
 from rbnorm.record import convert_as_recorded, record_layers
 
 __all__ = ["RepresentativeBatchNormTrainer", "keep_unfused"]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rbnorm
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.meter import batch_or_running, gate, normalised, wide
 from rbnorm.diagnosis.passes import call, run, unchanged
 from rbnorm.lab.feature_maps import photographs, strip
-from rbnorm.modules import _RepresentativeBatchNorm
 
 CASES: Final = ("mean_below", "mean_above", "var_below", "var_above")
 _LEAST: Final = 4  # positions a side: a smaller map is no picture

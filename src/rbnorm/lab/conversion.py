@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import rbnorm
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.passes import call, labels_of, normalisers, run, unchanged
 from rbnorm.lab.errors import first_line
 from rbnorm.lab.text import Text
-from rbnorm.modules import _RepresentativeBatchNorm
 
 
 @dataclass(frozen=True)

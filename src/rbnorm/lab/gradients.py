@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from rich.table import Table
 
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.lab.config import RunConfig
 from rbnorm.lab.data import ImageData
 from rbnorm.lab.errors import UsageError
@@ -23,7 +24,6 @@ from rbnorm.lab.text import Text
 from rbnorm.lab.train import check_run, model_of
 from rbnorm.lab.training.loop import Training, steps_of_epoch
 from rbnorm.lab.training.order import training_batches
-from rbnorm.modules import _RepresentativeBatchNorm
 
 GATES: Final = (0.0, 1.0, 2.0, 4.0)
 _REFERENCE: Final = 1.0

@@ -7,9 +7,9 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.lab.data import ImageData, first_images
 from rbnorm.lab.errors import UsageError, first_line
-from rbnorm.modules import _RepresentativeBatchNorm
 from rbnorm.sync import convert_sync
 
 _SMALL_IMAGE: Final = 16 * 16  # pixels

@@ -11,11 +11,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from rbnorm.base import bias_option
 from rbnorm.calibration import NAMES
 from rbnorm.convert import convert_batchnorm
 from rbnorm.files import check_tensors, own_tensors, replace, safetensors_of
 from rbnorm.lab.errors import UsageError
-from rbnorm.modules import RepresentativeBatchNorm2d, bias_option
+from rbnorm.modules import RepresentativeBatchNorm2d
 
 _PICKLED: Final = (".pt", ".pth")
 _SUFFIXES: Final = (".safetensors", *_PICKLED)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis import recalibrate
 from rbnorm.export import fold, to_onnx
 from rbnorm.lab.bench.candidates import BASELINE, Subject
@@ -20,7 +21,6 @@ from rbnorm.lab.bench.measure import Part
 from rbnorm.lab.bench.rows import Case
 from rbnorm.lab.errors import UsageError
 from rbnorm.lab.models import build_model
-from rbnorm.modules import _RepresentativeBatchNorm
 
 _MODELS: Final = ("resnet18", "mobilenet_v3_large")
 _ACTIVE: Final = 0.1  # share of the layers, at the end as in results/diagnose-digits
