@@ -194,5 +194,5 @@ INLINE Vec<table_t<S>> through(const At& at, int k, const Factors<table_t<S>>& f
   const auto given = at.load(dy + offset, k);
   if constexpr (!WithTail) return given;
   const auto z = tail.before(at, k, f, centered, offset);
-  return given * activation_slope(z, tail.activation, tail.slope);
+  return given * activation_grad(z, tail.activation, tail.slope);
 }

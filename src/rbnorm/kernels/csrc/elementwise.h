@@ -109,7 +109,7 @@ INLINE Vec<T> activate(const Vec<T>& z, int activation, T slope) {
 
 // act'(z).
 template <class T>
-INLINE Vec<T> activation_slope(const Vec<T>& z, int activation, T slope) {
+INLINE Vec<T> activation_grad(const Vec<T>& z, int activation, T slope) {
   const Vec<T> zero{}, one = fill(T(1));
   switch (activation) {
     case RELU: return select(z <= zero, zero, one);

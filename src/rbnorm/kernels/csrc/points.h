@@ -112,7 +112,7 @@ struct Point {
     Vec<T> z = constants.of(Constants<T>::WEIGHT, get) * p.gate * p.t;
     z += constants.of(Constants<T>::BIAS, get);
     if (in.tail.residual) z += at.load(in.tail.residual + offset);
-    p.dz *= activation_slope(z, in.tail.activation, in.tail.slope);
+    p.dz *= activation_grad(z, in.tail.activation, in.tail.slope);
     return p;
   }
 };

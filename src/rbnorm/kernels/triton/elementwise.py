@@ -78,23 +78,23 @@ def activate(z, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def activation_slope(z, slope, ACTIVATION: tl.constexpr):
+def activation_grad(z, slope, ACTIVATION: tl.constexpr):
     """act'(z), with torch's choice at the kinks."""
     if ACTIVATION == RELU:
         d = tl.where(z <= 0, 0.0, 1.0).to(z.dtype)
     elif ACTIVATION == LEAKY_RELU:
         d = tl.where(z > 0, tl.full([1, 1], 1.0, z.dtype), tl.full([1, 1], slope, z.dtype))
     elif ACTIVATION == SILU:
-        p = tl.sigmoid(z)
-        d = p * (1 + z * (1 - p))
+        gate = tl.sigmoid(z)
+        d = gate * (1 + z * (1 - gate))
     elif ACTIVATION == GELU:
         density = tl.exp(z * z / -2) * tl.full([1, 1], 0.3989422804014327, z.dtype)
         d = normal(z) + z * density
     elif ACTIVATION == GELU_TANH:
-        p = tl.sigmoid(gelu_exponent(z))
+        gate = tl.sigmoid(gelu_exponent(z))
         inner = tl.full([1, 1], 1.5957691216057308, z.dtype)
         inner *= 1 + tl.full([1, 1], 3 * 0.044715, z.dtype) * z * z
-        d = p + z * p * (1 - p) * inner
+        d = gate + z * gate * (1 - gate) * inner
     else:
         tl.static_assert(ACTIVATION == HARDSWISH, "no such activation")
         d = tl.where(z <= -3, 0.0, tl.where(z < 3, z / 3 + 0.5, 1.0))
@@ -123,7 +123,7 @@ def restrict(s, RESTRICT: tl.constexpr):
 
 
 @triton.jit
-def restrict_slope(s, g, RESTRICT: tl.constexpr):
+def restrict_grad(s, g, RESTRICT: tl.constexpr):
     """R'(s), given s and g = R(s)."""
     if RESTRICT == SIGMOID:
         d = g * (1 - g)

@@ -39,8 +39,8 @@ def evaluate(
     value = tl.load(x + offset, mask, other=0.0).to(acc)
     # Deviations from the first value: a large common mean cancels in them.
     pivot = tl.load(x + base, inside, other=0.0).to(acc)
-    mu = tl.load(running_mean + c, inside, other=0.0)
-    var = tl.load(running_var + c, inside, other=1.0)
+    E_c = tl.load(running_mean + c, inside, other=0.0)
+    V_c = tl.load(running_var + c, inside, other=1.0)
     w_m = vector(center_weight, c, inside, 0.0, acc, ROWS)
     gain = vector(weight, c, inside, 1.0, acc, ROWS)
     total = tl.where(mask, value - pivot[None, :], 0.0)
@@ -50,8 +50,8 @@ def evaluate(
             value = tl.load(x + offset, mask, other=0.0).to(acc)
             total += tl.where(mask, value - pivot[None, :], 0.0)
     center = pivot + tl.sum(total, 0) / (end - begin).to(acc)
-    r = inverse_deviation(var, eps)
-    t = ((center - mu) + w_m * center) * r
+    r = inverse_deviation(V_c, eps)
+    t = ((center - E_c) + w_m * center) * r
     if scale_weight is not None:
         w_v = tl.load(scale_weight + c, inside, other=0.0)
         w_b = tl.load(scale_bias + c, inside, other=0.0)
@@ -61,8 +61,8 @@ def evaluate(
     if m is not None:
         tl.store(m + row, center, inside)
         first = inside & (row < C)
-        tl.store(E + c, mu, first)
-        tl.store(V + c, var, first)
+        tl.store(E + c, E_c, first)
+        tl.store(V + c, V_c, first)
     for tile in range(1 if HELD else tl.cdiv(end - begin, BLOCK)):
         if not HELD:
             offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)

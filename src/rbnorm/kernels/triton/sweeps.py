@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from rbnorm.kernels.triton.elementwise import NONE, activate, activation_slope, restrict
+from rbnorm.kernels.triton.elementwise import NONE, activate, activation_grad, restrict
 from rbnorm.kernels.triton.tiles import (
     addresses,
     corrected,
@@ -165,7 +165,7 @@ def grad_moments(
             z = a[None, :] * centered + b[None, :]
             if residual is not None:
                 z += tl.load(residual + offset, mask, other=0.0).to(acc)
-            dz *= activation_slope(z, slope, ACTIVATION)
+            dz *= activation_grad(z, slope, ACTIVATION)
         sum_dz += dz
         sum_dzx += dz * centered
     count = (end - begin).to(acc)
@@ -199,7 +199,7 @@ def grad_affine(
     if dx is not None:
         offset_u = tl.load(u + row, inside, other=0.0)[None, :]
     if x_scale is not None:
-        p = tl.load(x_scale + c, inside, other=0.0)[None, :]
+        factor = tl.load(x_scale + c, inside, other=0.0)[None, :]
     for tile in range(tl.cdiv(end - begin, BLOCK)):
         offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
         dz = tl.load(dy + offset, mask, other=0.0).to(acc)
@@ -209,11 +209,11 @@ def grad_affine(
             z = a * centered + b
             if residual is not None:
                 z += tl.load(residual + offset, mask, other=0.0).to(acc)
-            dz *= activation_slope(z, slope, ACTIVATION)
+            dz *= activation_grad(z, slope, ACTIVATION)
         if dresidual is not None:
             tl.store(dresidual + offset, dz.to(dresidual.dtype.element_ty), mask)
         if dx is not None:
-            g = a * dz + offset_u
+            dx_ = a * dz + offset_u
             if x_scale is not None:
-                g += p * centered
-            tl.store(dx + offset, g.to(dx.dtype.element_ty), mask)
+                dx_ += factor * centered
+            tl.store(dx + offset, dx_.to(dx.dtype.element_ty), mask)

@@ -1,13 +1,13 @@
 """The table math, one launch a direction: programs take BLOCK_C channels and walk the instances.
 
-Symbols are those of :mod:`rbnorm.autograd`. A table is (N, C); statistics come from the sweeps
-per chunk of the positions and are merged here, tile by tile, always in the same order.
+Symbols are those of ``docs/math.md``. A table is (N, C); statistics come from the sweeps per
+chunk of the positions and are merged here, tile by tile, always in the same order.
 """
 
 import triton
 import triton.language as tl
 
-from rbnorm.kernels.triton.elementwise import restrict, restrict_slope
+from rbnorm.kernels.triton.elementwise import restrict, restrict_grad
 from rbnorm.kernels.triton.tiles import corrected, inverse_deviation, moved, vector
 
 _jit = triton.jit(do_not_specialize=["N", "L", "chunk", "chunks"])
@@ -76,59 +76,59 @@ def forward(
     """
     acc = scale.dtype.element_ty
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    known = c < C
+    exists = c < C
     stride = N.to(tl.int64) * C
-    w_m = vector(center_weight, c, known, 0.0, acc, BLOCK_C)
-    origin = tl.zeros([1, BLOCK_C], acc)
-    middle = tl.zeros([BLOCK_C], acc)
+    w_m = vector(center_weight, c, exists, 0.0, acc, BLOCK_C)
+    first = tl.zeros([1, BLOCK_C], acc)
+    offset = tl.zeros([BLOCK_C], acc)
     if TRAINING:
         # Deviations are taken around the first instance, so that a large common mean cancels.
         start, present = tile_of(0, c, N, C, 1)
-        origin = merged(mean, None, start, present, stride, L, chunk, chunks, BLOCK_J)[0]
+        first = merged(mean, None, start, present, stride, L, chunk, chunks, BLOCK_J)[0]
         lane = tl.zeros([BLOCK_N, BLOCK_C], acc)
         square = tl.zeros([BLOCK_N, BLOCK_C], acc)
         within = tl.zeros([BLOCK_N, BLOCK_C], acc)
         for step in range(tl.cdiv(N, BLOCK_N)):
             row, inside = tile_of(step, c, N, C, BLOCK_N)
-            k, v = merged(mean, var, row, inside, stride, L, chunk, chunks, BLOCK_J)
-            delta = tl.where(inside, k - origin - lane, 0.0)
+            m_n, v = merged(mean, var, row, inside, stride, L, chunk, chunks, BLOCK_J)
+            delta = tl.where(inside, m_n - first - lane, 0.0)
             lane += delta / (step + 1)
-            square += delta * tl.where(inside, k - origin - lane, 0.0)
+            square += delta * tl.where(inside, m_n - first - lane, 0.0)
             within += v
         held = tl.cdiv(tl.maximum(N - tl.arange(0, BLOCK_N), 0), BLOCK_N).to(acc)[:, None]
-        middle = tl.sum(lane * (held / N), 0)
-        lane -= middle[None, :]
+        offset = tl.sum(lane * (held / N), 0)
+        lane -= offset[None, :]
         between = tl.sum(square + held * lane * lane, 0) / N
-        one = 1 + w_m
-        mu = one * (tl.sum(origin, 0) + middle)
-        var_z = tl.sum(within, 0) / N + one * one * between
+        amplify = 1 + w_m
+        E_c = amplify * (tl.sum(first, 0) + offset)
+        V_c = tl.sum(within, 0) / N + amplify * amplify * between
         if running_mean is not None:
             f = tl.full([1], momentum, acc)
-            new = var_z * tl.full([1], correction, acc)
-            tl.store(running_mean + c, moved(running_mean, c, known, mu, f), known)
-            tl.store(running_var + c, moved(running_var, c, known, new, f), known)
+            new = V_c * tl.full([1], correction, acc)
+            tl.store(running_mean + c, moved(running_mean, c, exists, E_c, f), exists)
+            tl.store(running_var + c, moved(running_var, c, exists, new, f), exists)
     else:
-        mu = tl.load(running_mean + c, known, other=0.0)
-        var_z = tl.load(running_var + c, known, other=1.0)
-    tl.store(E + c, mu, known)
-    tl.store(V + c, var_z, known)
-    r = inverse_deviation(var_z, eps)
-    gamma = vector(weight, c, known, 1.0, acc, BLOCK_C)
-    beta = vector(bias, c, known, 0.0, acc, BLOCK_C)
+        E_c = tl.load(running_mean + c, exists, other=0.0)
+        V_c = tl.load(running_var + c, exists, other=1.0)
+    tl.store(E + c, E_c, exists)
+    tl.store(V + c, V_c, exists)
+    r = inverse_deviation(V_c, eps)
+    gamma = vector(weight, c, exists, 1.0, acc, BLOCK_C)
+    beta = vector(bias, c, exists, 0.0, acc, BLOCK_C)
     for step in range(tl.cdiv(N, BLOCK_N)):
         row, inside = tile_of(step, c, N, C, BLOCK_N)
-        k = merged(mean, None, row, inside, stride, L, chunk, chunks, BLOCK_J)[0]
+        m_n = merged(mean, None, row, inside, stride, L, chunk, chunks, BLOCK_J)[0]
         if BLOCK_J > 1:
-            tl.store(m + row, k, inside)
-        d = k - origin - middle[None, :]
+            tl.store(m + row, m_n, inside)
+        d = m_n - first - offset[None, :]
         d += w_m[None, :] * d
         if not TRAINING:
-            d -= mu[None, :]
+            d -= E_c[None, :]
         t = d * r[None, :]
         gain = gamma[None, :]
         if scale_weight is not None:
-            w_v = tl.load(scale_weight + c, known, other=0.0)[None, :]
-            w_b = tl.load(scale_bias + c, known, other=0.0)[None, :]
+            w_v = tl.load(scale_weight + c, exists, other=0.0)[None, :]
+            w_b = tl.load(scale_bias + c, exists, other=0.0)[None, :]
             gain *= restrict(w_v * t + w_b, RESTRICT)
         tl.store(scale + row, tl.broadcast_to(gain * r[None, :], [BLOCK_N, BLOCK_C]), inside)
         tl.store(shift + row, beta[None, :] + gain * t, inside)
@@ -136,7 +136,7 @@ def forward(
 
 @triton.jit
 def reaching(
-    step, c, dz, dzx, m, origin, middle, mu, r, gamma, w_m, scale_weight, scale_bias,
+    step, c, mean_dz, mean_dzx, m, first, offset, E_c, r, gamma, w_m, scale_weight, scale_bias,
     N, C, L, chunk, chunks,
     TRAINING: tl.constexpr, RESTRICT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
@@ -147,21 +147,21 @@ def reaching(
     """
     row, inside = tile_of(step, c, N, C, BLOCK_N)
     stride = N.to(tl.int64) * C
-    S1 = merged(dz, None, row, inside, stride, L, chunk, chunks, BLOCK_J)[0]
-    S2 = merged(dzx, None, row, inside, stride, L, chunk, chunks, BLOCK_J)[0]
-    deviation = tl.load(m + row, inside, other=0.0) - origin[None, :] - middle[None, :]
+    S1 = merged(mean_dz, None, row, inside, stride, L, chunk, chunks, BLOCK_J)[0]
+    S2 = merged(mean_dzx, None, row, inside, stride, L, chunk, chunks, BLOCK_J)[0]
+    deviation = tl.load(m + row, inside, other=0.0) - first[None, :] - offset[None, :]
     deviation = tl.where(inside, deviation, 0.0)
     d = deviation + w_m[None, :] * deviation
     if not TRAINING:
-        d = tl.where(inside, d - mu[None, :], 0.0)
+        d = tl.where(inside, d - E_c[None, :], 0.0)
     t = d * r[None, :]
     D = r[None, :] * S2 + t * S1
     if scale_weight is not None:
-        known = c < C
-        w_v = tl.load(scale_weight + c, known, other=0.0)[None, :]
-        s = w_v * t + tl.load(scale_bias + c, known, other=0.0)[None, :]
+        exists = c < C
+        w_v = tl.load(scale_weight + c, exists, other=0.0)[None, :]
+        s = w_v * t + tl.load(scale_bias + c, exists, other=0.0)[None, :]
         g = restrict(s, RESTRICT)
-        dw_b = gamma[None, :] * D * restrict_slope(s, g, RESTRICT)
+        dw_b = gamma[None, :] * D * restrict_grad(s, g, RESTRICT)
         e = w_v * dw_b
     else:
         g = t * 0 + 1
@@ -173,7 +173,7 @@ def reaching(
 
 @_jit
 def backward(
-    dz, dzx, m, E, V, weight, center_weight, scale_weight, scale_bias, scale, x_scale, u,
+    mean_dz, mean_dzx, m, E, V, weight, center_weight, scale_weight, scale_bias, scale, x_scale, u,
     dweight, dbias, dcenter_weight, dscale_weight, dscale_bias,
     N, C, L, chunk, chunks,
     eps: tl.float64,
@@ -186,32 +186,32 @@ def backward(
     """
     acc = m.dtype.element_ty
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    known = c < C
-    w_m = vector(center_weight, c, known, 0.0, acc, BLOCK_C)
-    gamma = vector(weight, c, known, 1.0, acc, BLOCK_C)
-    mu = tl.load(E + c, known, other=0.0)
-    r = inverse_deviation(tl.load(V + c, known, other=1.0), eps)
-    origin = tl.zeros([BLOCK_C], acc)
-    middle = tl.zeros([BLOCK_C], acc)
-    empty = tl.zeros([BLOCK_N, BLOCK_C], acc)
+    exists = c < C
+    w_m = vector(center_weight, c, exists, 0.0, acc, BLOCK_C)
+    gamma = vector(weight, c, exists, 1.0, acc, BLOCK_C)
+    E_c = tl.load(E + c, exists, other=0.0)
+    r = inverse_deviation(tl.load(V + c, exists, other=1.0), eps)
+    first = tl.zeros([BLOCK_C], acc)
+    offset = tl.zeros([BLOCK_C], acc)
+    zeros = tl.zeros([BLOCK_N, BLOCK_C], acc)
     if TRAINING:
-        origin = tl.load(m + c, known, other=0.0)
-        total = empty
+        first = tl.load(m + c, exists, other=0.0)
+        total = zeros
         for step in range(tl.cdiv(N, BLOCK_N)):
             row, inside = tile_of(step, c, N, C, BLOCK_N)
-            total += tl.where(inside, tl.load(m + row, inside, other=0.0) - origin[None, :], 0.0)
-        middle = tl.sum(total, 0) / N
+            total += tl.where(inside, tl.load(m + row, inside, other=0.0) - first[None, :], 0.0)
+        offset = tl.sum(total, 0) / N
 
-    sum_h = empty
-    sum_ho = empty
-    sum_gamma = empty
-    sum_beta = empty
-    sum_w_v = empty
-    sum_w_b = empty
+    sum_h = zeros
+    sum_ho = zeros
+    sum_gamma = zeros
+    sum_beta = zeros
+    sum_w_v = zeros
+    sum_w_b = zeros
     for step in range(tl.cdiv(N, BLOCK_N)):
         row, inside, _, t, g, S1, D, dw_b, e, h, gain = reaching(
-            step, c, dz, dzx, m, origin, middle, mu, r, gamma, w_m, scale_weight, scale_bias,
-            N, C, L, chunk, chunks, TRAINING, RESTRICT, BLOCK_N, BLOCK_J,
+            step, c, mean_dz, mean_dzx, m, first, offset, E_c, r, gamma, w_m, scale_weight,
+            scale_bias, N, C, L, chunk, chunks, TRAINING, RESTRICT, BLOCK_N, BLOCK_J,
         )  # fmt: skip
         sum_h += h
         sum_ho += gain * D + e * t
@@ -222,31 +222,31 @@ def backward(
         if scale is not None:
             tl.store(scale + row, gain * r[None, :], inside)
     if dweight is not None:
-        tl.store(dweight + c, tl.sum(sum_gamma, 0) * L, known)
+        tl.store(dweight + c, tl.sum(sum_gamma, 0) * L, exists)
     if dbias is not None:
-        tl.store(dbias + c, tl.sum(sum_beta, 0) * L, known)
+        tl.store(dbias + c, tl.sum(sum_beta, 0) * L, exists)
     if dscale_weight is not None:
-        tl.store(dscale_weight + c, tl.sum(sum_w_v, 0) * L, known)
-        tl.store(dscale_bias + c, tl.sum(sum_w_b, 0) * L, known)
+        tl.store(dscale_weight + c, tl.sum(sum_w_v, 0) * L, exists)
+        tl.store(dscale_bias + c, tl.sum(sum_w_b, 0) * L, exists)
 
-    mean_h = tl.zeros([BLOCK_C], acc)
-    slope = tl.zeros([BLOCK_C], acc)
+    a1 = tl.zeros([BLOCK_C], acc)
+    a2 = tl.zeros([BLOCK_C], acc)
     if TRAINING:  # what reaches x through E and V
-        mean_h = tl.sum(sum_h, 0) / N
-        slope = tl.sum(sum_ho, 0) / N
+        a1 = tl.sum(sum_h, 0) / N
+        a2 = tl.sum(sum_ho, 0) / N
         if x_scale is not None:
-            tl.store(x_scale + c, -r * r * slope, known)
-    sum_w_m = empty
+            tl.store(x_scale + c, -r * r * a2, exists)
+    sum_w_m = zeros
     for step in range(tl.cdiv(N, BLOCK_N)):
         row, inside, deviation, t, g, S1, D, dw_b, e, h, gain = reaching(
-            step, c, dz, dzx, m, origin, middle, mu, r, gamma, w_m, scale_weight, scale_bias,
-            N, C, L, chunk, chunks, TRAINING, RESTRICT, BLOCK_N, BLOCK_J,
+            step, c, mean_dz, mean_dzx, m, first, offset, E_c, r, gamma, w_m, scale_weight,
+            scale_bias, N, C, L, chunk, chunks, TRAINING, RESTRICT, BLOCK_N, BLOCK_J,
         )  # fmt: skip
-        common = mean_h[None, :] + t * slope[None, :]
+        common = a1[None, :] + t * a2[None, :]
         # In training the sum of Z over the instances is 0: the common mean drops out of dw_m.
         Z = r[None, :] * (h - common)
         sum_w_m += deviation * Z
         if u is not None:
             tl.store(u + row, r[None, :] * (e - common) + w_m[None, :] * Z, inside)
     if dcenter_weight is not None:
-        tl.store(dcenter_weight + c, tl.sum(sum_w_m, 0) * L, known)
+        tl.store(dcenter_weight + c, tl.sum(sum_w_m, 0) * L, exists)
