@@ -12,8 +12,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 import rbnorm
-from rbnorm.kernels import FAKES, SCHEMAS, phases
-from rbnorm.kernels import layer as layer_of_phases
+from rbnorm.kernels import OPS, SCHEMAS
 from rbnorm.kernels.checks import checked
 
 SHAPES = [(3, 2, 4, 5), (4, 3), (1, 2, 7), (2, 2, 3, 1, 2), (0, 2, 4, 4), (3, 1, 1)]
@@ -93,10 +92,7 @@ def test_opcheck_of_the_layer(op: str, dtype: torch.dtype, layout: str) -> None:
 def implementations() -> dict[str, Callable[[str], Callable[..., Any]]]:
     """Every code that may meet a direct call's arguments, by op."""
 
-    def plain(op: str) -> Callable[..., Any]:
-        return checked(op, getattr(layer_of_phases if op in LAYER else phases, op))
-
-    found = {"portable": plain, "fake": lambda op: checked(op, FAKES[op])}
+    found = {"portable": lambda op: checked(op, OPS[op])}
     if rbnorm.backends()["cpu"].name == "c++":
         found["c++"] = lambda op: getattr(torch.ops.rbnorm, op)
     return found
@@ -135,7 +131,7 @@ def test_pairs_are_given_together(op: str, runner: str) -> None:
                 RUNNERS[runner](op)(*{**args, name: None}.values())
 
 
-@pytest.mark.parametrize("runner", [name for name in RUNNERS if name != "fake"])
+@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("other", ["x", "residual", "bias", "running_mean"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_statistics_in_the_memory_of_what_is_read(layout: str, other: str, runner: str) -> None:
