@@ -45,59 +45,46 @@ def unrecorded() -> Iterator[None]:
         _set_tracing_state(state)
 
 
-def _fits(running: Running, x: Tensor) -> bool:
-    """Whether kernels can write these buffers."""
-    mean, var = running
-    dtype = table_dtype(x.dtype)
-    return (
-        mean.dtype is dtype and var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()
-    )
-
-
-def _train(
+def _forward(
     kernels: Kernels,
     x: Tensor,
     residual: Tensor | None,
     p: Vectors,
     running: Running | None,
-    momentum: float | Tensor,
+    momentum: float | Tensor | None,
     options: Options,
     group: Group | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Batch | None]:
-    """y, m, E, V, and the batch where several processes have one; updates ``running``."""
+    """y, m, new E and V, and the batch where several processes have one.
+
+    Training updates ``running``; evaluation copies it, as it may change before backward needs it.
+    """
     whole = kernels.whole if group is None else None
-    own = None
+    if momentum is None:
+        assert running is not None
+        if whole is not None:
+            return *whole.forward(x, residual, *p, *running, False, 0.0, *options), None
+        fixed = running[0].clone(), running[1].clone()
+        return layer.normalise(kernels.phases, x, residual, p, fixed, options)
+    if (  # kernels write buffers of the table dtype without gaps, by a number's momentum
+        whole is not None
+        and running is not None
+        and not isinstance(momentum, Tensor)
+        and running[0].dtype is running[1].dtype is table_dtype(x.dtype)
+        and running[0].is_contiguous()
+        and running[1].is_contiguous()
+    ):
+        return *whole.forward(x, residual, *p, *running, True, momentum, *options), None
     if whole is None:
         y, m, E, V, batch = layer.normalise(kernels.phases, x, residual, p, None, options, group)
         assert batch is not None
-        M, own = batch.M, batch if group is not None else None
-    elif running is None:
+        M, batch = batch.M, None if group is None else batch
+    else:
         y, m, E, V = whole.forward(x, residual, *p, None, None, True, 0.0, *options)
-    elif not isinstance(momentum, Tensor) and _fits(running, x):
-        return *whole.forward(x, residual, *p, *running, True, momentum, *options), None
-    else:  # buffers that the kernels cannot write, and a tensor's momentum
-        y, m, E, V = whole.forward(x, residual, *p, None, None, True, 0.0, *options)
-        M = x.numel() // x.shape[1]
+        M, batch = x.numel() // x.shape[1], None
     if running is not None:
         tables.update(running, E, V, M, momentum)
-    return y, m, E, V, own
-
-
-def _evaluate(
-    kernels: Kernels,
-    x: Tensor,
-    residual: Tensor | None,
-    p: Vectors,
-    running: Running,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-    """Y and m, with new E and V: a buffer may change before backward needs it."""
-    E, V = running
-    if kernels.whole is not None:
-        return *kernels.whole.forward(x, residual, *p, E, V, False, 0.0, *options), None
-    E, V = E.clone(), V.clone()
-    y, m, _, _, _ = layer.normalise(kernels.phases, x, residual, p, (E, V), options)
-    return y, m, E, V, None
+    return y, m, E, V, batch
 
 
 class _Context(torch.autograd.function.FunctionCtx):
@@ -137,14 +124,10 @@ class _Normalise(torch.autograd.Function):
         p = Vectors(*vectors)
         traced = kernels is None
         used = PORTABLE if kernels is None else kernels
-        running = None
-        if running_mean is not None and running_var is not None:
-            running = running_mean, running_var
-        if momentum is not None:
-            y, m, E, V, batch = _train(used, x, residual, p, running, momentum, options, group)
-        else:
-            assert running is not None
-            y, m, E, V, batch = _evaluate(used, x, residual, p, running, options)
+        running = (
+            None if running_mean is None or running_var is None else (running_mean, running_var)
+        )
+        y, m, E, V, batch = _forward(used, x, residual, p, running, momentum, options, group)
         ctx.kernels, ctx.options, ctx.group = used, options, group
         ctx.training = momentum is not None
         # An activation's derivative needs what entered it, and with it the residual.
@@ -168,23 +151,23 @@ class _Normalise(torch.autograd.Function):
         want_dx, want_dresidual, *_ = ctx.needs_input_grad
         want_dz = want_dresidual and options.activation > 0
         wanted = (want_dx, want_dz, *ctx.needs_input_grad[8:])
-        found: Sequence[Tensor | None]
+        gradients: Sequence[Tensor | None]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             running = None if ctx.training else (E, V)
-            found = _differentiable(dy, x, residual, p, running, options, ctx.group, wanted)
+            gradients = _differentiable(dy, x, residual, p, running, options, ctx.group, wanted)
         elif ctx.kernels.whole is not None and ctx.group is None:
-            found = ctx.kernels.whole.backward(
+            gradients = ctx.kernels.whole.backward(
                 dy, x, residual, m, E, V, *p, ctx.training, *options, want_dx, want_dz
             )
         else:
             batch = None
             if ctx.training:
                 batch = Batch(*others[5:]) if ctx.group else batches.alone(m, positions(x))
-            found = layer.differentiate(
+            gradients = layer.differentiate(
                 ctx.kernels.phases, dy, x, residual, m, E, V, p, options, batch, ctx.group,
                 want_dx, want_dz,
             )  # fmt: skip
-        dx, dz, *dp = (grad if keep else None for grad, keep in zip(found, wanted, strict=True))
+        dx, dz, *dp = (g if keep else None for g, keep in zip(gradients, wanted, strict=True))
         dresidual = dz if want_dz else dy if want_dresidual else None
         return dx, dresidual, None, None, None, None, None, None, *dp
 
@@ -207,8 +190,8 @@ def _differentiable(
         vectors = Vectors(*inputs[2:])
         y = layer.normalise(PORTABLE.phases, x, inputs[1], vectors, running, options, group).y
         chosen = [v for v, keep in zip(inputs, wanted, strict=True) if keep and v is not None]
-        found = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
-    return [next(found) if keep else None for keep in wanted]
+        gradients = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
+    return [next(gradients) if keep else None for keep in wanted]
 
 
 def normalise(
@@ -238,7 +221,7 @@ def normalise(
                 )
                 return y
     if momentum is not None:
-        return _train(kernels, x, residual, p, running, momentum, options, group)[0]
+        return _forward(kernels, x, residual, p, running, momentum, options, group)[0]
     assert running is not None
     if kernels.whole is not None:
         return kernels.whole.inference(x, residual, *p, *running, *options)
@@ -255,17 +238,17 @@ def _traced(
     group: Group | None,
 ) -> Tensor:
     """In plain PyTorch; with a backward of our own where the tracer is a compiler."""
-    used = running if momentum is None else None
+    fixed = running if momentum is None else None
     M: int | Tensor = x.numel() // x.shape[1]
     if torch.compiler.is_compiling():
         training = None if momentum is None else 0.0
         output: tuple[Tensor, ...] = _Normalise.apply(
-            x, residual, *(used or (None, None)), training, options, group, None, *p
+            x, residual, *(fixed or (None, None)), training, options, group, None, *p
         )
         y, E, V, *size = output
         M = size[0] if size else M
     else:
-        y, _, E, V, batch = layer.normalise(PORTABLE.phases, x, residual, p, used, options, group)
+        y, _, E, V, batch = layer.normalise(PORTABLE.phases, x, residual, p, fixed, options, group)
         M = batch.M if batch is not None else M
     if momentum is not None and running is not None:
         tables.update(running, E, V, M, momentum)

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from rbnorm import autograd, definition, kernels, switchable, tables
+from rbnorm import autograd, definition, switchable, tables
 from rbnorm import batch as batches
 from rbnorm.autograd import Running
 from rbnorm.batch import Group
 from rbnorm.definition import STATISTICS, Restriction, Statistic, resolve
 from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS
-from rbnorm.kernels import phases
+from rbnorm.kernels import active, phases
 from rbnorm.kernels.checks import check_input, check_numbers, check_tensors, check_written
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.names import ActivationName, RestrictionName, StatisticName
@@ -115,11 +115,11 @@ def _literal(
         size[0] = batch.M
         return E, V
 
-    used = None if group is None else shared
+    statistics = None if group is None else shared
     if momentum is None and running is not None:
-        used = running[0].to(dtype), running[1].to(dtype)  # type: ignore[assignment]
+        statistics = running[0].to(dtype), running[1].to(dtype)  # type: ignore[assignment]
     y, E, V = definition.literal_rbn(
-        x.to(dtype), *p, statistics=used, eps=eps, statistic=statistic, restrict=restrict
+        x.to(dtype), *p, statistics=statistics, eps=eps, statistic=statistic, restrict=restrict
     )
     y = _end(y, residual, activation, slope)
     if momentum is not None and running is not None:
@@ -212,24 +212,20 @@ def representative_batch_norm(
     closed = isinstance(restrict, str) and statistic == "mean"
     codes = _CODES.get((restrict, activation)) if closed else None
     traced = autograd.is_traced()
-
-    def check() -> None:
-        _check(
-            x, residual, p, mean, var, training, momentum, eps, statistic, restrict, activation,
-            group,
-        )  # fmt: skip
-
-    used = kernels.active(x.device.type)
-    direct = used.whole is not None and not traced and group is None and x.numel() > 0
+    arguments = (
+        x, residual, p, mean, var, training, momentum, eps, statistic, restrict, activation, group,
+    )  # fmt: skip
+    kernels = active(x.device.type)
+    direct = kernels.whole is not None and not traced and group is None and x.numel() > 0
     if codes is not None and direct and _is_direct(x, p, mean, var, training, momentum):
         options = Options(eps, *codes, negative_slope)
         try:
-            return autograd.normalise(x, residual, p, running, factor, options, used)
+            return autograd.normalise(x, residual, p, running, factor, options, kernels)
         except RuntimeError:
-            check()  # the op checks at less cost, but these are the words of every path
+            _check(*arguments)  # the op checks at less cost, but these are the words of every path
             raise
     with nullcontext() if torch.compiler.is_compiling() else autograd.unrecorded():
-        check()
+        _check(*arguments)
         empty = x.numel() == 0 and (group is None or x.shape[1] == 0)
     if empty:
         return _empty(x, residual, p)
@@ -247,5 +243,5 @@ def representative_batch_norm(
         running = running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
     options = Options(eps, *codes, negative_slope)
     return autograd.normalise(
-        x, residual, p, running, factor, options, None if traced else used, group
+        x, residual, p, running, factor, options, None if traced else kernels, group
     )

@@ -243,8 +243,8 @@ def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> li
         present += sorted(_join(name, inner) for inner in _programmed(module))
     if expected is None:
         memories = ((name, vars(module).get(_MEMORY, ())) for name, module in modules.items())
-        known = [_join(name, inner) for name, names in memories for inner in names]
-        expected = [name for name in known if modules.get(name) not in _released]
+        remembered = [_join(name, inner) for name, names in memories for inner in names]
+        expected = [name for name in remembered if modules.get(name) not in _released]
     _check_lost(modules, present, list(dict.fromkeys(expected)))
     reset = [name for name, layer in layers.items() if _is_reset(layer)]
     if reset:

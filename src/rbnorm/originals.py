@@ -22,8 +22,8 @@ def originals(layer: nn.Module, name: str) -> list[Parameter]:
     if parametrize.is_parametrized(layer, name):
         parametrizations: nn.Module = layer.parametrizations[name]  # type: ignore[index,assignment]
         return list(parametrizations.parameters())
-    found = (layer._parameters.get(name + suffix) for suffix in _SUFFIXES)
-    return [parameter for parameter in found if parameter is not None]
+    parts = (layer._parameters.get(name + suffix) for suffix in _SUFFIXES)
+    return [parameter for parameter in parts if parameter is not None]
 
 
 def refuse_replaced(name: str, layer: nn.Module) -> None:

@@ -135,8 +135,8 @@ def check_numbers(
 def check_code(name: str, code: int) -> None:
     """Raise for a restriction or activation that is not in the table."""
     if code not in _FUNCTIONS[name]:
-        known = ", ".join(map(str, _FUNCTIONS[name]))
-        raise ValueError(f"{name} must be one of the codes {known}, got {code}")
+        accepted = ", ".join(map(str, _FUNCTIONS[name]))
+        raise ValueError(f"{name} must be one of the codes {accepted}, got {code}")
 
 
 def checked(op: str, implementation: Callable[..., Output]) -> Callable[..., Output]:

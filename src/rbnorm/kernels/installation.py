@@ -40,10 +40,10 @@ def _origin() -> str | None:
         return None
     if text is None:
         return None
-    found = json.loads(text)
-    url = str(found["url"])
-    if "vcs_info" in found:
-        vcs = found["vcs_info"]
+    record = json.loads(text)
+    url = str(record["url"])
+    if "vcs_info" in record:
+        vcs = record["vcs_info"]
         return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
     parts = urlsplit(url)
     return unquote(parts.path) if parts.scheme == "file" else url

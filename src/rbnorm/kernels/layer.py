@@ -118,7 +118,7 @@ def forward(
 
 
 def inference(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
-    """Y alone, in evaluation."""
+    """Only y, in evaluation."""
     running, options = (rest[5], rest[6]), Options(*rest[7:])
     return normalise(portable, x, residual, Vectors(*rest[:5]), running, options).y
 
