@@ -11,7 +11,8 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
-from places import find  # noqa: E402 - from the folder above
+from chinese_search import ChineseSearch  # noqa: E402 - from the folder above
+from places import find  # noqa: E402
 
 from rbnorm import __version__  # noqa: E402
 
@@ -94,5 +95,6 @@ def other_language(app: Sphinx, pagename: str, template: str, context: dict, doc
 def setup(app: Sphinx) -> None:
     """Everything that is this site's own."""
     app.add_role("place", place)
+    app.add_search_language(ChineseSearch)
     app.connect("source-read", chinese)
     app.connect("html-page-context", other_language)
