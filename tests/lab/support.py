@@ -67,3 +67,22 @@ def opened(browser, path: Path, viewport: str):
     page.on("request", lambda request: page.requests.append(request.url))
     page.goto(path.as_uri())
     return page
+
+
+SIDEWAYS = """() => [...document.querySelectorAll("body, body *")].filter(e => {
+  const box = e.getBoundingClientRect();
+  const scrolls = ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+  const wider = scrolls && e.clientWidth && e.scrollWidth > e.clientWidth + 1;
+  const outside = (e.localName === "text" || e.children.length === 0) && box.width && e.textContent
+    && !e.closest(".hidden") && (box.left < -1 || box.right > innerWidth + 1);
+  return wider || outside;
+}).map(e => `${e.localName} ${e.id} ${e.className} ${e.textContent.slice(0, 60)}`)"""
+
+
+def assert_fits(page):
+    """In either language nothing is off the page or scrolls sideways."""
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        sideways = page.evaluate(SIDEWAYS)
+        assert not sideways, sideways
+        page.click("#language")

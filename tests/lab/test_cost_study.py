@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import pytest
-from support import VIEWPORTS, opened
+from support import VIEWPORTS, assert_fits, opened
 
 from rbnorm.lab.bench import command, norms
 from rbnorm.lab.bench.measure import Part
@@ -106,7 +106,7 @@ def test_the_page_answers_in_the_chosen_language(page, out):
 
 def test_the_page_asks_for_nothing_and_is_no_wider_than_its_window(page):
     assert len([url for url in page.requests if not url.startswith("data:")]) == 1
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert_fits(page)
 
 
 def test_the_page_names_its_commands_and_its_machine(page, out):

@@ -2,7 +2,7 @@
 
 import pytest
 from simulated import comparison, corrupted, failures_of, make_study, records_of
-from support import VIEWPORTS, opened
+from support import VIEWPORTS, assert_fits, opened
 
 from rbnorm.lab.analysis import with_margin
 from rbnorm.lab.studies.answer import answer, bracketed
@@ -74,7 +74,7 @@ def test_the_same_records_draw_the_same_files(out, tmp_path):
 def test_the_page_asks_for_nothing_and_is_no_wider_than_its_window(page):
     others = [url for url in page.requests if not url.startswith("data:")]
     assert len(others) == 1
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert_fits(page)
 
 
 def test_the_page_answers_in_the_chosen_language(page):
@@ -134,8 +134,11 @@ def test_every_run_has_its_values(page):
 def test_corruptions_are_shown_by_kind_and_statistics(page):
     tables = page.locator("table.corruptions")
     assert tables.count() == 4
-    noise = tables.nth(0).locator("tbody tr").nth(0).locator("td").all_inner_texts()
-    assert noise == ["Gaussian noise", "30.00", "30.00", "30.00"]
+    heads = tables.nth(0).locator("thead th").all_text_contents()
+    rows = tables.nth(0).locator("tbody tr").all()
+    assert [row.locator("td").nth(0).inner_text() for row in rows] == ["bn", "gn", "rbn"]
+    noise = next(i for i, head in enumerate(heads) if "Gaussian noise" in head)
+    assert [row.locator("td").nth(noise).inner_text() for row in rows] == ["30.00"] * 3
     assert cells(page, "#controls")[0][1:4] == [
         "statistics of the test batch",
         "6",
@@ -145,12 +148,12 @@ def test_corruptions_are_shown_by_kind_and_statistics(page):
 
 def test_figures_show_every_arm(page):
     for measure in ("clean", "shifted"):
-        drawing = page.locator(f"#figure-{measure} [lang=en] svg")
+        drawing = page.locator(f"#figure-{measure} [lang=en] svg:visible")
         assert drawing.bounding_box()["width"] > 300
         text = drawing.text_content()
         for label in ("whole", "half", "bn", "gn", "rbn", "minus the baseline"):
             assert label in text
-        chinese = page.locator(f"#figure-{measure} [lang=zh-Hans] svg").text_content()
+        chinese = page.locator(f"#figure-{measure} .wide [lang=zh-Hans] svg").text_content()
         assert "减去同一种子的基线（百分点）" in chinese
         assert "minus the baseline" not in chinese
 
@@ -181,6 +184,7 @@ def test_a_study_without_records_says_so(browser, tmp_path, language):
     words = "not run" if language == "en" else "未运行"
     assert page.locator(".not-run").all_inner_texts() == [words, words]
     settings = page.locator("#settings").inner_text()
-    assert "half: rbn\tnorm=rbn, batch_size=32\n" in settings
+    arm = "half: rbn" if language == "en" else "half：rbn"
+    assert f"{arm}\tnorm=rbn, batch_size=32\n" in settings
     assert "epochs=2" in settings
     context.close()

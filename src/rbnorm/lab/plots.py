@@ -23,6 +23,9 @@ SUBJECT_MARK: Final = ("#d55e00", "o")
 OTHER_MARK: Final = ("#009e73", "^")
 """Three of the colours of Okabe and Ito; the markers say the same in grey print."""
 
+NARROW: Final = 4.2
+"""Inches of a figure for a phone: its letters are then about as large as the page's."""
+
 Style = tuple[str, str, Any]
 """Colour, marker and dashes."""
 
@@ -72,6 +75,32 @@ def svg(figure: Figure, name: str) -> str:
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     # without a size of its own it takes the page's; the view box keeps its proportions
     return re.sub(r' (width|height)="[\d.]+pt"', "", drawing, count=2)
+
+
+def panels_of(
+    figure: Figure, rows: int, columns: int, *, narrow: bool, heights: Sequence[float] | None = None
+) -> Any:
+    """Panels in rows and columns, (rows, columns); in a narrow figure they stand below each other.
+
+    Those of a row have one vertical scale.
+
+    Args:
+        figure: The figure.
+        rows: Number of rows.
+        columns: Number of columns.
+        narrow: Whether the figure is.
+        heights: Of the rows, relative.
+    """
+    ratios = [1.0] * rows if heights is None else list(heights)
+    if narrow:
+        stacked = [ratio for ratio in ratios for _ in range(columns)]
+        axes = figure.subplots(rows * columns, 1, squeeze=False, height_ratios=stacked)
+        axes = axes.reshape(rows, columns)
+        for first, *others in axes:
+            for other in others:
+                other.sharey(first)
+        return axes
+    return figure.subplots(rows, columns, squeeze=False, sharey="row", height_ratios=ratios)
 
 
 def interval(
@@ -125,18 +154,24 @@ def _styles(norms: Iterable[str]) -> dict[str, Style]:
     return {norm: _STYLES.get(norm) or next(others) for norm in distinct}
 
 
-def accuracy_figure(rows: Sequence[Row]) -> Figure:
+def accuracy_figure(rows: Sequence[Row], *, narrow: bool = False) -> Figure:
     """Test accuracy by norm: mean, 95 % interval and every seed, one panel for every batch size."""
     sizes = _batch_sizes(row.batch_size for row in rows)
     styles = _styles(row.norm for row in rows)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(4.2 * len(sizes), 3.4), layout="constrained")
-        panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+        figure = Figure(figsize=_size(3.4, 1, len(sizes), narrow=narrow), layout="constrained")
+        panels = panels_of(figure, 1, len(sizes), narrow=narrow)[0]
         for axes, size in zip(panels, sizes, strict=True):
             _accuracy_panel(axes, [row for row in rows if row.batch_size == size], styles)
             axes.set_title(f"batch size {size}")
-        panels[0].set_ylabel("test accuracy (%)")
+        for axes in panels if narrow else panels[:1]:
+            axes.set_ylabel("test accuracy (%)")
     return figure
+
+
+def _size(height: float, rows: int, columns: int, *, narrow: bool) -> tuple[float, float]:
+    """Of a figure with panels of this height, in inches."""
+    return (NARROW, height * rows * columns) if narrow else (4.2 * columns, height * rows)
 
 
 def _accuracy_panel(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
@@ -163,25 +198,29 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]
     axes.grid(visible=False, axis="x")
 
 
-def curves_figure(records: Sequence[Record]) -> Figure:
+def curves_figure(records: Sequence[Record], *, narrow: bool = False) -> Figure:
     """Test accuracy and loss after every epoch: mean over seeds, band from least to most."""
     sizes = _batch_sizes(record.config.batch_size for record in records)
     styles = _styles(record.config.norm for record in records)
     quantities = (("test_accuracy", "test accuracy (%)", 100), ("test_loss", "test loss", 1))
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(4.2 * len(sizes), 5.6), layout="constrained")
-        panels = figure.subplots(2, len(sizes), squeeze=False, sharex="col", sharey="row")
+        figure = Figure(figsize=_size(2.8, 2, len(sizes), narrow=narrow), layout="constrained")
+        panels = panels_of(figure, 2, len(sizes), narrow=narrow)
         for row, (quantity, label, factor) in zip(panels, quantities, strict=True):
             for axes, size in zip(row, sizes, strict=True):
                 chosen = [record for record in records if record.config.batch_size == size]
                 _curves(axes, chosen, quantity, factor, styles)
-            row[0].set_ylabel(label)
-        for axes, size in zip(panels[0], sizes, strict=True):
-            axes.set_title(f"batch size {size}")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for axes in row if narrow else row[:1]:
+                axes.set_ylabel(label)
+        for row in panels if narrow else panels[:1]:
+            for axes, size in zip(row, sizes, strict=True):
+                axes.set_title(f"batch size {size}")
+        for axes in panels[0]:
+            axes.tick_params(labelbottom=narrow)
         for axes in panels[1]:
             axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(figure, panels[0, 0])
+        _legend(figure, panels[0, 0], narrow=narrow)
     return figure
 
 
@@ -209,7 +248,7 @@ def _curves(
         )
 
 
-def channel_figure(records: Sequence[Record]) -> Figure:
+def channel_figure(records: Sequence[Record], *, narrow: bool = False) -> Figure:
     """Standard deviation of the channel means, layer by layer: every seed thin, the mean thick.
 
     Shown are BatchNorm and RBN, or every norm in a study that has neither.
@@ -218,8 +257,8 @@ def channel_figure(records: Sequence[Record]) -> Figure:
     styles = _styles(record.config.norm for record in records)
     norms = [norm for norm in (BASELINE, "rbn") if norm in styles] or list(styles)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(4.2 * len(sizes), 3.9), layout="constrained")
-        panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+        figure = Figure(figsize=_size(3.9, 1, len(sizes), narrow=narrow), layout="constrained")
+        panels = panels_of(figure, 1, len(sizes), narrow=narrow)[0]
         for axes, size in zip(panels, sizes, strict=True):
             for norm in norms:
                 chosen = [record for record in records if _group(record) == (size, norm)]
@@ -227,9 +266,10 @@ def channel_figure(records: Sequence[Record]) -> Figure:
             axes.set_title(f"batch size {size}")
             axes.set_xlabel("normalisation layer, input to output")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].set_ylabel("std over channels of\nthe channels' mean output")
+        for axes in panels if narrow else panels[:1]:
+            axes.set_ylabel("std over channels of\nthe channels' mean output")
         panels[0].set_ylim(bottom=0)
-        _legend(figure, panels[0])
+        _legend(figure, panels[0], narrow=narrow)
     return figure
 
 
@@ -245,10 +285,15 @@ def _layer_lines(axes: Axes, records: Sequence[Record], style: Style) -> None:
     axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=norm, **line)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=3
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=2 if narrow else 4,
+        frameon=False,
+        handlelength=3,
     )
 
 
@@ -260,12 +305,12 @@ def _batch_sizes(values: Iterable[int]) -> list[int]:
     return sorted(set(values), reverse=True)
 
 
-def figures(records: Sequence[Record]) -> dict[str, Figure]:
-    """The figures of a study by name."""
+def figures(records: Sequence[Record], *, narrow: bool = False) -> dict[str, Figure]:
+    """The figures of a comparison by name, wide or for a phone."""
     return {
-        "accuracy": accuracy_figure(summarise(records)),
-        "curves": curves_figure(records),
-        "channel-means": channel_figure(records),
+        "accuracy": accuracy_figure(summarise(records), narrow=narrow),
+        "curves": curves_figure(records, narrow=narrow),
+        "channel-means": channel_figure(records, narrow=narrow),
     }
 
 

@@ -19,13 +19,12 @@ def write_report(records: Sequence[Record], out: Path, command: str) -> None:
         out: The folder to write to.
         command: The command line that makes this page again.
     """
-    figures = plots.figures(records)
     write_page(
-        figures,
+        lambda narrow: plots.figures(records, narrow=narrow),
         lambda drawn: page(records, command, drawn),
         out,
+        chinese,
         files=["accuracy"],
-        translate=chinese,
     )
 
 

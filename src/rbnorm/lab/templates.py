@@ -36,35 +36,41 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_page(
-    figures: Mapping[str, Figure],
+    draw: Callable[[bool], Mapping[str, Figure]],
     page_with: Callable[[dict[str, Markup]], str],
     out: Path,
+    translate: Callable[[str], str],
     files: Sequence[str] | None = None,
-    translate: Callable[[str], str] | None = None,
 ) -> None:
     """Write ``report.html`` and figures as files of their own; each replaces its predecessor whole.
 
     Args:
-        figures: By name.
+        draw: The figures by name; called with whether they are for a window as narrow as a phone's.
         page_with: The page as text, given the drawings by name.
         out: The folder.
+        translate: What a text in a drawing is in Chinese.
         files: The figures that get files; None for all.
-        translate: What a text in a drawing is in Chinese, for a page in both languages.
     """
-    drawn = {name: _drawing(figure, name, translate) for name, figure in figures.items()}
+    figures, narrow = draw(False), draw(True)
+    drawn = {
+        name: _drawing(figure, name, "wide", translate)
+        + _drawing(narrow[name], f"{name}-narrow", "narrow", translate)
+        for name, figure in figures.items()
+    }
     replace(out / PAGE, page_with(drawn).encode())
     for name in figures if files is None else files:
         for suffix in ("svg", "png"):
             replace(out / f"{name}.{suffix}", plots.picture(figures[name], suffix))
 
 
-def _drawing(figure: Figure, name: str, translate: Callable[[str], str] | None) -> Markup:
-    english = plots.svg(figure, name)
-    if translate is None:
-        return Markup(english)
+def _drawing(figure: Figure, name: str, width: str, translate: Callable[[str], str]) -> Markup:
     texts = re.compile(r"(?<=>)[^<>]+(?=</text>)")
+    english = plots.svg(figure, name)
     chinese = texts.sub(lambda text: translate(text[0]), plots.svg(figure, f"{name}-zh"))
-    return Markup(f'<div lang="en">{english}</div><div lang="zh-Hans">{chinese}</div>')
+    return Markup(
+        f'<div class="drawing {width}"><div lang="en">{english}</div>'
+        f'<div lang="zh-Hans">{chinese}</div></div>'
+    )
 
 
 def environments(records: Sequence[Made]) -> dict[str, str]:

@@ -10,21 +10,32 @@ from matplotlib.figure import Figure
 from rbnorm.lab.domains.plan import ARMS, BN, RBN
 from rbnorm.lab.domains.results import DomainResults
 from rbnorm.lab.domains.testing import STATISTICS
-from rbnorm.lab.plots import BASELINE_MARK, INK, RC, SUBJECT_MARK, percent, seeds
+from rbnorm.lab.plots import (
+    BASELINE_MARK,
+    INK,
+    NARROW,
+    RC,
+    SUBJECT_MARK,
+    panels_of,
+    percent,
+    seeds,
+)
 
 _MARKS: Final = {"bn": BASELINE_MARK, "rbn": SUBJECT_MARK}
 _ROW: Final = 0.5  # inches
 
 
-def targets_figure(results: DomainResults) -> Figure | None:
+def targets_figure(results: DomainResults, *, narrow: bool = False) -> Figure | None:
     """Every arm minus BN, on each target and on all; None without a difference."""
     gains = {arm: found for arm in ARMS if arm is not BN and (found := results.difference(arm, BN))}
     if not gains:
         return None
     targets = results.settings.targets
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(9, 1.2 + _ROW * len(gains)), layout="constrained")
-        panels = figure.subplots(1, len(targets) + 1, sharey=True, squeeze=False)[0]
+        columns, height = len(targets) + 1, 1.2 + _ROW * len(gains)
+        size = (NARROW, 0.75 * columns * height) if narrow else (9, height)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = panels_of(figure, 1, columns, narrow=narrow)[0]
         for axes, name in zip(panels, ["all targets", *targets], strict=True):
             axes.set_title(name, loc="left", fontsize=10)
             axes.axvline(0, color=INK, linewidth=1)
@@ -40,7 +51,7 @@ def targets_figure(results: DomainResults) -> Figure | None:
     return figure
 
 
-def remedies_figure(results: DomainResults) -> Figure | None:
+def remedies_figure(results: DomainResults, *, narrow: bool = False) -> Figure | None:
     """Accuracy of BN and RBN with every kind of statistics; None where they were not tried."""
     found = {
         (name, arm.name): value
@@ -52,7 +63,8 @@ def remedies_figure(results: DomainResults) -> Figure | None:
     if len(names) < 2:
         return None
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(9, 1 + _ROW * len(names)), layout="constrained")
+        width = NARROW if narrow else 9
+        figure = Figure(figsize=(width, 1 + _ROW * len(names)), layout="constrained")
         axes = figure.subplots()
         for (name, arm), value in found.items():
             y = names.index(name) + (0.14 if arm == RBN.name else -0.14)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from rbnorm.lab.analysis import p_value, with_margin
 from rbnorm.lab.domains.answer import domains_answer
@@ -83,16 +84,27 @@ def draw(out: Path, defaults: DomainSettings, command: str) -> None:
     store = DomainStore(out)
     settings = settings_of_records(store.records, defaults)
     results = DomainResults(settings, store.records, store.failures)
-    possible = {"targets": targets_figure(results), "remedies": remedies_figure(results)}
-    figures = {name: figure for name, figure in possible.items() if figure}
     folder = out / NAME
     make_folder(folder)
-    write_page(figures, lambda drawn: page(results, drawn, command), folder, translate=_chinese)
+    write_page(
+        lambda narrow: _figures(results, narrow=narrow),
+        lambda drawn: page(results, drawn, command),
+        folder,
+        _chinese,
+    )
     console = terminal()
     console.print(f"{NAME}: {domains_answer(results).en}")
     if results.failures:
         console.print(f"{len(results.failures)} runs failed; the page says why.")
     console.print(f"Report: {folder / PAGE}", soft_wrap=True)
+
+
+def _figures(results: DomainResults, *, narrow: bool) -> dict[str, Figure]:
+    possible = {
+        "targets": targets_figure(results, narrow=narrow),
+        "remedies": remedies_figure(results, narrow=narrow),
+    }
+    return {name: figure for name, figure in possible.items() if figure}
 
 
 def page(results: DomainResults, drawn: dict[str, Markup], command: str) -> str:
@@ -140,6 +152,7 @@ def _chinese(words: str) -> str:
         **{name: text.zh for name, text in WORDS.items()},
         # the margin has room for no more
         **{name: f"混合，每 {size} 张图像一批" for size, name in MIXED.items()},
+        TENT: f"TENT，每 {SIZES[0]} 张一批",
     }
     return known.get(words, words)
 

@@ -21,7 +21,7 @@ class CorruptionTable:
     Attributes:
         group: The group.
         statistics: One of :data:`rbnorm.lab.shift.STATISTICS`.
-        labels: Its arms that were tested so; these are the columns.
+        labels: Its arms that were tested so; these are the rows.
         kinds: For every kind, each arm's mean over severities.
         mean: Each arm's mean over all kinds and severities.
         clean: Each arm's accuracy on the same images without corruption.

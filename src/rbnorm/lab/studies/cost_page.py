@@ -24,11 +24,10 @@ def write_cost_page(study: Study, costs: Costs | None, out: Path, command: str) 
         out: The folder of the studies, with the rows and the study's folder in it.
         command: The command line that makes this page again.
     """
-    figures = {FIGURE: cost_figure(costs)} if costs else {}
     machine: dict[str, Any] = costs.machine if costs else {}
     measuring = bench_command(out, "cpu" if machine.get("device", "cpu") == "cpu" else "cuda")
     write_page(
-        figures,
+        lambda narrow: {FIGURE: cost_figure(costs, narrow=narrow)} if costs else {},
         lambda drawn: render(
             "cost.html",
             study=study,
@@ -43,7 +42,7 @@ def write_cost_page(study: Study, costs: Costs | None, out: Path, command: str) 
             facts={name: value or "unknown" for name, value in machine.items()},
         ),
         out / study.name,
-        translate=chinese,
+        chinese,
     )
 
 

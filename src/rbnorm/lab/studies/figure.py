@@ -12,10 +12,12 @@ from rbnorm.lab.bench.candidates import BASELINE
 from rbnorm.lab.plots import (
     BASELINE_MARK,
     INK,
+    NARROW,
     OTHER_MARK,
     RC,
     SUBJECT_MARK,
     interval,
+    panels_of,
     percent,
     seeds,
 )
@@ -29,15 +31,18 @@ _AXIS: Final = {
     "shifted": "mean corruption accuracy (%)",
     "iou": "mean IoU (%)",
 }
+_GAIN: Final = "minus the baseline of the same seed (points)"
+_GAIN_SHORT: Final = "minus the baseline (points)"
 _ROW: Final = 0.42  # inches
 
 
-def study_figure(results: Results, measure: str) -> Figure:
+def study_figure(results: Results, measure: str, *, narrow: bool = False) -> Figure:
     """One row for every arm that was measured: its accuracy, and beside it its gain.
 
     Args:
         results: What the study found.
         measure: One of :data:`rbnorm.lab.studies.results.MEASURES` that some arm has.
+        narrow: For a phone: the gains of a group stand below its accuracies.
     """
     groups = {
         name: [arm for arm in arms if measure in arm.accuracy]
@@ -47,18 +52,18 @@ def study_figure(results: Results, measure: str) -> Figure:
     rows = [len(arms) for arms in groups.values()]
     with mpl.rc_context(RC):
         height = _ROW * sum(rows) + 0.55 * len(rows) + 0.6
-        figure = Figure(figsize=(9, height), layout=ConstrainedLayoutEngine(wspace=0.06))
-        panels = figure.subplots(
-            len(groups), 2, squeeze=False, sharey="row", height_ratios=[n + 1 for n in rows]
-        )
+        size = (NARROW, 2 * height + 0.3 * len(rows)) if narrow else (9, height)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06))
+        panels = panels_of(figure, len(groups), 2, narrow=narrow, heights=[n + 1 for n in rows])
         for (accuracy, gain), (name, arms) in zip(panels, groups.items(), strict=True):
             _accuracies(accuracy, arms, measure)
             _gains(gain, arms, measure)
             accuracy.set_title(name, loc="left", fontsize=10)
             accuracy.set_yticks(range(len(arms)), [arm.arm.label for arm in arms])
             accuracy.set_ylim(len(arms) - 0.4, -0.6)
-        panels[-1, 0].set_xlabel(_AXIS[measure])
-        panels[-1, 1].set_xlabel("minus the baseline of the same seed (points)")
+        for accuracy, gain in panels if narrow else panels[-1:]:
+            accuracy.set_xlabel(_AXIS[measure])
+            gain.set_xlabel(_GAIN_SHORT if narrow else _GAIN)
     return figure
 
 
@@ -93,12 +98,14 @@ def _row(axes: Axes, y: float, estimate: Estimate, mark: tuple[str, str]) -> Non
     percent(axes, estimate, y + 0.12, mark)
 
 
-def cost_figure(costs: Costs) -> Figure:
+def cost_figure(costs: Costs, *, narrow: bool = False) -> Figure:
     """Every norm's ratios, a panel for each; the line at 1 is BatchNorm's median or size."""
     norms = [cost.norm for cost in costs.norms]
+    rows, columns = (2, len(RATIOS) // 2) if narrow else (1, len(RATIOS))
+    height = rows * (0.32 * len(norms) + 1.1)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(10, 0.32 * len(norms) + 1.1), layout="constrained")
-        panels = figure.subplots(1, len(RATIOS), squeeze=False, sharey=True)[0]
+        figure = Figure(figsize=(NARROW if narrow else 10, height), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
         for axes, (name, words) in zip(panels, RATIOS.items(), strict=True):
             axes.axvline(1, color=INK, linewidth=1)
             for y, cost in enumerate(costs.norms):

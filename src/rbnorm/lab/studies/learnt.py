@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rbnorm.lab.plots import BASELINE_MARK, INK, RC, SUBJECT_MARK
+from rbnorm.lab.plots import BASELINE_MARK, INK, NARROW, RC, SUBJECT_MARK
 from rbnorm.lab.records import Record
 from rbnorm.lab.studies.answer import SUBJECT
 from rbnorm.lab.studies.results import Results
@@ -121,14 +121,17 @@ def _sentence(of: Learnt) -> Text:
     return Text(f"{en}.".replace("-0.", "−0."), f"{zh}。".replace("-0.", "−0."))
 
 
-def learnt_figure(found: Sequence[Learnt]) -> Figure | None:
+def learnt_figure(found: Sequence[Learnt], *, narrow: bool = False) -> Figure | None:
     """A row for each network: w_m, the gate and the spread of the channel means, by depth."""
     if not found:
         return None
     columns = 3 if any(of.spread for of in found) else 2
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(3.4 * columns, 2.3 * len(found) + 0.4), layout="constrained")
-        rows = figure.subplots(len(found), columns, squeeze=False)
+        height = 2.3 * len(found)
+        size = (NARROW, columns * height) if narrow else (3.4 * columns, height + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        shape = (len(found) * columns, 1) if narrow else (len(found), columns)
+        rows = figure.subplots(*shape, squeeze=False).reshape(len(found), columns)
         for (center, gate, *spreads), of in zip(rows, found, strict=True):
             center.axhline(0, color=INK, linewidth=1)
             _band(center, of.center)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from rbnorm.lab import templates
 from rbnorm.lab.analysis import p_value, with_margin
@@ -41,13 +42,15 @@ def write_page(results: Results, tuning: Sequence[Candidate], out: Path, command
         out: The folder to write to.
         command: The command line that makes this page again.
     """
-    figures = {measure: study_figure(results, measure) for measure in results.measures()}
-    drawn_learnt = learnt_figure(_learnt(results))
-    if drawn_learnt:
-        figures[LEARNT] = drawn_learnt
-    templates.write_page(
-        figures, lambda drawn: page(results, tuning, drawn, command), out, translate=chinese
-    )
+
+    def draw(narrow: bool) -> dict[str, Figure]:
+        figures = {
+            measure: study_figure(results, measure, narrow=narrow) for measure in results.measures()
+        }
+        drawn_learnt = learnt_figure(_learnt(results), narrow=narrow)
+        return {**figures, LEARNT: drawn_learnt} if drawn_learnt else figures
+
+    templates.write_page(draw, lambda drawn: page(results, tuning, drawn, command), out, chinese)
 
 
 def page(

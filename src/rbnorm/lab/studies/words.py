@@ -39,6 +39,7 @@ _PHRASES: Final = {
     "mean IoU (%)": "平均 IoU（%）",
     "mean corruption accuracy (%)": "损坏图像上的平均准确率（%）",
     "minus the baseline of the same seed (points)": "减去同一种子的基线（百分点）",
+    "minus the baseline (points)": "减去基线（百分点）",
 }
 _ANY: Final = re.compile("|".join(map(re.escape, sorted(_PHRASES, key=len, reverse=True))))
 _WORD: Final = r"\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
