@@ -175,6 +175,8 @@ def _check_op(named: Mapping[str, Tensor | float | None]) -> None:
         raise ValueError("scale and shift must be given with an activation, got None")
     if named.get("want_dresidual") and not activated:
         raise ValueError("without an activation the gradient of the residual is dy, got no other")
+    if named.get("training") and not x.numel():
+        raise ValueError("x must not be empty")
     if "eps" in named:
         numbers = named.get("training", False), named["eps"], named.get("momentum", 0.0)
         check_numbers(x, *numbers)  # type: ignore[arg-type]
