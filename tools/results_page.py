@@ -8,6 +8,7 @@ names of studies on other images than Fashion-MNIST end in those.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import textwrap
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from rbnorm.lab.studies.arms import Settings
 from rbnorm.lab.studies.catalogue import CATALOGUE
 from rbnorm.lab.studies.cost_page import cost_answer
 from rbnorm.lab.studies.costs import COST, load_costs
-from rbnorm.lab.studies.learnt import learnt, said
+from rbnorm.lab.studies.learnt import Learnt, learnt, said
 from rbnorm.lab.studies.results import Results, collect
 from rbnorm.lab.studies.tuning import Rates
 from rbnorm.lab.text import Text
@@ -81,13 +82,21 @@ def answers(results: Path) -> dict[str, Text]:
     for source in SOURCES:
         for name, of in _results(results / source.folder, source).items():
             found[name + source.suffix] = answer(of.study, of)
-            networks += learnt(of) if name == "networks" else []
+            if name == "networks":
+                networks += [_on(source, one) for one in learnt(of)]
     own = results / STUDIES.folder
     found[COST] = cost_answer(load_costs(own))
     found[DOMAINS] = domains_answer(domain_results(own))
     found["gradients"] = gradients_answer(list(store_of(own).load().values()))
     found["learnt"] = _joined(said(networks))
     return found
+
+
+def _on(source: Source, of: Learnt) -> Learnt:
+    """With a group that tells it from that of the same network on other images."""
+    return (
+        dataclasses.replace(of, group=f"{of.group}, {source.suffix[1:]}") if source.suffix else of
+    )
 
 
 def _results(folder: Path, source: Source) -> dict[str, Results]:
@@ -117,7 +126,7 @@ def filled(page: str, said: Mapping[str, Text], language: str) -> str:
 
     def box(match: re.Match[str]) -> str:
         text = getattr(said[match[2]], language)
-        lines = textwrap.wrap(text, 96) if language == "en" else [text]
+        lines = textwrap.wrap(text, 96, break_on_hyphens=False) if language == "en" else [text]
         return match[1] + "".join(f"> {line}\n" for line in lines)
 
     return _SECTION.sub(box, page)

@@ -180,7 +180,10 @@ struct Constants {
   bool gated;
   int restriction;
 
-  static int64_t size(int64_t C, int64_t tile) { return NAMES * Workspace<T>::padded(C * tile); }
+  // A vector of channels may begin anywhere in a row: the last one's end lies behind the last row.
+  static int64_t size(int64_t C, int64_t tile) {
+    return NAMES * Workspace<T>::padded(C * tile) + width<T>;
+  }
   Constants(Arena<T>& arena, const Layer& layer, int64_t C, int64_t tile, const void* E,
             const void* V)
       : ld(Workspace<T>::padded(C * tile)), values(arena.take(NAMES * ld)),

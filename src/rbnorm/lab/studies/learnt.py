@@ -1,5 +1,6 @@
 """What RBN learnt in the networks of a study: its calibration by depth."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,7 @@ from rbnorm.lab.text import Text
 CENTER, SCALE, GATE = "center_weight", "scale_weight", "scale_bias"
 _LOW, _MIDDLE, _HIGH = _BAND = ("q0.05", "q0.50", "q0.95")
 Array = npt.NDArray[np.float64]
+_MINUS: Final = re.compile(r"(?<= )-(?=\d)")
 _FEW: Final = 2  # layers, below which there is no depth
 
 
@@ -118,7 +120,7 @@ def _sentence(of: Learnt) -> Text:
         shares = [f"{100 * of.inert[name]:.0f}" for name in (CENTER, SCALE)]
         en += f"; within 0.05 of 0 are {shares[0]} % of w_m and {shares[1]} % of w_v"
         zh += f"；与 0 相差不到 0.05 的，w_m 占 {shares[0]}%，w_v 占 {shares[1]}%"
-    return Text(f"{en}.".replace("-0.", "−0."), f"{zh}。".replace("-0.", "−0."))
+    return Text(f"{_MINUS.sub('−', en)}.", f"{_MINUS.sub('−', zh)}。")
 
 
 def learnt_figure(found: Sequence[Learnt], *, narrow: bool = False) -> Figure | None:
