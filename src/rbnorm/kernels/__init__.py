@@ -1,4 +1,4 @@
-"""``torch.ops.rbnorm.*``: schema and portable form of each op, and who runs it.
+"""``torch.ops.rbnorm.*``: schema, fake and portable form of each op, and who runs it.
 
 ``mean``, ``moments``, ``affine``, ``grad_moments`` and ``grad_affine`` are the phases, the contract
 of a backend: :class:`rbnorm.kernels.phases.Phases`. ``forward``, ``inference`` and ``backward`` are
@@ -10,7 +10,10 @@ knows it. The ops carry no autograd: :mod:`rbnorm.autograd` owns the derivative 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from rbnorm.kernels import layer, phases
 from rbnorm.kernels.backends import Kernels, active, backends, load, use_backend
@@ -41,13 +44,50 @@ SCHEMAS = {
     "grad_affine": "(Tensor dy, Tensor x, Tensor m, Tensor scale, Tensor? shift, Tensor? x_scale, "
     f"Tensor u, {_EPILOGUE}, bool want_dx, bool want_dresidual) -> (Tensor, Tensor)",
 }
-# They also tell what a call on fake tensors gives; one is fake where a single tensor is on meta.
 OPS = {name: getattr(phases if name in phases.PHASES else layer, name) for name in SCHEMAS}
+
+
+def _table(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=phases.table_dtype(x.dtype))
+
+
+def _vector(x: Tensor, size: int) -> Tensor:
+    return x.new_empty(size, dtype=phases.table_dtype(x.dtype))
+
+
+def _like(x: Tensor) -> Tensor:
+    return phases.standard(torch.empty_like(x))
+
+
+def _forward(x: Tensor, *_: object) -> tuple[Tensor, ...]:
+    C = x.shape[1]
+    return _like(x), _table(x), _vector(x, C), _vector(x, C)
+
+
+def _wanted(dy: Tensor, x: Tensor, *others: object) -> tuple[Tensor, ...]:
+    return tuple(_like(x) if want else x.new_empty(0) for want in others[-2:])
+
+
+def _backward(dy: Tensor, x: Tensor, *others: object) -> tuple[Tensor, ...]:
+    vectors = (_vector(x, 0 if v is None else x.shape[1]) for v in others[4:9])
+    return *_wanted(dy, x, *others), *vectors
+
+
+FAKES: dict[str, Callable[..., object]] = {
+    "forward": _forward,
+    "inference": lambda x, *_: _like(x),
+    "backward": _backward,
+    "mean": _table,
+    "moments": lambda x: (_table(x), _table(x)),
+    "affine": lambda x, *_: _like(x),
+    "grad_moments": lambda dy, x, *_: (_table(x), _table(x)),
+    "grad_affine": _wanted,
+}
 
 _library = torch.library.Library("rbnorm", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=[torch.Tag.pt2_compliant_tag])
-    _implementation = checked(_name, OPS[_name])
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rbnorm::{_name}", _implementation, lib=_library)
+    _library.impl(_name, checked(_name, OPS[_name]), "CompositeExplicitAutograd")
+    # A call is a fake one already where a single tensor is on the meta device.
+    torch.library.register_fake(f"rbnorm::{_name}", checked(_name, FAKES[_name]), lib=_library)
 load(_library)
