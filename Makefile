@@ -58,7 +58,7 @@ test-tools: env
 	$(TOOLS)/bin/pip install --quiet --constraint constraints.txt --editable ".[tools]"
 	$(TOOLS)/bin/python -m pytest -m tools tests/libraries
 
-# About ten minutes: the ops' tests under ASan and UBSan, then a few cases under valgrind.
+# Three quarters of an hour of one core, most of it compiling: the ops' tests under ASan and UBSan, then a few cases under valgrind.
 sanitize: env
 	@command -v g++ >/dev/null && command -v valgrind >/dev/null || { \
 		echo "make sanitize needs g++ and valgrind on the PATH: install them" >&2; exit 1; }
