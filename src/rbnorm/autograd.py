@@ -237,17 +237,19 @@ def _traced(
     options: Options,
     group: Group | None,
 ) -> Tensor:
-    """In plain PyTorch; with a backward of our own where the tracer is a compiler."""
-    fixed = running if momentum is None else None
+    """In plain PyTorch; in training with a backward of our own where the tracer is a compiler.
+
+    In evaluation a compiler differentiates: through ours torch 2.11 gives gradients of zero.
+    """
     M: int | Tensor = x.numel() // x.shape[1]
-    if torch.compiler.is_compiling():
-        training = None if momentum is None else 0.0
+    if torch.compiler.is_compiling() and momentum is not None:
         output: tuple[Tensor, ...] = _Normalise.apply(
-            x, residual, *(fixed or (None, None)), training, options, group, None, *p
+            x, residual, None, None, 0.0, options, group, None, *p
         )
         y, E, V, *size = output
         M = size[0] if size else M
     else:
+        fixed = running if momentum is None else None
         y, _, E, V, batch = layer.normalise(PORTABLE.phases, x, residual, p, fixed, options, group)
         M = batch.M if batch is not None else M
     if momentum is not None and running is not None:
