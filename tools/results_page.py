@@ -28,7 +28,7 @@ from rbnorm.lab.studies.costs import COST, load_costs
 from rbnorm.lab.studies.learnt import Learnt, learnt, said
 from rbnorm.lab.studies.results import Results, collect
 from rbnorm.lab.studies.tuning import Rates
-from rbnorm.lab.text import Text
+from rbnorm.lab.text import Text, joined
 from rbnorm_cli.main import main
 from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser
@@ -88,7 +88,7 @@ def answers(results: Path) -> dict[str, Text]:
     found[COST] = cost_answer(load_costs(own))
     found[DOMAINS] = domains_answer(domain_results(own))
     found["gradients"] = gradients_answer(list(store_of(own).load().values()))
-    found["learnt"] = _joined(said(networks))
+    found["learnt"] = joined(said(networks), " ", "") if networks else NOT_RUN
     return found
 
 
@@ -108,10 +108,6 @@ def _results(folder: Path, source: Source) -> dict[str, Results]:
         study = CATALOGUE[name](settings, Rates(settings, records, failures))
         found[name] = collect(study, records, failures)
     return found
-
-
-def _joined(texts: list[Text]) -> Text:
-    return Text(" ".join(t.en for t in texts), "".join(t.zh for t in texts)) if texts else NOT_RUN
 
 
 def filled(page: str, said: Mapping[str, Text], language: str) -> str:

@@ -56,9 +56,14 @@ def summarise(records: Sequence[Record]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.batch_size)
 
 
+def signed(value: float) -> str:
+    """A number with its sign and two digits, the minus a true one."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return f"{100 * value:+.2f}".replace("-", "−")
+    return signed(100 * value)
 
 
 def with_margin(estimate: Estimate, digits: int = 2) -> str:

@@ -261,9 +261,10 @@ def segmentation(settings: Settings, rate: Rate) -> Study:
             norms = {n: s for n, s in SEGMENTATION_NORMS.items() if n != "gn" or not values}
             arms += arms_of(settings, rate, group + order, norms, **own)
             if not values:
-                norms = {"bn, frozen statistics": "bn"}
-                own["frozen"] = True
-                arms += arms_of(settings, frozen_rate, group + order, norms, baseline="bn", **own)
+                kept = {"bn, frozen statistics": "bn"}
+                arms += arms_of(
+                    settings, frozen_rate, group + order, kept, baseline="bn", frozen=True, **own
+                )
     small = f"normalisation batch {SMALL_BATCH}"
     pairs = [(small, "rbn", "bn"), ("whole batch", "rbn", "bn")]
     pairs += [(f"{small}, video order", "rbn", "bn")]

@@ -1,6 +1,5 @@
 """What RBN learnt in the networks of a study: its calibration by depth."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rbnorm.lab.analysis import signed
 from rbnorm.lab.plots import BASELINE_MARK, INK, NARROW, RC, SUBJECT_MARK
 from rbnorm.lab.records import Record
 from rbnorm.lab.studies.answer import SUBJECT
@@ -20,7 +20,6 @@ from rbnorm.lab.text import Text
 CENTER, SCALE, GATE = "center_weight", "scale_weight", "scale_bias"
 _LOW, _MIDDLE, _HIGH = _BAND = ("q0.05", "q0.50", "q0.95")
 Array = npt.NDArray[np.float64]
-_MINUS: Final = re.compile(r"(?<= )-(?=\d)")
 _FEW: Final = 2  # layers, below which there is no depth
 
 
@@ -104,23 +103,24 @@ def said(found: Sequence[Learnt]) -> list[Text]:
 
 
 def _sentence(of: Learnt) -> Text:
-    w_m, low, high = of.center[1], of.center[0].min(), of.center[2].max()
+    numbers = np.median(of.center[1]), of.center[0].min(), of.center[2].max()
+    w_m, low, high = (signed(float(number)) for number in numbers)
     first, last = of.gate[1][0], of.gate[1][-1]
     en = (
         f"{of.group} ({of.seeds} seed{'s' * (of.seeds != 1)}): the layers' median w_m is "
-        f"{np.median(w_m):+.2f}, nine channels in ten of each lie between {low:+.2f} and "
-        f"{high:+.2f}; the median gate is {first:.2f} in the first layer and {last:.2f} in the last"
+        f"{w_m}, nine channels in ten of each lie between {low} and "
+        f"{high}; the median gate is {first:.2f} in the first layer and {last:.2f} in the last"
     )
     zh = (
-        f"{of.group}（{of.seeds} 个种子）：各层 w_m 的中位数为 {np.median(w_m):+.2f}，"
-        f"每层九成通道在 {low:+.2f} 与 {high:+.2f} 之间；门控的中位数在第一层为 {first:.2f}，"
+        f"{of.group}（{of.seeds} 个种子）：各层 w_m 的中位数为 {w_m}，"
+        f"每层九成通道在 {low} 与 {high} 之间；门控的中位数在第一层为 {first:.2f}，"
         f"在最后一层为 {last:.2f}"
     )
     if of.inert:
         shares = [f"{100 * of.inert[name]:.0f}" for name in (CENTER, SCALE)]
         en += f"; within 0.05 of 0 are {shares[0]} % of w_m and {shares[1]} % of w_v"
         zh += f"；与 0 相差不到 0.05 的，w_m 占 {shares[0]}%，w_v 占 {shares[1]}%"
-    return Text(f"{_MINUS.sub('−', en)}.", f"{_MINUS.sub('−', zh)}。")
+    return Text(f"{en}.", f"{zh}。")
 
 
 def learnt_figure(found: Sequence[Learnt], *, narrow: bool = False) -> Figure | None:
