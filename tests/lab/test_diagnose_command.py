@@ -10,7 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
-from support import VIEWPORTS, opened, run
+from support import VIEWPORTS, assert_fits, opened, run
 
 import rbnorm
 from rbnorm.lab.checkpoints import load_model, read_saved
@@ -255,7 +255,10 @@ def test_the_page_is_one_file_below_four_megabytes(page, out):
     assert (out / "report.html").stat().st_size < 4_000_000
     others = [url for url in page.requests if not url.startswith("data:")]
     assert len(others) == 1
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_nothing_of_the_page_is_off_it_or_scrolls_sideways(page):
+    assert_fits(page)
 
 
 def test_the_page_shows_the_numbers_of_the_chosen_layer_and_channel(page, found):
@@ -348,7 +351,6 @@ def test_the_page_fits_a_phone_and_speaks_chinese(out, browser):
     page = context.new_page()
     page.goto((out / "report.html").as_uri())
     page.wait_for_selector("body[data-ready]", state="attached")
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     name = page.locator("#heat tbody td").first.bounding_box()
     assert name["width"] > 60  # not a letter a line
     assert name["height"] < 60

@@ -2,13 +2,16 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import VIEWPORTS, assert_fits, opened
 from tolerances import assert_close
 from torch import nn
 
@@ -329,6 +332,24 @@ def test_the_study_runs_stops_in_time_and_goes_on(folder, weights, tmp_path, cap
     assert "全部目标域" in page
     assert study(folder, weights, out, "--no-run", "--targets", "c") == 0
     assert (out / "domains" / "report.html").read_text() == page
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The page of the committed records."""
+    out = tmp_path_factory.mktemp("report")
+    shutil.copy(Path(__file__).parents[2] / "results" / "studies" / "domains.jsonl", out)
+    assert main(["study", "domains", "--no-run", "--out", str(out)]) == 0
+    return out / "domains" / "report.html"
+
+
+@pytest.mark.parametrize("viewport", VIEWPORTS)
+def test_nothing_of_the_page_is_off_it_or_scrolls_sideways(report, browser, viewport):
+    page = opened(browser, report, viewport)
+    assert page.locator("#arms tbody tr").count() == len(ARMS)
+    assert_fits(page)
+    assert page.errors == []
+    page.close()
 
 
 def test_the_time_is_estimated_and_epochs_are_cut(folder, weights, tmp_path, capsys):

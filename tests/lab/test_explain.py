@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import VIEWPORTS, opened, run
+from support import VIEWPORTS, assert_fits, opened, run
 from torch import nn
 
 import rbnorm
@@ -154,7 +154,7 @@ def test_it_asks_for_nothing_and_is_no_wider_than_its_window(browser, path, view
     page = opened(browser, path, viewport)
     page.wait_for_selector("body[data-ready]")
     assert [url for url in page.requests if not url.startswith("data:")] == [path.as_uri()]
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert_fits(page)
     assert page.errors == []
     page.close()
 
