@@ -251,6 +251,16 @@ def test_an_interval_with_blocks_pools_the_spread_inside_them():
         blocked({"a": []})
 
 
+def test_what_has_been_run_is_not_missing():
+    everything = Plan(SETTINGS, {}).total()
+    assert Plan(SETTINGS, {}).missing() == everything
+    (first, *_) = runs = Plan(SETTINGS, {}).ready()
+    left = Plan(SETTINGS, {run.key: record(run) for run in runs[:3]}).missing()
+    assert len(left) == len(everything) - 3
+    assert left.count((BN, first.tuning)) == everything.count((BN, first.tuning)) - 3
+    assert not Plan(SETTINGS, complete(0.6, 0.5)).missing()
+
+
 def complete(rbn, bn):
     """Records of BN and RBN on every target, with choices of rates that all are alike."""
     records = {}
@@ -330,6 +340,8 @@ def test_the_study_runs_stops_in_time_and_goes_on(folder, weights, tmp_path, cap
     assert tested == {0, 9}
     page = (out / "domains" / "report.html").read_text()
     assert "全部目标域" in page
+    assert study(folder, weights, out, "--estimate", "--targets", "c") == 0
+    assert "0 runs of 1 epochs take about 0.0 minutes" in capsys.readouterr().err
     assert study(folder, weights, out, "--no-run", "--targets", "c") == 0
     assert (out / "domains" / "report.html").read_text() == page
 

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -83,7 +84,7 @@ def domains(
     work = Work(images.share(), settings.shared.model, weights, limits.device, threads)
     with Pool(work, limits.processes) as pool:
         if limits.cut or limits.estimate:
-            settings = _fitted(settings, images, pool, limits, deadline)
+            settings = _fitted(settings, store.records, images, pool, limits, deadline)
         if not limits.estimate:
             _run(pool, settings, store, deadline, keep_models=limits.keep_models)
 
@@ -107,6 +108,7 @@ def _check_digests(store: DomainStore, images: DomainImages) -> None:
 
 def _fitted(
     settings: DomainSettings,
+    records: Mapping[str, DomainRecord],
     images: DomainImages,
     pool: Pool,
     limits: Limits,
@@ -116,16 +118,17 @@ def _fitted(
     timed = [settings.run(arm, settings.targets[0], 0, settings.rates[0], 1.0) for arm in (BN, RBN)]
     measured = pool.seconds(timed)
     left = math.inf if deadline is None else deadline - time.monotonic()
-    plan = Plan(settings, {})
     for epochs in range(settings.shared.epochs, 0, -1):
-        seconds = estimate(plan, images, measured, limits.processes, epochs)
+        settings = replace(settings, shared=replace(settings.shared, epochs=epochs))
+        plan = Plan(settings, records)
+        seconds = estimate(plan, images, measured, limits.processes)
         say(
-            f"{len(plan.total())} runs of {epochs} epochs take about {seconds / 60:.1f} minutes in "
-            f"{limits.processes} processes"
+            f"{len(plan.missing())} runs of {epochs} epochs take about {seconds / 60:.1f} minutes "
+            f"in {limits.processes} processes"
         )
         if not limits.cut or seconds <= _USABLE * left or epochs == 1:
             break
-    return replace(settings, shared=replace(settings.shared, epochs=epochs))
+    return settings
 
 
 def _run(

@@ -1,5 +1,6 @@
 """Which fine-tunings the study consists of, and which can be run now."""
 
+from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -168,19 +169,30 @@ class Plan:
 
         Those that choose rates come first; after them the seed varies slowest.
         """
-        tuning: list[DomainRun] = []
-        for arm in ARMS:
-            if arm.rates_of is None:
-                for target in self.settings.targets:
-                    tuning += self._tuning(arm, target)
+        return list(dict.fromkeys(run for _, run in self._ready()))
+
+    def missing(self) -> list[tuple[DomainArm, bool]]:
+        """``total`` without the runs that have been made."""
+        found = Counter(self.total())
+        found.subtract((arm, run.tuning) for arm, run in self._ready() if run.key in self.records)
+        return list(found.elements())
+
+    def _ready(self) -> list[tuple[DomainArm, DomainRun]]:
+        tuning = [
+            (arm, run)
+            for arm in ARMS
+            if arm.rates_of is None
+            for target in self.settings.targets
+            for run in self._tuning(arm, target)
+        ]
         final = [
-            self.settings.run(arm, target, seed, *rates)
+            (arm, self.settings.run(arm, target, seed, *rates))
             for seed in range(self.settings.seeds)
             for target in self.settings.targets
             for arm in ARMS
             if seed < self.seeds(arm) and (rates := self.rates(arm, target))
         ]
-        return list(dict.fromkeys([*tuning, *final]))
+        return tuning + final
 
     def seeds(self, arm: DomainArm) -> int:
         """How many seeds an arm has."""

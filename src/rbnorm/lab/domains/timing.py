@@ -43,9 +43,8 @@ def estimate(
     images: DomainImages,
     measured: Sequence[tuple[DomainRun, Seconds]],
     processes: int,
-    epochs: int,
 ) -> float:
-    """Seconds that all runs of a plan take with so many processes and epochs."""
+    """Seconds that the missing runs of a plan take in so many processes."""
     by_norm: dict[str, list[Seconds]] = {}
     for run, seconds in measured:
         by_norm.setdefault(run.norm, []).append(seconds)
@@ -54,9 +53,9 @@ def estimate(
         for norm, all_ in by_norm.items()
     }
     count = len(images.labels) / len(images.domains)
-    run, _ = measured[0]
+    shared = plan.settings.shared
     steps = [
-        steps_of(replace(run, target=t, epochs=epochs).training(), images.without(t))
+        steps_of(replace(shared, target=t).training(), images.without(t))
         for t in plan.settings.targets
     ]
 
@@ -65,4 +64,4 @@ def estimate(
         tested = 0.0 if tuning else seconds.remedies if arm.remedies else seconds.plain
         return seconds.step * sum(steps) / len(steps) + tested * count
 
-    return sum(of(arm, tuning) for arm, tuning in plan.total()) / processes
+    return sum(of(arm, tuning) for arm, tuning in plan.missing()) / processes
