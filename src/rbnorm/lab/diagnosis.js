@@ -104,7 +104,7 @@ function heat() {
     for (const name of HEAT) {
       const cell = row.insertCell(), value = layer[name];
       cell.textContent = value == null ? "–"
-        : SIGNED.has(name) ? value.toFixed(1).replace("-", "−") : String(Math.round(100 * value));
+        : SIGNED.has(name) ? (+value.toFixed(1) || 0).toFixed(1).replace("-", "−") : String(Math.round(100 * value));
       cell.style.background = colour(name, value);
       if (value == null) cell.style.color = "inherit";
     }
