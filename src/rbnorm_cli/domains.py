@@ -18,7 +18,13 @@ def add_domains_options(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=Path, help="file of its weights; torchvision's own by default")
     add("--targets", nargs="+", help="domains to leave out in turn; by default all")
     add("--seeds", type=int, default=5, help="seeds of BN and RBN", metavar="N")
-    add("--few-seeds", type=int, default=3, help="seeds of the other arms", metavar="N")
+    add(
+        "--few-seeds",
+        type=int,
+        default=3,
+        help="seeds of the other arms, and those tested with other statistics, too",
+        metavar="N",
+    )
     add("--epochs", type=int, default=8, help="passes over the training images", metavar="N")
     add("--batch-size", type=int, default=96, help="images per optimiser step", metavar="N")
     add(

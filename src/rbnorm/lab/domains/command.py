@@ -12,7 +12,7 @@ import torch
 
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import DomainImages, load_domains
-from rbnorm.lab.domains.plan import ARMS, BN, RBN, DomainSettings, Plan
+from rbnorm.lab.domains.plan import BN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.pool import Pool, Work
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.timing import estimate
@@ -138,8 +138,8 @@ def _run(
     deadline: float | None,
     keep_models: bool,
 ) -> None:
-    with_remedies = {(arm.norm, arm.frozen) for arm in ARMS if arm.remedies}
-    total = len(Plan(settings, {}).total())
+    empty = Plan(settings, {})
+    total = len(empty.total())
     tried = set[str]()
 
     def plan() -> list[DomainRun]:
@@ -161,9 +161,7 @@ def _run(
         done = sum(run.key in store.records for run in plan())
         say(f"{done} of {total}: {_line(result)}")
 
-    complete = pool.run(
-        ready, lambda run: (run.norm, run.frozen) in with_remedies, keep_as, keep, deadline
-    )
+    complete = pool.run(ready, empty.has_remedies, keep_as, keep, deadline)
     if not complete:
         say("The time is up: the same command again goes on.")
 

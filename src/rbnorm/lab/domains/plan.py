@@ -61,7 +61,7 @@ class DomainSettings:
         shared: What all runs share; each has its own norm, target, seed and learning rates.
         targets: The domains that are left out in turn.
         seeds: Seeds of BN and RBN, from 0 on.
-        few_seeds: Seeds of the other arms.
+        few_seeds: Seeds of the other arms, and those that are tested with other statistics, too.
         tuning_seeds: Seeds that choose the learning rates, from 1000 on.
         rates: Peak learning rates to choose from.
         calibration_rates: Those of RBN's calibration, in multiples of the learning rate. The first
@@ -171,10 +171,14 @@ class Plan:
         """
         return list(dict.fromkeys(run for _, run in self._ready()))
 
-    def missing(self) -> list[tuple[DomainArm, bool]]:
+    def missing(self) -> list[tuple[DomainArm, int | None]]:
         """``total`` without the runs that have been made."""
         found = Counter(self.total())
-        found.subtract((arm, run.tuning) for arm, run in self._ready() if run.key in self.records)
+        found.subtract(
+            (arm, None if run.tuning else run.seed)
+            for arm, run in self._ready()
+            if run.key in self.records
+        )
         return list(found.elements())
 
     def _ready(self) -> list[tuple[DomainArm, DomainRun]]:
@@ -199,16 +203,21 @@ class Plan:
         settings = self.settings
         return min(settings.seeds, settings.few_seeds) if arm.few else settings.seeds
 
-    def total(self) -> list[tuple[DomainArm, bool]]:
-        """Arm of every run, and whether it is one that chooses rates, for an estimate."""
+    def has_remedies(self, run: DomainRun) -> bool:
+        """Whether a run is tested with other statistics, too."""
+        of = (arm for arm in ARMS if (arm.norm, arm.frozen) == (run.norm, run.frozen))
+        return run.seed < self.settings.few_seeds and any(arm.remedies for arm in of)
+
+    def total(self) -> list[tuple[DomainArm, int | None]]:
+        """Arm and seed of every run, None for those that choose rates, for an estimate."""
         settings = self.settings
-        found = []
+        found: list[tuple[DomainArm, int | None]] = []
         for arm in ARMS:
             if arm.rates_of is None:
                 several = len(settings.calibration_rates) - 1 if _has_calibration(arm) else 0
                 choices = settings.tuning_seeds * (len(settings.rates) + several)
-                found += [(arm, True)] * choices * len(settings.targets)
-            found += [(arm, False)] * self.seeds(arm) * len(settings.targets)
+                found += [(arm, None)] * choices * len(settings.targets)
+            found += [(arm, seed) for seed in range(self.seeds(arm)) for _ in settings.targets]
         return found
 
     def rates(self, arm: DomainArm, target: str) -> Rates | None:

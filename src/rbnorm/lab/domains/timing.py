@@ -59,9 +59,10 @@ def estimate(
         for t in plan.settings.targets
     ]
 
-    def of(arm: DomainArm, tuning: bool) -> float:
+    def of(arm: DomainArm, seed: int | None) -> float:
         seconds = mean.get(arm.norm) or max(mean.values())
-        tested = 0.0 if tuning else seconds.remedies if arm.remedies else seconds.plain
+        remedies = arm.remedies and seed is not None and seed < plan.settings.few_seeds
+        tested = 0.0 if seed is None else seconds.remedies if remedies else seconds.plain
         return seconds.step * sum(steps) / len(steps) + tested * count
 
-    return sum(of(arm, tuning) for arm, tuning in plan.missing()) / processes
+    return sum(of(arm, seed) for arm, seed in plan.missing()) / processes
