@@ -49,15 +49,16 @@ class Source(NamedTuple):
 
 
 STUDIES: Final = Source("studies", ("study", "all"))
-_CIFAR10: Final = (
-    *("--data", "cifar10-jpeg", "--clean-only", "--trace", "--limit", "10000"),
-    *("--test-limit", "2000", "--epochs", "1", "--rates", "0.05", "0.2", "--tuning-seeds", "1"),
-    *("--networks", "small:timm:mobilenetv3_small_050", "small:timm:regnetx_002"),
-)
 CIFAR10: Final = Source(
-    "cifar10", ("study", "init", "fine-tune", "--seeds", "5", *_CIFAR10), "-cifar10"
+    "cifar10",
+    (
+        *("study", "batch-size", "init", "fine-tune", "networks", "--data", "cifar10-jpeg"),
+        *("--seeds", "5", "--clean-only", "--trace", "--limit", "10000", "--test-limit", "2000"),
+        *("--epochs", "1", "--rates", "0.05", "0.2", "--tuning-seeds", "1"),
+        *("--networks", "small:timm:mobilenetv3_small_050", "small:timm:regnetx_002"),
+    ),
+    "-cifar10",
 )
-NETWORKS: Final = Source("cifar10", ("study", "networks", "--seeds", "3", *_CIFAR10), "-cifar10")
 CAMVID: Final = Source(
     "camvid",
     (
@@ -66,7 +67,7 @@ CAMVID: Final = Source(
         *("--rates", "0.004", "0.02", "0.1", "--tuning-seeds", "1"),
     ),
 )
-SOURCES: Final = (STUDIES, CIFAR10, NETWORKS, CAMVID)
+SOURCES: Final = (STUDIES, CIFAR10, CAMVID)
 _SECTION: Final = re.compile(
     r"(^## [^\n]*[(（]`([\w-]+)`[)）]\n(?:(?!## |>)[^\n]*\n)*)((?:>[^\n]*\n)+)", re.MULTILINE
 )

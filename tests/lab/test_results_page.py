@@ -8,8 +8,9 @@ import pytest
 from rbnorm.lab.studies.answer import NOT_RUN
 from rbnorm_cli.main import main
 from rbnorm_cli.names import study_names
+from rbnorm_cli.parser import make_parser
 from tools.marks import marked
-from tools.results_page import PAGES, filled
+from tools.results_page import CAMVID, CIFAR10, PAGES, filled
 from tools.results_page import answers as all_answers
 from tools.results_table import NAME, READMES, table
 
@@ -51,6 +52,15 @@ def test_both_languages_boxes_are_drawn_from_the_records():
     said = all_answers(ROOT / "results")
     for language, path in PAGES.items():
         assert filled(path.read_text(), said, language) == path.read_text()
+
+
+@pytest.mark.parametrize("page", ["docs/studies.md", "docs/zh/studies.md"])
+def test_the_commands_of_the_committed_runs_stand_on_the_page(page):
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    lines = [line.split()[1:] for line in text.splitlines() if line.startswith("    rbnorm study ")]
+    shown = [vars(make_parser("").parse_args(line)) for line in lines]
+    for source in (CIFAR10, CAMVID):
+        assert vars(make_parser("").parse_args(source.command)) in shown
 
 
 def test_a_page_without_a_studys_box_is_refused():

@@ -198,7 +198,9 @@ def test_an_answer_says_how_much_was_run():
     study = make_study((comparison(),))
     assert answer(study, collect(study, {}, {})) == Text("Not run.", "未运行。")
     partial = found(study, lambda arm, seed: BASE[seed] if seed < 4 else None)
-    assert answer(study, partial).en.startswith("With 4 of 6 seeds in every arm (failed runs: 0): ")
+    assert answer(study, partial).en.startswith(
+        "4 of 6 seeds are complete in every arm (failed runs: 0): "
+    )
     assert answer(study, partial).zh.startswith(
         "6 个种子中有 4 个在所有实验组都已完成（失败的运行：0 次）："
     )

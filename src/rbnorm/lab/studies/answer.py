@@ -85,7 +85,7 @@ def _progress(study: Study, results: Results) -> Text:
     if done == seeds and not failed:
         return Text("", "")
     return Text(
-        f"with {done} of {seeds} seeds in every arm (failed runs: {failed}): ",
+        f"{done} of {seeds} seeds are complete in every arm (failed runs: {failed}): ",
         f"{seeds} 个种子中有 {done} 个在所有实验组都已完成（失败的运行：{failed} 次）：",
     )
 
