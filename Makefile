@@ -37,7 +37,7 @@ results: env
 
 test: env browser
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton --numprocesses auto --dist loadfile \
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton_kernels --numprocesses auto --dist loadfile \
 		--cov --cov-append --cov-report=term
 
 test-gpu: env

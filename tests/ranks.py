@@ -118,3 +118,12 @@ def fused_step(rank: int, cases: list[tuple[str, str, tuple[int, ...]]]) -> list
 def twice(rank: int, sizes: tuple[int, ...]) -> dict[str, Tensor]:
     x, dy = (t[share(rank, sizes)] for t in data((sum(sizes), 4, 5, 3)))
     return gradient_penalty(make(rbnorm.SyncRepresentativeBatchNorm), x, dy)
+
+
+def too_small(rank: int, sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """The state after a batch that has no variance and a usual one, one pixel an instance."""
+    layer = make(rbnorm.SyncRepresentativeBatchNorm)
+    for count in (sizes[rank], 2):
+        x = torch.ones(count, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+        layer(x).sum().backward()
+    return {name: value.clone() for name, value in layer.state_dict().items()}

@@ -12,6 +12,8 @@ import torch
 import torchvision
 from models import norms, shake, small
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize, prune
 
 import rbnorm
@@ -257,6 +259,11 @@ def occupied() -> nn.Module:
     return layer
 
 
+class OwnCall(nn.BatchNorm2d):
+    def __call__(self, input: Tensor) -> Tensor:
+        return 2 * super().__call__(input)
+
+
 class OwnCheck(nn.BatchNorm2d):
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -269,6 +276,7 @@ def of_inference() -> nn.Module:
 
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: OwnForward(4), "layer '1' is a OwnForward that cannot become RBN"),
+    (lambda: OwnCall(4), "layer '1' is a OwnCall that cannot become RBN"),
     (lambda: OwnCheck(4), "layer '1' is a OwnCheck that cannot become RBN"),
     (pruned, "layer '1' is a BatchNorm2d that cannot become RBN"),
     (replaced, "layer '1' is a BatchNorm2d that cannot become RBN"),
@@ -346,3 +354,23 @@ def test_synchronised_model_reverts() -> None:
     rbnorm.revert_batchnorm(model, x)
     assert type(model[0]) is nn.SyncBatchNorm
     assert "local" not in vars(model[0])
+
+
+def test_a_model_in_distributed_data_parallel_is_refused(tmp_path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Sequential(DistributedDataParallel(nn.Sequential(nn.BatchNorm1d(2))))
+        with pytest.raises(ValueError, match="its module '0' is wrapped in DistributedDataP"):
+            rbnorm.convert_batchnorm(model)
+        with pytest.raises(ValueError, match="the model is wrapped"):
+            rbnorm.convert_batchnorm(model[0])
+        assert type(model[0].module[0]) is nn.BatchNorm1d
+    finally:
+        dist.destroy_process_group()
+
+
+def test_conversion_in_inference_mode_is_refused() -> None:
+    layer = nn.BatchNorm2d(4)
+    with torch.inference_mode(), pytest.raises(ValueError, match="convert it outside of it"):
+        rbnorm.convert_batchnorm(layer)
+    assert type(layer) is nn.BatchNorm2d

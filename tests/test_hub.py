@@ -177,6 +177,24 @@ def test_any_model_comes_back(tmp_path) -> None:
         load(nn.Sequential(nn.Conv2d(2, 4, 3)), tmp_path / "folder")
 
 
+def test_frozen_statistics_are_as_recorded() -> None:
+    record = rbnorm.record_layers(rbnorm.convert_batchnorm(own()))
+    model = rbnorm.freeze(rbnorm.convert_batchnorm(own()))
+    rbnorm.convert_as_recorded(model, record)
+    assert not model[1].frozen_stats
+
+
+def test_state_that_is_no_tensor_is_refused(tmp_path) -> None:
+    class Counting(nn.Module):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"count": 1}
+
+    model = rbnorm.convert_batchnorm(nn.Sequential(nn.BatchNorm2d(2), Counting()))
+    with pytest.raises(ValueError, match=r"entry '1\._extra_state' is a dict"):
+        save(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
 def test_record_of_a_refused_model_changes_nothing() -> None:
     record = rbnorm.record_layers(rbnorm.convert_batchnorm(own()))
     model = own()

@@ -110,6 +110,42 @@ def test_norm_act_comes_back() -> None:
     assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
 
 
+def test_frozen_statistics_are_not_lost_without_a_word() -> None:
+    model = rbnorm.freeze(rbnorm.convert_batchnorm(nn.Sequential(nn.BatchNorm1d(2))))
+    with pytest.warns(UserWarning, match="statistics of 1 layers were frozen, the first '0'"):
+        rbnorm.revert_batchnorm(model)
+
+
+def test_synchronised_norm_act_comes_back_synchronised() -> None:
+    layer = shake(timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU)).eval()
+    x = torch.randn(2, 4, 3, 3)
+    expected = layer(x)
+    rbnorm.convert_sync(rbnorm.convert_batchnorm(layer), "a group")
+    rbnorm.revert_batchnorm(layer)
+    assert type(layer) is timm.layers.SyncBatchNormAct
+    assert layer.process_group == "a group"
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
+
+
+def test_layer_of_another_rank_is_refused_before_anything_changes() -> None:
+    model = nn.Sequential(nn.SyncBatchNorm(2)).eval()
+    rbnorm.revert_sync(rbnorm.convert_batchnorm(model))
+    with pytest.raises(ValueError, match="expected 4D input"):
+        rbnorm.revert_batchnorm(model, torch.randn(2, 2, 5))
+    assert type(model[0]) is rbnorm.SyncRepresentativeBatchNorm
+
+
+def test_tied_weights_with_equal_gates_stay_tied() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    nn.init.uniform_(model[0].weight)
+    weight = model[1].weight = model[0].weight
+    before = weight.tolist()
+    rbnorm.revert_batchnorm(rbnorm.convert_batchnorm(model))
+    assert model[0].weight is weight
+    assert model[1].weight is weight
+    assert weight.tolist() == pytest.approx(before, rel=1e-6)
+
+
 def test_tied_weights_with_different_gates_are_untied() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double().eval()
     model[1].weight = model[0].weight

@@ -116,3 +116,12 @@ def test_single_entry_does_not_reset_the_calibration() -> None:
     layer.load_state_dict({"weight": torch.ones(3)}, strict=False)
     assert torch.equal(layer.center_weight, before)
     assert layer.weight.tolist() == [1, 1, 1]
+
+
+def test_partial_state_leaves_a_layer_without_keys_of_batchnorm_alone() -> None:
+    layer = trained(rbnorm.RepresentativeBatchNorm2d(3, affine=False, track_running_stats=False))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.load_state_dict({}, strict=False)
+    assert before
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -81,6 +81,15 @@ def test_residual_and_activation_equal_one_process(fused: Any, case: int) -> Non
         torch.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12, msg=f"{name} differs")
 
 
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0)])
+def test_a_batch_without_a_variance_leaves_the_running_statistics_alone(sizes) -> None:
+    layer = ranks.make(rbnorm.RepresentativeBatchNorm2d)
+    layer(torch.ones(4, 4, 1, 1, dtype=torch.float64))
+    for part in ranks.on_ranks(ranks.too_small, sizes):
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(part[name], layer.state_dict()[name], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 0)])
 def test_double_backward_equals_one_process(sizes: tuple[int, ...]) -> None:
     parts = ranks.on_ranks(ranks.twice, sizes)

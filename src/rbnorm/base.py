@@ -229,7 +229,10 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
             return
         for name, value in self.calibration.initial().items():
             parameter = getattr(self, name)
-            like = state_dict[keys[0]] if keys else parameter
+            if not keys:  # nothing tells a checkpoint of this layer from one without it
+                state_dict[prefix + name] = parameter.detach()
+                continue
+            like = state_dict[keys[0]]
             state_dict[prefix + name] = torch.full(
                 like.shape, value, dtype=parameter.dtype, device=like.device
             )

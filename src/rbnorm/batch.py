@@ -85,7 +85,7 @@ def statistics(
     C = m.shape[1]
     means, variances, counts = gather(own, group).split([C, C, 1], 1)
     M = counts.sum()
-    share, first = counts / M, means[0]
+    share, first = counts / M.clamp(min=1), means[0]
     batch = Batch(first, (share * (means - first)).sum(0), M)
     d = amplify(batch.deviation(means), center_weight)
     V = (share * torch.addcmul(variances, d, d)).sum(0)

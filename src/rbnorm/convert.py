@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import Parameter
 
 from rbnorm.base import _RepresentativeBatchNorm
@@ -52,7 +53,8 @@ def counterparts() -> dict[type[_BatchNorm], type[_RepresentativeBatchNorm]]:
 def _is_plain(layer: _BatchNorm, kind: type[_BatchNorm]) -> bool:
     """Whether a layer computes what ``kind`` does, from tensors of its own, and can hold ours."""
     derived = type(layer).__mro__[: type(layer).__mro__.index(kind)]
-    overrides = [name for cls in derived for name in vars(cls) if not name.startswith("__")]
+    names = (name for cls in derived for name in vars(cls))
+    overrides = [name for name in names if not name.startswith("__") or name == "__call__"]
     taken = any(hasattr(layer, name) for name in (*NAMES, "calibration"))
     # A forward put on the instance, pruning, parametrisation and the like leave these traces.
     tampered = "forward" in vars(layer) or not {"weight", "bias"} <= layer._parameters.keys()
@@ -160,6 +162,21 @@ def _become_rbn(
     layer.reset_calibration()
 
 
+def _check_new_parameters(model: nn.Module) -> None:
+    """Refuse where parameters that are added now could not be trained."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "a model converted in inference mode cannot be trained; convert it outside of it"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, DistributedDataParallel):
+            where = f"its module {name!r}" if name else "the model"
+            raise ValueError(  # noqa: TRY004 - the model's state is wrong, not its type
+                f"{where} is wrapped in DistributedDataParallel, which averages the gradients of "
+                "the parameters it found when it was made; convert the model first, then wrap it"
+            )
+
+
 def convert_batchnorm(
     model: Model,
     preserve: bool = True,
@@ -193,13 +210,15 @@ def convert_batchnorm(
         ``model`` itself.
 
     Raises:
-        ValueError: No layer was found; a selected BatchNorm cannot be converted (lazy without a
-            size, pruned, parametrised, with methods of its own or a replaced forward); the function
-            cannot be preserved with these options; or a weight is shared with something that is not
-            converted. The model is then unchanged.
+        ValueError: A module is wrapped in DistributedDataParallel, which would not average the new
+            parameters' gradients; inference mode is on; no layer was found; a selected BatchNorm
+            cannot be converted (lazy without a size, pruned, parametrised, with methods of its own
+            or a replaced forward); the function cannot be preserved with these options; or a weight
+            is shared with something that is not converted. The model is then unchanged.
         TypeError: An unknown keyword argument.
     """
     options = Calibration.of(**calibration)
+    _check_new_parameters(model)
     gate = _preserving_gate(options) if preserve else 1.0
     selected = [(n, m) for n, m in _selected(model, where) if isinstance(m, _BatchNorm)]
     if not selected:

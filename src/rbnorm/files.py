@@ -68,7 +68,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def check_tensors(state: Mapping[str, Tensor]) -> None:
+def check_tensors(state: Mapping[str, object]) -> None:
     """Refuse tensors that cannot be copied into a file of plain ones.
 
     Raises:
@@ -84,7 +84,9 @@ def check_tensors(state: Mapping[str, Tensor]) -> None:
             )
 
 
-def _fault(tensor: Tensor) -> str | None:
+def _fault(tensor: object) -> str | None:
+    if not isinstance(tensor, Tensor):  # what a module's get_extra_state returned
+        return f"a {type(tensor).__name__}"
     faults = {
         "nested": tensor.is_nested,
         f"of layout {tensor.layout}": tensor.layout is not torch.strided,

@@ -149,7 +149,7 @@ def convert_as_recorded(model: Model, record: Mapping[str, object]) -> Model:
 
 def _restore(layer: nn.Module, state: dict[str, object]) -> None:
     constant = state.pop(_CONSTANT, False)
-    for key, value in state.items():
+    for key, value in {"frozen_stats": False, **state}.items():
         setattr(layer, key, value)
     if constant and layer._parameters.get("weight") is None and "weight" not in layer._buffers:
         like = next(iter((*layer.parameters(), *layer.buffers())))

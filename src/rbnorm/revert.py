@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -105,7 +106,9 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
     if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
         raise ValueError(f"layer {name!r} is on the meta device; give it values first")
     refuse_replaced(name, layer)
-    if layer.synchronised and not isinstance(layer, RepresentativeBatchNormAct2d):
+    if layer.synchronised:
+        if isinstance(layer, RepresentativeBatchNormAct2d):
+            return sys.modules["timm.layers"].SyncBatchNormAct  # type: ignore[no-any-return]
         return nn.SyncBatchNorm
     alone = ((bn, rbn) for bn, rbn in counterparts().items() if bn is not nn.SyncBatchNorm)
     return next((bn for bn, rbn in alone if isinstance(layer, rbn)), nn.BatchNorm2d)
@@ -119,7 +122,7 @@ def _become_batchnorm(layer: _RepresentativeBatchNorm, kind: type[_BatchNorm]) -
     for name in ("frozen_stats", "synchronised", "process_group", "preserved"):
         layer.__dict__.pop(name, None)
     layer.__class__ = kind  # type: ignore[assignment]
-    if kind is nn.SyncBatchNorm:
+    if issubclass(kind, nn.SyncBatchNorm):
         layer.process_group = group
 
 
@@ -189,6 +192,7 @@ def _measure_layers(
             _: Tensor,
         ) -> None:
             x = args[0] if args else kwargs["input"]
+            plan[name][1]._check_input_dim(layer, x)
             errors[name].add(static(layer, x), _RepresentativeBatchNorm.forward(layer, x))
 
         return compare
@@ -205,6 +209,20 @@ def _measure_layers(
     return outputs, {name: error.value() for name, error in errors.items()}
 
 
+def _needed_as_it_is(model: nn.Module, plan: Plan) -> set[int]:
+    """The weights that another module uses as they are, or that would become different ones."""
+    uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    becomes: dict[int, list[Tensor]] = {}
+    for layer, _, static in plan.values():
+        if layer.affine and static.weight is not None:
+            becomes.setdefault(id(layer.weight), []).append(static.weight)
+    return {
+        weight
+        for weight, values in becomes.items()
+        if len(values) < uses[weight] or any(not torch.equal(values[0], v) for v in values)
+    }
+
+
 def revert_batchnorm(
     model: nn.Module, inputs: Tensor | tuple[object, ...] | None = None
 ) -> RevertReport:
@@ -215,7 +233,9 @@ def revert_batchnorm(
     the mean, and for :math:`w_m` within 0.001 of -1, the running mean stays as it is. What depends
     on the instance is dropped, so the result is exact where :math:`w_m = w_v = 0`. A layer without
     :math:`\gamma` gets a frozen ``weight`` and ``bias`` unless :math:`R(w_b)` was compensated by a
-    constant. A synchronised layer becomes a SyncBatchNorm of its process group.
+    constant. A synchronised layer becomes a SyncBatchNorm of its process group (timm's, where it
+    was timm's layer); one made from a SyncBatchNorm that no longer synchronises, a BatchNorm2d.
+    Tied weights stay tied where they become equal.
 
     Args:
         model: A model with RBN layers, or one such layer.
@@ -231,7 +251,8 @@ def revert_batchnorm(
             The model is then unchanged, as it is when running it raises.
 
     Warns:
-        UserWarning: A trained calibration is dropped and ``inputs`` was not given.
+        UserWarning: A trained calibration is dropped and ``inputs`` was not given; or statistics
+            were frozen, for which BatchNorm has no option.
     """
     plan: Plan = {
         name: (layer, _original(name, layer), _static(layer)) for name, layer in rbn_layers(model)
@@ -249,8 +270,15 @@ def revert_batchnorm(
             )
     else:
         expected, errors = _measure_layers(model, inputs, plan)
-    uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
-    shared = {parameter for parameter, count in uses.items() if count > 1}
+    frozen = [name for name, (layer, _, _) in plan.items() if layer.frozen_stats]
+    if frozen:
+        warnings.warn(
+            f"the statistics of {len(frozen)} layers were frozen, the first {frozen[0]!r}; "
+            "BatchNorm has no such option, and in training mode it updates them: put these layers "
+            "into evaluation mode after each model.train()",
+            stacklevel=2,
+        )
+    shared = _needed_as_it_is(model, plan)
     forget(model)
     for layer, kind, static in plan.values():
         _set_static(layer, static, shared)

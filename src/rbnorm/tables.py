@@ -135,8 +135,13 @@ def update(
 ) -> None:
     """Move the running statistics towards E and the unbiased V of M values, in their own dtype.
 
-    As BatchNorm does it: an infinite one stays infinite, where a difference would make it NaN.
+    As BatchNorm does it: an infinite one stays infinite, where a difference would make it NaN. A
+    number of values that only the device knows may be too small for a variance: then they stay.
     """
     for buffer, batch in zip(running, (E, V * (M / (M - 1))), strict=True):
         factor = momentum.to(buffer.dtype) if isinstance(momentum, Tensor) else momentum
-        buffer.mul_(1 - factor).add_(batch.detach().to(buffer.dtype) * factor)
+        step = batch.detach().to(buffer.dtype) * factor
+        if isinstance(M, Tensor):
+            buffer.copy_(torch.where(M > 1, buffer * (1 - factor) + step, buffer))
+        else:
+            buffer.mul_(1 - factor).add_(step)

@@ -7,6 +7,7 @@ import torch
 from models import shake, small
 from test_revert import train_calibration
 from torch import nn
+from torch.nn.utils import prune
 
 import rbnorm
 from rbnorm.definition import STATISTICS
@@ -130,6 +131,13 @@ def test_counterfactual_accuracies_are_those_of_a_model_without_that_part() -> N
         rbnorm.recalibrate(twin, batches).eval()
         right = sum(int((twin(x).argmax(1) == y).sum()) for x, y in batches)
         assert accuracy == right / 40
+
+
+def test_counterfactuals_of_a_pruned_layer_are_refused() -> None:
+    model, batches = separable()
+    prune.identity(model[1], "center_weight")
+    with pytest.raises(ValueError, match="layer '1' has a pruned or parametrised center_weight"):
+        rbnorm.diagnose(model, batches, recalibration=batches)
 
 
 def test_counterfactuals_say_what_they_need() -> None:

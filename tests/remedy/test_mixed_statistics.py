@@ -75,3 +75,11 @@ def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:
 
 def test_the_interval_of_nothing_is_not_a_number() -> None:
     assert all(np.isnan(interval(torch.full((3,), torch.nan, dtype=torch.float64))))
+
+
+def test_a_layer_that_is_called_by_keyword_mixes() -> None:
+    layer = nn.BatchNorm1d(2).eval()
+    x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    with torch.no_grad(), mixed_statistics(layer, 1.0):
+        assert torch.equal(layer(input=x), layer(x))
+        assert layer(input=x).mean(0).abs().max() < 1e-6

@@ -247,6 +247,19 @@ def test_what_can_be_gone_through_once_is_refused(model, first, second) -> None:
         rbnorm.remedies(model, first, iter(second))
 
 
+@pytest.mark.parametrize(
+    ("once", "message"),
+    [
+        (iter, "fine_tuning.batches must be something to iterate over many times"),
+        (lambda batches: batches[:0], "fine_tuning.batches must give at least one batch, got none"),
+    ],
+)
+def test_fine_tuning_on_nothing_ends(model, first, second, once, message: str) -> None:
+    tuning = rbnorm.FineTuning(once(list(first)), steps=2)
+    with pytest.raises(ValueError, match=message):
+        rbnorm.remedies(model, first, second, batch_sizes=(), fine_tuning=tuning)
+
+
 def test_an_unknown_layer_is_refused(model, first, second) -> None:
     with pytest.raises(ValueError, match="layers must be normalisers of the model, got 'head'"):
         rbnorm.remedies(model, first, second, layers=["head"])

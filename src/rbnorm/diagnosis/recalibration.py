@@ -15,6 +15,7 @@ from rbnorm.diagnosis.meter import normalised
 from rbnorm.diagnosis.passes import Forward, call, labels_of, normalisers, run, unchanged
 from rbnorm.diagnosis.result import Counterfactual
 from rbnorm.kernels.phases import positions
+from rbnorm.originals import refuse_replaced
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -163,7 +164,14 @@ def accuracy(model: nn.Module, batches: Iterable[Any], *, forward: Forward | Non
 
 
 def changes(model: nn.Module) -> list[tuple[str | None, str, list[Tensor]]]:
-    """What a counterfactual can leave out: layer, part of the calibration, what is then zero."""
+    """What a counterfactual can leave out: layer, part of the calibration, what is then zero.
+
+    Raises:
+        ValueError: A layer is pruned or parametrised, so that its vectors cannot be set.
+    """
+    for name, layer in normalisers(model).items():
+        if isinstance(layer, _RepresentativeBatchNorm):
+            refuse_replaced(name, layer)
     found: list[tuple[str | None, str, list[Tensor]]] = [(None, "nothing", [])]
     for without, parameter in (("centring", "center_weight"), ("scaling", "scale_weight")):
         vectors = {

@@ -142,6 +142,8 @@ def remedies(
     """
     _check("first", first)
     _check("second", second)
+    if fine_tuning is not None:
+        _check("fine_tuning.batches", fine_tuning.batches)
     known = normalisers(model)
     unknown = [name for name in layers or () if name not in known]
     if unknown:

@@ -41,7 +41,10 @@ def mixed_statistics(
         for buffer in (layer.running_mean, layer.running_var)
         if buffer is not None
     ]
-    handles = [layer.register_forward_pre_hook(_mixing(layer, weight)) for layer in chosen]
+    handles = [
+        layer.register_forward_pre_hook(_mixing(layer, weight), with_kwargs=True)
+        for layer in chosen
+    ]
     try:
         yield
     finally:
@@ -57,8 +60,8 @@ def _mixing(layer: _BatchNorm, weight: float) -> Callable[..., None]:
     assert layer.running_var is not None
     running = (layer.running_mean.clone(), layer.running_var.clone())
 
-    def before(layer: _BatchNorm, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach()
+    def before(layer: _BatchNorm, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        x = (args[0] if args else kwargs["input"]).detach()
         if not x.numel():
             return
         with torch.no_grad():

@@ -7,7 +7,6 @@ import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -204,13 +203,23 @@ def _cross_entropy(output: Any, target: Any) -> Tensor:
     return F.cross_entropy(logits, target.to(logits.device).long())
 
 
+def _again(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, over and over."""
+    while True:
+        count = 0
+        for count, batch in enumerate(batches, 1):  # noqa: B007
+            yield batch
+        if not count:
+            raise ValueError("fine_tuning.batches must give at least one batch, got none")
+
+
 def _trained(model: nn.Module, forward: Forward, tuning: FineTuning) -> nn.Module:
     rate = 10 * tuning.lr if tuning.calibration_lr is None else tuning.calibration_lr
     groups = parameter_groups(model, tuning.weight_decay, calibration={"lr": rate})
     optimizer = torch.optim.SGD(groups, lr=tuning.lr, momentum=0.9)
     loss_of = tuning.loss or _cross_entropy
     model.train()
-    batches = chain.from_iterable(repeat(tuning.batches))
+    batches = _again(tuning.batches)
     with torch.enable_grad():
         for _ in range(tuning.steps):
             batch = next(batches)

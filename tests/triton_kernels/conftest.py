@@ -20,4 +20,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> str | None:
-    return None if INTERPRETED else "tests/triton runs with TRITON_INTERPRET=1 only"
+    return None if INTERPRETED else "tests/triton_kernels runs with TRITON_INTERPRET=1 only"
