@@ -392,7 +392,7 @@ def test_bad_input_is_refused(folder, weights, tmp_path, capsys):
     assert study(folder, weights, tmp_path, "--targets", "d") == 2
     assert "unknown domain 'd': choose from a, b, c" in capsys.readouterr().err
     assert study(folder, weights, tmp_path, "--device", "cuda:99") == 2
-    assert "there is no device 'cuda:99' here" in capsys.readouterr().err
+    assert "device 'cuda:99' cannot be had here" in capsys.readouterr().err
     (tmp_path / "odd" / "a" / "x").mkdir(parents=True)
     assert study(tmp_path / "odd", weights, tmp_path) == 2
     assert "must hold DOMAIN/CLASS/IMAGE" in capsys.readouterr().err

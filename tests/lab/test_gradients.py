@@ -53,6 +53,17 @@ def test_the_same_command_again_measures_nothing(measured, capsys):
     assert "0.07 (0.07, " in said
 
 
+def test_records_of_other_settings_are_neither_taken_nor_averaged(measured, capsys):
+    out, said = measured
+    assert main([*TINY, "--steps", "1"]) == 2
+    assert "the records in out have 2 steps, not 1: choose another --out" in capsys.readouterr().err
+    assert main([*TINY, "--lr", "0.3"]) == 0
+    assert len((out / "gradients.jsonl").read_bytes().splitlines()) == 4 * len(GATES)
+    capsys.readouterr()
+    assert main([*TINY, "--no-run"]) == 0
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize("steps", ["0", "3"])
 def test_steps_are_those_of_an_epoch_at_most(tmp_path, monkeypatch, capsys, steps):
     monkeypatch.chdir(tmp_path)

@@ -98,6 +98,32 @@ def test_the_command_continues_and_prints_what_the_records_say(tmp_path, capsys)
     conditions = [json.loads(line)["condition"] for line in path.read_text().splitlines()]
     assert set(conditions) == {"contrast:5", "noise:3"}
     assert "Rank correlation of a layer's own shift" in capsys.readouterr().out
+    both = path.read_bytes()
+    other = [*options, "--limit", "4", "--conditions", "contrast:5"]
+    assert main(["study", "location", *other]) == 2
+    assert "has contrast:5 of another network, other images or" in capsys.readouterr().err
+    assert path.read_bytes() == both
+    path.write_text("".join(both.decode().splitlines(keepends=True)[:5]))
+    assert main(["study", "location", *options, "--no-run"]) == 2
+    assert "has a condition without 'named': remove its lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--limit", "0"), "limit must be at least 1, not 0"),
+        (("--image-size", "-1"), "image size must be at least 1, not -1"),
+        (("--device", "tpu"), "device 'tpu' cannot be had here"),
+        (("--kept", "broken.safetensors"), "broken.safetensors is no network that study domains"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(option, message, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    assert main(["study", "location", "--images", str(tmp_path), *option]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_what_is_no_corruption_is_refused(tmp_path, capsys) -> None:

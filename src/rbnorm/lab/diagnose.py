@@ -21,6 +21,7 @@ from rbnorm.lab.cases import extremes
 from rbnorm.lab.checkpoints import Saved, load_model, read_saved
 from rbnorm.lab.conversion import conversion
 from rbnorm.lab.data import ImageData
+from rbnorm.lab.devices import device_of
 from rbnorm.lab.diagnosis_page import Report, lines, write_page
 from rbnorm.lab.errors import UsageError, at_least, first_line
 from rbnorm.lab.feature_maps import feature_maps
@@ -107,7 +108,7 @@ def diagnose(request: Request, out: Path, command: str) -> None:
         UsageError: It cannot be done as asked.
     """
     check_folder(out)
-    device = _device(request.device)
+    device = device_of(request.device)
     path = model_file(request.model)
     saved = read_saved(path) if path else None
     if saved:  # it knows what it was trained on
@@ -163,15 +164,6 @@ def _title(request: Request, saved: Saved | None) -> str:
         return f"{saved.config.model} ({saved.config.norm})"
     path = model_file(request.model)
     return path.stem if path else request.model
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} cannot be had here ({first_line(error)})") from error
 
 
 def _other(request: Request, data: ImageData, device: torch.device) -> nn.Module | None:

@@ -67,15 +67,16 @@ def gradients_study(options: argparse.Namespace) -> None:
     """
     check_folder(options.out)
     store = store_of(options.out)
+    shared = RunConfig.of(vars(options), norm="rbn", seed=0, epochs=1, trace=False)
+    configs = [
+        replace(shared, norm=norm_of(w_b, compensated), seed=seed)
+        for seed in range(options.seeds)
+        for compensated in (False, True)
+        for w_b in GATES
+    ]
     if not options.no_run:
-        shared = RunConfig.of(vars(options), norm="rbn", seed=0, epochs=1, trace=False)
-        configs = [
-            replace(shared, norm=norm_of(w_b, compensated), seed=seed)
-            for seed in range(options.seeds)
-            for compensated in (False, True)
-            for w_b in GATES
-        ]
         done = store.load()
+        _check_steps(options, [done[config.key] for config in configs if config.key in done])
         data = data_of(shared, options.data_root, quiet=False)
         most = steps_of_epoch(shared, data)
         if not 1 <= options.steps <= most:
@@ -88,7 +89,18 @@ def gradients_study(options: argparse.Namespace) -> None:
             if config.key not in done:
                 found = first_gradients(config, data, options.steps)
                 store.append(GradientRecord(config, found, environment(), now()))
-    show(list(store.load().values()))
+    records = store.load()
+    show([records[config.key] for config in configs if config.key in records])
+
+
+def _check_steps(options: argparse.Namespace, records: list[GradientRecord]) -> None:
+    for record in records:
+        (taken,) = {len(values) for values in record.gradients.values()}
+        if taken != options.steps:
+            raise UsageError(
+                f"the records in {options.out} have {taken} steps, not {options.steps}: choose "
+                "another --out"
+            )
 
 
 def norm_of(w_b: float, compensated: bool) -> str:

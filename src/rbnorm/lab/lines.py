@@ -42,23 +42,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(
-    path: Path, values: dict[str, Any], unless: Callable[[], bool] = lambda: False
+    path: Path, *values: dict[str, Any], unless: Callable[[], bool] = lambda: False
 ) -> None:
-    """Add an object durably; what a killed writer left half written is cut off.
+    """Add objects durably, all or none; what a killed writer left half written is cut off.
 
     Args:
         path: The file.
-        values: The object.
+        values: The objects.
         unless: Asked while no other process writes; if it says so, nothing is added.
 
     Raises:
         UsageError: The system refuses; the file is as it was.
     """
-    line = json.dumps(values, allow_nan=False).encode() + b"\n"
+    lines = b"".join(json.dumps(one, allow_nan=False).encode() + b"\n" for one in values)
     try:
         with FileLock(f"{path}.lock"):
             if not unless():
-                _append(path, line)
+                _append(path, lines)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written ({error.strerror}): make room and give the same command "
@@ -66,13 +66,13 @@ def append_line(
         ) from error
 
 
-def _append(path: Path, line: bytes) -> None:
+def _append(path: Path, lines: bytes) -> None:
     with path.open("a+b", buffering=0) as file:
         file.seek(0)
         end = file.truncate(file.read().rfind(b"\n") + 1)
         try:
-            while line:
-                line = line[file.write(line) :]
+            while lines:
+                lines = lines[file.write(lines) :]
             os.fsync(file.fileno())
         except OSError:
             file.truncate(end)

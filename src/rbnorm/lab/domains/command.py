@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from rbnorm.lab.devices import device_of
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import DomainImages, load_domains
 from rbnorm.lab.domains.plan import BN, RBN, DomainSettings, Plan
@@ -47,10 +48,7 @@ class Limits:
         positive(minutes=self.minutes)
         if self.cut and self.minutes is None:
             raise UsageError("--cut needs --minutes, into which the epochs are to fit")
-        try:
-            torch.zeros((), device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"there is no device {self.device!r} here") from error
+        device_of(self.device)
 
 
 def domains(

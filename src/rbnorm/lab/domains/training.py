@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import rbnorm
 from rbnorm.files import replace, safetensors_of
 from rbnorm.lab.config import RunConfig
+from rbnorm.lab.devices import device_name
 from rbnorm.lab.domains.config import DomainRecord, DomainRun
 from rbnorm.lab.domains.images import DomainImages
 from rbnorm.lab.domains.testing import accuracies, accuracy
@@ -153,11 +154,6 @@ def run_domain(
         environment=environment(),
         created=now(),
     )
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _backend(device: torch.device) -> str:

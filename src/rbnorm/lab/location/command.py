@@ -1,11 +1,12 @@
 """``rbnorm study location``: measure every condition that the records lack, and print the table."""
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import safetensors
 import torch
@@ -14,10 +15,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from rbnorm.lab.corruptions import corrupt
+from rbnorm.lab.devices import device_name, device_of
 from rbnorm.lab.domains.config import DomainRun
 from rbnorm.lab.domains.images import load_domains, unchanged
-from rbnorm.lab.domains.training import device_name
-from rbnorm.lab.errors import UsageError, first_line
+from rbnorm.lab.errors import UsageError, at_least, first_line
 from rbnorm.lab.folders import check_folder, make_folder
 from rbnorm.lab.imagefolder import folder_of, squares
 from rbnorm.lab.imagenet import IMAGENET_MOMENTS
@@ -40,6 +41,7 @@ class Case:
     """A network and two data sets, made when it is their turn."""
 
     condition: str
+    run: dict[str, Any]
     make: Callable[[], tuple[nn.Module, Batches, Batches]]
 
 
@@ -50,27 +52,36 @@ def location_study(options: argparse.Namespace, command: str) -> None:
         UsageError: It cannot be run as asked.
     """
     check_folder(options.out)
+    at_least(1, limit=options.limit, image_size=options.image_size)
     path = options.out / RECORDS
-    done = {record["condition"] for record in read_lines(path)}
+    done = {record.get("condition"): record.get("run") for record in read_lines(path)}
     if not options.no_run:
-        device = torch.device(options.device)
+        device = device_of(options.device)
         for case in _cases(options, device):
             if case.condition in done:
+                if done[case.condition] != case.run:
+                    raise UsageError(
+                        f"{path} has {case.condition} of another network, other images or another "
+                        "number of them: choose another --out"
+                    )
                 continue
             make_folder(options.out)
             model, first, second = case.make()
-            for record in location(model, first, second, case.condition):
-                append_line(
-                    path,
-                    {
-                        **record,
-                        "command": command,
-                        "device": device_name(device),
-                        "environment": environment(),
-                        "created": now(),
-                    },
-                )
-    show(located(read_lines(path)))
+            facts = {
+                "run": case.run,
+                "command": command,
+                "device": device_name(device),
+                "environment": environment(),
+                "created": now(),
+            }
+            found = location(model, first, second, case.condition)
+            append_line(path, *({**record, **facts} for record in found))
+    try:
+        show(located(read_lines(path)))
+    except KeyError as error:
+        raise UsageError(
+            f"{path} has a condition without {error}: remove its lines, or choose another --out"
+        ) from error
 
 
 def show(found: list[Located]) -> None:
@@ -99,11 +110,7 @@ def show(found: list[Located]) -> None:
 
 def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     for path in options.kept:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = (file.metadata() or {}).get("run")
-        if facts is None:
-            raise UsageError(f"{path} is no network that study domains kept")
-        yield Case(*_domain(path, DomainRun.from_dict(json.loads(facts)), options, device))
+        yield _domain(path, _kept_run(path), options, device)
     if options.weights is not None:
         images, labels, classes = _pictures(options.images, options.image_size, options.limit)
         model = build_model(options.model, "bn", classes=classes, channels=3, seed=0)
@@ -119,6 +126,7 @@ def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
             chosen = check_condition(condition)
             yield Case(
                 condition,
+                {"model": options.model, **_facts(options, options.weights)},
                 lambda chosen=chosen: (  # type: ignore[misc]
                     model,
                     clean,
@@ -127,9 +135,27 @@ def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
             )
 
 
-def _domain(
-    path: Path, run: DomainRun, options: argparse.Namespace, device: torch.device
-) -> tuple[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
+def _kept_run(path: Path) -> DomainRun:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return DomainRun.from_dict(json.loads((file.metadata() or {})["run"]))
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no network that study domains kept ({first_line(error)})"
+        ) from error
+
+
+def _facts(options: argparse.Namespace, weights: Path) -> dict[str, Any]:
+    """What a condition's numbers depend on, besides its name."""
+    return {
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
+        "images": options.images.name,
+        "image_size": options.image_size,
+        "limit": options.limit,
+    }
+
+
+def _domain(path: Path, run: DomainRun, options: argparse.Namespace, device: torch.device) -> Case:
     def make() -> tuple[nn.Module, Batches, Batches]:
         images = load_domains(options.images, run.image_size)
         classes = len(images.classes)
@@ -148,7 +174,7 @@ def _domain(
         )
         return model.eval().to(device), first, second
 
-    return f"domain {run.target}", make
+    return Case(f"domain {run.target}", {**asdict(run), **_facts(options, path)}, make)
 
 
 def _shuffled(indices: Tensor) -> Tensor:
