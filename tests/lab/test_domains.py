@@ -20,6 +20,7 @@ from rbnorm.lab.domains.answer import domains_answer
 from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
 from rbnorm.lab.domains.images import load_domains, unchanged
 from rbnorm.lab.domains.plan import ARMS, AT_RATE_OF_RBN, BN, FROZEN, RBN, DomainSettings, Plan
+from rbnorm.lab.domains.pool import Pool, Work
 from rbnorm.lab.domains.results import DomainResults, blocked
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.testing import accuracies, batch_statistics
@@ -386,6 +387,18 @@ def test_the_time_is_estimated_and_epochs_are_cut(folder, weights, tmp_path, cap
     assert "--cut needs --minutes" in capsys.readouterr().err
 
 
+def test_processes_that_were_killed_are_said_and_no_run_is_blamed(folder, weights):
+    work = Work(load_domains(folder, 32).share(), MODEL, weights, "cpu", 1)
+    kept = []
+    with Pool(work, 1) as pool:
+        (process,) = pool._workers.values()
+        process.kill()
+        process.join()
+        with pytest.raises(UsageError, match="the processes that make the runs ended"):
+            pool.run(lambda: [RUN], lambda run: False, lambda run: None, kept.append, None)
+    assert kept == []
+
+
 def test_bad_input_is_refused(folder, weights, tmp_path, capsys):
     assert study(tmp_path / "none", weights, tmp_path) == 2
     assert "there is no such folder" in capsys.readouterr().err
@@ -393,6 +406,9 @@ def test_bad_input_is_refused(folder, weights, tmp_path, capsys):
     assert "unknown domain 'd': choose from a, b, c" in capsys.readouterr().err
     assert study(folder, weights, tmp_path, "--device", "cuda:99") == 2
     assert "device 'cuda:99' cannot be had here" in capsys.readouterr().err
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    assert study(folder, tmp_path / "broken.safetensors", tmp_path) == 2
+    assert "broken.safetensors" in capsys.readouterr().err
     (tmp_path / "odd" / "a" / "x").mkdir(parents=True)
     assert study(tmp_path / "odd", weights, tmp_path) == 2
     assert "must hold DOMAIN/CLASS/IMAGE" in capsys.readouterr().err

@@ -57,6 +57,8 @@ def test_records_of_other_settings_are_neither_taken_nor_averaged(measured, caps
     out, said = measured
     assert main([*TINY, "--steps", "1"]) == 2
     assert "the records in out have 2 steps, not 1: choose another --out" in capsys.readouterr().err
+    assert main([*TINY, "--lr", "1e30"]) == 2
+    assert "gradients at --lr 1e+30 are not finite: take less" in capsys.readouterr().err
     assert main([*TINY, "--lr", "0.3"]) == 0
     assert len((out / "gradients.jsonl").read_bytes().splitlines()) == 4 * len(GATES)
     capsys.readouterr()

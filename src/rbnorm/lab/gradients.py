@@ -3,6 +3,7 @@
 import argparse
 import math
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -88,6 +89,8 @@ def gradients_study(options: argparse.Namespace) -> None:
         for config in configs:
             if config.key not in done:
                 found = first_gradients(config, data, options.steps)
+                if not all(map(math.isfinite, chain.from_iterable(found.values()))):
+                    raise UsageError(f"gradients at --lr {config.lr:g} are not finite: take less")
                 store.append(GradientRecord(config, found, environment(), now()))
     records = store.load()
     show([records[config.key] for config in configs if config.key in records])

@@ -17,6 +17,7 @@ from rbnorm.lab.domains.plan import BN, RBN, DomainSettings, Plan
 from rbnorm.lab.domains.pool import Pool, Work
 from rbnorm.lab.domains.store import DomainStore
 from rbnorm.lab.domains.timing import estimate
+from rbnorm.lab.domains.training import Weights
 from rbnorm.lab.errors import UsageError, at_least, positive
 from rbnorm.lab.folders import check_folder
 
@@ -77,6 +78,7 @@ def domains(
     images = load_domains(folder, settings.shared.image_size)
     settings = _completed(settings, images)
     _check_digests(store, images)
+    Weights(settings.shared.model, weights)  # refused here, before processes are started
     deadline = start + 60 * limits.minutes if limits.minutes else None
     threads = max(1, torch.get_num_threads() // limits.processes)
     work = Work(images.share(), settings.shared.model, weights, limits.device, threads)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -36,6 +36,11 @@ class Work:
     weights: Path | None
     device: str
     threads: int
+
+
+_ENDED: Final = (
+    "the processes that make the runs ended, perhaps for want of memory: take fewer --processes"
+)
 
 
 class Pool:
@@ -74,7 +79,7 @@ class Pool:
         answers: list[Any] = []
         for _ in range(2):  # the first time compiles kernels and loads libraries
             for connection, run in given.items():
-                connection.send((measure, run, {}))
+                self._ask(connection, (measure, run, {}))
             answers = [(run, self._answer(connection)) for connection, run in given.items()]
             for _, answer in answers:
                 if isinstance(answer, BaseException):
@@ -82,14 +87,18 @@ class Pool:
         return answers
 
     @staticmethod
+    def _ask(connection: Connection, request: Any) -> None:
+        try:
+            connection.send(request)
+        except OSError as error:
+            raise UsageError(_ENDED) from error
+
+    @staticmethod
     def _answer(connection: Connection) -> Any:
         try:
             return connection.recv()
-        except EOFError as error:
-            raise UsageError(
-                "a process ended while it was started, perhaps for want of memory: take fewer "
-                "--processes"
-            ) from error
+        except (EOFError, OSError) as error:
+            raise UsageError(_ENDED) from error
 
     def run(
         self,
@@ -119,7 +128,7 @@ class Pool:
             for run in waiting[: len(idle)]:
                 connection = idle.pop()
                 how = {"remedies": remedies(run), "keep": keep_as(run)}
-                connection.send((run_domain, run, how))
+                self._ask(connection, (run_domain, run, how))
                 busy[connection] = run
             if not busy:
                 return not waiting
@@ -132,9 +141,10 @@ class Pool:
                 try:
                     keep(connection.recv())
                     idle.append(connection)
-                except EOFError:  # killed by the system
-                    said = "the process that made this run ended"
-                    keep(DomainFailure(run, said, said, now()))
+                except (EOFError, OSError) as error:  # killed by the system; another one tries it
+                    del self._workers[connection]
+                    if not self._workers:
+                        raise UsageError(_ENDED) from error
 
 
 def _serve(connection: Connection, work: Work) -> None:
