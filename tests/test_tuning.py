@@ -164,7 +164,8 @@ def test_model_without_rbn_is_refused(function: Any) -> None:
 
 def test_reverted_layer_is_not_frozen() -> None:
     net = rbnorm.freeze(model())
-    rbnorm.revert_batchnorm(net, X)
+    with pytest.warns(UserWarning, match="statistics of . layers were frozen"):
+        rbnorm.revert_batchnorm(net, X)
     assert "frozen_stats" not in vars(net[1])
 
 
