@@ -109,4 +109,5 @@ def test_backward_graph_keeps_the_closed_form() -> None:
         and node.target in (torch.ops.aten.mean.dim, torch.ops.aten.sum.dim_IntList)
         and node.args[0].meta["val"].shape == full
     ]
-    assert len(reductions) == 2  # of dy, and of dy (x - m)
+    # of dy, and of dy (x - m); before torch 2.14 the compiler differentiates, and finds two more
+    assert len(reductions) == (2 if torch.__version__ >= "2.14" else 4)

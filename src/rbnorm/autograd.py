@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.tables import Options, Vectors
 
 Running = tuple[Tensor, Tensor]
+
+# Through an autograd function that dynamo traces torch 2.11 gives gradients of zero; 2.14 does not.
+_TRACED_BACKWARD: Final = torch.__version__ >= "2.14"
 
 
 def is_traced() -> bool:
@@ -237,12 +241,9 @@ def _traced(
     options: Options,
     group: Group | None,
 ) -> Tensor:
-    """In plain PyTorch; in training with a backward of our own where the tracer is a compiler.
-
-    In evaluation a compiler differentiates: through ours torch 2.11 gives gradients of zero.
-    """
+    """In plain PyTorch; in training with a backward of our own where a compiler can follow it."""
     M: int | Tensor = x.numel() // x.shape[1]
-    if torch.compiler.is_compiling() and momentum is not None:
+    if torch.compiler.is_compiling() and momentum is not None and _TRACED_BACKWARD:
         output: tuple[Tensor, ...] = _Normalise.apply(
             x, residual, None, None, 0.0, options, group, None, *p
         )
