@@ -474,3 +474,43 @@ def test_a_norm_act_model_is_converted_and_compared(tmp_path):
     assert main(["diagnose", "--model", str(tmp_path / "m.pt"), *options]) == 0
     page = (tmp_path / "d" / "report.html").read_text()
     assert "RepresentativeBatchNormAct2d" in page or "RepresentativeBatchNorm2d" in page
+
+
+WRAPPED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(1), nn.Linear(64, 10)
+
+    def forward(self, x):
+        scores = self.head(self.norm(x).flatten(1))
+        return {output}
+
+def model():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+def test_a_model_that_returns_a_dictionary_is_diagnosed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(WRAPPED.replace("{output}", '{"logits": scores}'))
+    options = ["--data", "digits", "--shifted", "contrast", "--limit", "40"]
+    assert main(["diagnose", "--model", "net.py", *options]) == 0
+    found = json.loads((tmp_path / "rbnorm-diagnosis" / "diagnosis.json").read_text())
+    names = [row["remedy"] for row in found["remedies"]["remedies"]]
+    assert any("TENT" in name for name in names)
+    assert 0 <= found["remedies"]["remedies"][0]["accuracy_first"] <= 1
+
+
+def test_a_model_without_scores_is_diagnosed_without_remedies(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(WRAPPED.replace("{output}", "[scores]"))
+    options = ["--data", "digits", "--shifted", "contrast", "--limit", "40"]
+    assert main(["diagnose", "--model", "net.py", *options]) == 2
+    assert "has no scores of classes, by which remedies are compared" in capsys.readouterr().err
+    assert not (tmp_path / "rbnorm-diagnosis").exists()
+    assert main(["diagnose", "--model", "net.py", *options, "--no-remedies"]) == 0

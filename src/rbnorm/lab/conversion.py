@@ -15,6 +15,7 @@ from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.passes import call, labels_of, normalisers, run, unchanged
 from rbnorm.lab.errors import first_line
 from rbnorm.lab.text import Text
+from rbnorm.remedy.scores import logits_of
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,20 @@ def _side(model: nn.Module, accuracy: float | None, result: rbnorm.Diagnosis) ->
 def _scores(
     models: list[nn.Module], batches: Iterable[Any]
 ) -> tuple[list[float | None], float | None]:
-    """The accuracy of each model, and the relative difference of the outputs of two."""
+    """The accuracy of each model, and the relative difference of the scores of two, if known."""
     right, total = [0] * len(models), 0
     squares = torch.zeros(2, dtype=torch.float64)
-    known = True
+    known = comparable = True
 
-    def forward(_: nn.Module, batch: Any) -> list[Tensor]:
-        return [call(model, batch) for model in models]
+    def forward(_: nn.Module, batch: Any) -> list[Tensor | None]:
+        return [logits_of(call(model, batch)) for model in models]
 
-    def add(batch: Any, outputs: list[Tensor]) -> None:
-        nonlocal total, known
+    def add(batch: Any, found: list[Tensor | None]) -> None:
+        nonlocal total, known, comparable
+        outputs = [scores for scores in found if scores is not None]
+        if len(outputs) < len(models):
+            known = comparable = False
+            return
         first, last = (scores.cpu().double() for scores in (outputs[0], outputs[-1]))
         squares.add_(torch.stack([(last - first).square().sum(), first.square().sum()]))
         labels = labels_of(batch)
@@ -127,5 +132,6 @@ def _scores(
         together.eval()
         run(together, batches, forward, {}, add)
     accuracies = [count / total if known and total else None for count in right]
-    difference = float((squares[0] / squares[1]).sqrt()) if len(models) > 1 else None
+    compared = comparable and len(models) > 1
+    difference = float((squares[0] / squares[1]).sqrt()) if compared else None
     return accuracies, difference

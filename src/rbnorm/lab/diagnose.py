@@ -1,6 +1,7 @@
 """``rbnorm diagnose``: a model and its data, then JSON and page."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -253,6 +254,11 @@ class _Measurement:
             on_trial=_advance(self.progress, task),
         )
         self.progress.update(task, completed=100, description="remedies")
+        if math.isnan(found.unchanged.agreement[1]):
+            raise UsageError(
+                f"the output of {request.model} has no scores of classes, by which remedies are "
+                "compared: give --no-remedies"
+            )
         return found
 
 

@@ -211,7 +211,7 @@ class _Session:
         most = len(self.data[1].seen[0])
         sizes = [size for size in batch_sizes if size <= most]
         trials = statistics_trials(self.model, self.forward, first, second, sizes, named)
-        if sizes and has_tent():
+        if sizes and has_tent() and self.base[1].confidence.numel():
             trials.append(tent(self.model, sizes[0]))
         if fine_tuning is not None:
             cost = fine_tuning.steps / max(1, sum(1 for _ in first))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from rbnorm.convert import convert_batchnorm
 from rbnorm.diagnosis.passes import Forward, unchanged
@@ -144,6 +145,18 @@ def has_tent() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch_ttt", "einops"))
 
 
+class _OfScores(nn.Module):
+    """Gives the scores of the classes alone, and keeps what a model's output was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.output = model, None
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        self.output = self.model(x)
+        return logits_of(self.output)
+
+
 def tent(model: nn.Module, size: int) -> Trial:
     """TENT by torch-ttt: the affine parameters follow the entropy of the predictions, online."""
 
@@ -152,7 +165,8 @@ def tent(model: nn.Module, size: int) -> Trial:
         from torch_ttt.engine.tent_engine import TentEngine  # noqa: PLC0415 - optional
 
         options = {"lr": _TENT_RATE, "num_steps": 1, "copy_model": False}
-        engine = TentEngine(copy.deepcopy(model), options).eval()
+        twin = _OfScores(copy.deepcopy(model))
+        engine = TentEngine(twin, options).eval()
         for layer in engine.model.modules():
             layer.training = isinstance(layer, _BatchNorm)
         device = next(engine.parameters()).device
@@ -160,7 +174,8 @@ def tent(model: nn.Module, size: int) -> Trial:
         def adapted(_: nn.Module, batch: Any) -> Any:
             inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
             with torch.enable_grad():
-                return engine(inputs.to(device))[0].detach()
+                engine(inputs.to(device))
+            return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, twin.output)
 
         yield engine.model, adapted
 
