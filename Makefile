@@ -85,8 +85,8 @@ docs: env
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -D language=zh_CN docs/zh docs/_build/html/zh
 
-# The tests with the lowest versions of everything that pyproject.toml allows; those of the GPU's report
-# need an interpreter of Triton that does without an older NumPy.
+# The tests with the lowest versions of everything that pyproject.toml allows, but for those of the
+# GPU's report: the interpreter of Triton 3.6 fails with the NumPy that is taken.
 FLOORS := build/floors
 test-floors:
 	$(PYTHON) -m venv --clear $(FLOORS)

@@ -26,15 +26,21 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous
     return x, dy, *torch.randn(4, *shape[:2], dtype=wide).unbind(), torch.randn(shape[1]).to(wide)
 
 
-def arguments(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:
-    x, dy, m, a, u, b, p = inputs(shape, dtype, layout)
+def of_sweeps(
+    x: Tensor, dy: Tensor, m: Tensor, a: Tensor, u: Tensor, b: Tensor, p: Tensor
+) -> dict[str, Any]:
+    """The arguments of every sweep, plain."""
     return {
         "mean": (x,),
         "moments": (x,),
         "affine": (x, m, a, b, *PLAIN),
         "grad_moments": (dy, x, m, None, None, *PLAIN),
         "grad_affine": (dy, x, m, a, None, p, u, *PLAIN, True, False),
-    }[name]
+    }
+
+
+def arguments(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:
+    return of_sweeps(*inputs(shape, dtype, layout))[name]
 
 
 def layer_arguments(op: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:

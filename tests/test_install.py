@@ -110,7 +110,11 @@ def test_kernels_are_there_where_a_compiler_is() -> None:
 @pytest.mark.parametrize(
     ("environment", "hide", "why"),
     [
-        ({"CC": "/missing", "CXX": "/missing"}, "", "No such file or directory"),
+        (
+            {"CC": "/missing", "CXX": "/missing"},
+            "",  # the second form is that of setuptools 77
+            "(No such file or directory: '/missing'|'/missing' failed: No such file or directory)",
+        ),
         ({}, "sys.modules['torch'] = None", "the build sees no torch, which pip hides from it"),
     ],
     ids=["no compiler", "no torch"],
@@ -136,7 +140,7 @@ def test_wheel_without_kernels_says_why_once_and_is_for_any_machine(
     said = [line for line in done.stderr.splitlines() if line.startswith("rbnorm: ")]
     assert len(said) == 1
     assert said[0].startswith("rbnorm: no C++ kernels: ")
-    assert why in said[0]
+    assert re.search(why, said[0])
     (wheel,) = (tmp_path / "dist").iterdir()
     assert wheel.name == f"rbnorm-{rbnorm.__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -238,6 +238,11 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
             )
         if self._buffers.get("weight") is not None:  # the constant of `convert_batchnorm`
             state_dict.setdefault(prefix + "weight", self.weight)
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a normaliser was called with, by a hook ``with_kwargs``."""
+    return args[0] if args else kwargs["input"]
 
 
 def rbn_layers(model: nn.Module) -> list[tuple[str, _RepresentativeBatchNorm]]:

@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rbnorm.base import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.base import _RepresentativeBatchNorm, input_of, rbn_layers
 from rbnorm.calibration import NAMES
 from rbnorm.convert import counterparts
 from rbnorm.definition import RESTRICTIONS, resolve
@@ -191,7 +191,7 @@ def _measure_layers(
             kwargs: dict[str, Tensor],
             _: Tensor,
         ) -> None:
-            x = args[0] if args else kwargs["input"]
+            x = input_of(args, kwargs)
             plan[name][1]._check_input_dim(layer, x)
             errors[name].add(static(layer, x), _RepresentativeBatchNorm.forward(layer, x))
 

@@ -7,6 +7,7 @@ import fused
 import pytest
 import torch
 from cases import LAYOUTS, Case, cases
+from direct import of_sweeps
 from fused import ACTIVATIONS, RESTRICTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,13 +78,7 @@ def test_sweeps_equal_definition_at_real_sizes(shape, dtype, channels_last):
     wide = phases.table_dtype(dtype)
     m, a, b = torch.randn(3, *shape[:2], device=DEVICE, dtype=wide).unbind()
     p = torch.randn(shape[1], device=DEVICE, dtype=wide)
-    for name, args in {
-        "mean": (x,),
-        "moments": (x,),
-        "affine": (x, m, a, b, None, 0, 0.0),
-        "grad_moments": (dy, x, m, None, None, None, 0, 0.0),
-        "grad_affine": (dy, x, m, a, None, p, b, None, 0, 0.0, True, False),
-    }.items():
+    for name, args in of_sweeps(x, dy, m, a, b, b, p).items():
         found = getattr(ops, name)(*args)
         expected = getattr(phases, name)(
             *(t.double() if isinstance(t, torch.Tensor) else t for t in args)

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from direct import inputs, of_sweeps
 
 from rbnorm import kernels
 from rbnorm.kernels import SCHEMAS, phases
@@ -47,18 +48,8 @@ def test_every_op_is_registered(ops):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck(ops, channels_last):
     """Schema, aliasing and the fakes that every backend shares."""
-    torch.manual_seed(0)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x, dy = (torch.randn(3, 4, 2, 5).contiguous(memory_format=layout) for _ in range(2))
-    m, a, b = torch.randn(3, 3, 4).unbind()
-    p = torch.randn(4)
-    for name, args in {
-        "mean": (x,),
-        "moments": (x,),
-        "affine": (x, m, a, b, None, 0, 0.0),
-        "grad_moments": (dy, x, m, None, None, None, 0, 0.0),
-        "grad_affine": (dy, x, m, a, None, p, b, None, 0, 0.0, True, False),
-    }.items():
+    layout = "channels_last" if channels_last else "contiguous"
+    for name, args in of_sweeps(*inputs((3, 4, 2, 5), torch.float32, layout)).items():
         torch.library.opcheck(getattr(ops, name).default, args)
 
 

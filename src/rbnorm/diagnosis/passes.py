@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from rbnorm.base import input_of
+
 Forward = Callable[[nn.Module, Any], Any]
 Listener = Callable[[_BatchNorm, Tensor, Tensor | None], None]
 
@@ -124,7 +126,7 @@ def run(
 
     def hook(name: str, listen: Listener) -> Callable[..., None]:
         def before(layer: _BatchNorm, args: Any, kwargs: Any) -> None:
-            x = args[0] if args else kwargs["input"]
+            x = input_of(args, kwargs)
             labels = state["labels"]
             fits = labels is not None and len(labels) == len(x)
             listen(layer, x.detach(), labels.to(x.device) if fits else None)

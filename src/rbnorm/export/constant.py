@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rbnorm.base import _RepresentativeBatchNorm
+from rbnorm.base import _RepresentativeBatchNorm, input_of
 from rbnorm.export.layer import Parts, restriction, split
 from rbnorm.export.trial import Pair, pair_of
 
@@ -86,7 +86,7 @@ def observe(
     found = {name: Observed(*pair) for name, pair in pairs.items()}
 
     def enter(name: str, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        found[name].add(args[0] if args else kwargs["input"])
+        found[name].add(input_of(args, kwargs))
 
     handles = [
         layer.register_forward_pre_hook(partial(enter, name), with_kwargs=True)

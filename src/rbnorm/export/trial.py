@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rbnorm.base import _RepresentativeBatchNorm
+from rbnorm.base import _RepresentativeBatchNorm, input_of
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm, Parts, split
 from rbnorm.modules import is_bare
 
@@ -175,7 +175,7 @@ class Trial(TorchDispatchMode):
         kwargs: dict[str, Tensor],
         output: Tensor,
     ) -> None:
-        x = args[0] if args else kwargs["input"]
+        x = input_of(args, kwargs)
         if name in self.found:
             self.found[name] = stays("is called several times")
         elif x not in self._made:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rbnorm.base import input_of
 from rbnorm.diagnosis.meter import normalised
 from rbnorm.diagnosis.passes import normalisers
 
@@ -61,7 +62,7 @@ def _mixing(layer: _BatchNorm, weight: float) -> Callable[..., None]:
     running = (layer.running_mean.clone(), layer.running_var.clone())
 
     def before(layer: _BatchNorm, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        x = (args[0] if args else kwargs["input"]).detach()
+        x: Tensor = input_of(args, kwargs).detach()
         if not x.numel():
             return
         with torch.no_grad():

@@ -206,7 +206,11 @@ class Plan:
     def has_remedies(self, run: DomainRun) -> bool:
         """Whether a run is tested with other statistics, too."""
         of = (arm for arm in ARMS if (arm.norm, arm.frozen) == (run.norm, run.frozen))
-        return run.seed < self.settings.few_seeds and any(arm.remedies for arm in of)
+        return any(self.tries_remedies(arm, run.seed) for arm in of)
+
+    def tries_remedies(self, arm: DomainArm, seed: int) -> bool:
+        """Whether an arm's run of this seed is tested with other statistics, too."""
+        return arm.remedies and seed < self.settings.few_seeds
 
     def total(self) -> list[tuple[DomainArm, int | None]]:
         """Arm and seed of every run, None for those that choose rates, for an estimate."""

@@ -61,8 +61,9 @@ def estimate(
 
     def of(arm: DomainArm, seed: int | None) -> float:
         seconds = mean.get(arm.norm) or max(mean.values())
-        remedies = arm.remedies and seed is not None and seed < plan.settings.few_seeds
-        tested = 0.0 if seed is None else seconds.remedies if remedies else seconds.plain
+        tested = 0.0
+        if seed is not None:
+            tested = seconds.remedies if plan.tries_remedies(arm, seed) else seconds.plain
         return seconds.step * sum(steps) / len(steps) + tested * count
 
     return sum(of(arm, seed) for arm, seed in plan.missing()) / processes

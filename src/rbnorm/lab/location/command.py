@@ -122,11 +122,12 @@ def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
             ) from error
         model = model.eval().to(device)
         clean = _batches(images, labels, device)
+        facts = {"model": options.model, **_facts(options, options.weights)}
         for condition in options.conditions:
             chosen = check_condition(condition)
             yield Case(
                 condition,
-                {"model": options.model, **_facts(options, options.weights)},
+                facts,
                 lambda chosen=chosen: (  # type: ignore[misc]
                     model,
                     clean,
