@@ -40,8 +40,8 @@ from torch.nn import functional as F
 
 import rbnorm
 from rbnorm import RepresentativeBatchNorm2d
-from rbnorm.lab.explain.network import trained
-from rbnorm.lab.explain.photographs import photograph_parts
+from rbnorm_lab.explain.network import trained
+from rbnorm_lab.explain.photographs import photograph_parts
 
 torch.manual_seed(0)
 

@@ -137,7 +137,7 @@ def test_links_to_other_places_are_whole_addresses(page):
 
 
 def test_the_page_to_touch_says_of_the_initial_values_what_the_results_say():
-    page = (ROOT / "src/rbnorm/lab/explain/page.html").read_text()
+    page = (ROOT / "src/rbnorm_lab/explain/page.html").read_text()
     results = (DOCS / "results.md").read_text()
     assert "two seeds of most variants so far, which cannot tell any initial value" in page
     assert "Two seeds cannot tell any initial value from the default" in results

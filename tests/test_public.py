@@ -17,7 +17,7 @@ from torch import nn
 
 import rbnorm
 from rbnorm import hub
-from rbnorm.lab.store import RecordStore
+from rbnorm_lab.store import RecordStore
 
 HERE = Path(__file__).resolve().parent
 RELEASED = HERE / "released" / "0.1.0"

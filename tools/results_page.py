@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from rbnorm.files import replace
-from rbnorm.lab.domains.answer import domains_answer
-from rbnorm.lab.domains.page import NAME as DOMAINS
-from rbnorm.lab.gradients import gradients_answer, store_of
-from rbnorm.lab.store import FailureStore, RecordStore
-from rbnorm.lab.studies.answer import NOT_RUN, answer
-from rbnorm.lab.studies.arms import Settings
-from rbnorm.lab.studies.catalogue import CATALOGUE
-from rbnorm.lab.studies.cost_page import cost_answer
-from rbnorm.lab.studies.costs import COST, load_costs
-from rbnorm.lab.studies.learnt import Learnt, learnt, said
-from rbnorm.lab.studies.results import Results, collect
-from rbnorm.lab.studies.tuning import Rates
-from rbnorm.lab.text import Text, joined
 from rbnorm_cli.main import main
 from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser
+from rbnorm_lab.domains.answer import domains_answer
+from rbnorm_lab.domains.page import NAME as DOMAINS
+from rbnorm_lab.gradients import gradients_answer, store_of
+from rbnorm_lab.store import FailureStore, RecordStore
+from rbnorm_lab.studies.answer import NOT_RUN, answer
+from rbnorm_lab.studies.arms import Settings
+from rbnorm_lab.studies.catalogue import CATALOGUE
+from rbnorm_lab.studies.cost_page import cost_answer
+from rbnorm_lab.studies.costs import COST, load_costs
+from rbnorm_lab.studies.learnt import Learnt, learnt, said
+from rbnorm_lab.studies.results import Results, collect
+from rbnorm_lab.studies.tuning import Rates
+from rbnorm_lab.text import Text, joined
 from tools.results_table import ROOT, domain_results
 
 PAGES: Final = {

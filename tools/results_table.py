@@ -14,21 +14,21 @@ from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Final
 
-from rbnorm.lab.analysis import with_margin
-from rbnorm.lab.domains.page import accuracy
-from rbnorm.lab.domains.plan import BN, CENTRING, RBN, DomainArm, DomainSettings
-from rbnorm.lab.domains.results import DomainResults, settings_of_records
-from rbnorm.lab.domains.store import DomainStore
-from rbnorm.lab.domains.testing import TEST_BATCH
-from rbnorm.lab.records import Record
-from rbnorm.lab.shift import CLEAN, TRAINED, mean_corruption_accuracy
-from rbnorm.lab.shift import TEST_BATCH as OF_TEST_BATCH
-from rbnorm.lab.statistics import estimate
-from rbnorm.lab.store import RecordStore
-from rbnorm.lab.studies.arms import Settings, Text
-from rbnorm.lab.studies.costs import Costs, load_costs
-from rbnorm.lab.studies.tuning import Rates
 from rbnorm_cli.parser import make_parser
+from rbnorm_lab.analysis import with_margin
+from rbnorm_lab.domains.page import accuracy
+from rbnorm_lab.domains.plan import BN, CENTRING, RBN, DomainArm, DomainSettings
+from rbnorm_lab.domains.results import DomainResults, settings_of_records
+from rbnorm_lab.domains.store import DomainStore
+from rbnorm_lab.domains.testing import TEST_BATCH
+from rbnorm_lab.records import Record
+from rbnorm_lab.shift import CLEAN, TRAINED, mean_corruption_accuracy
+from rbnorm_lab.shift import TEST_BATCH as OF_TEST_BATCH
+from rbnorm_lab.statistics import estimate
+from rbnorm_lab.store import RecordStore
+from rbnorm_lab.studies.arms import Settings, Text
+from rbnorm_lab.studies.costs import Costs, load_costs
+from rbnorm_lab.studies.tuning import Rates
 from tools.marks import put
 
 NAME: Final = "results"

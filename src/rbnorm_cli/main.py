@@ -88,7 +88,7 @@ def _run(given: Sequence[str]) -> int:
         _check(options)
         # torch and the libraries of the extra take seconds to import
         command = getattr(
-            importlib.import_module("rbnorm.lab.cli"), options.command.replace(" ", "_")
+            importlib.import_module("rbnorm_lab.cli"), options.command.replace(" ", "_")
         )
         command(options, shlex.join(["rbnorm", *given]))
     except KeyboardInterrupt:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from support import CONFIG, make_record
 
-from rbnorm.lab.records import Failure
-from rbnorm.lab.shift import CONDITIONS
-from rbnorm.lab.studies.arms import Arm, Comparison, Study
-from rbnorm.lab.text import Text
+from rbnorm_lab.records import Failure
+from rbnorm_lab.shift import CONDITIONS
+from rbnorm_lab.studies.arms import Arm, Comparison, Study
+from rbnorm_lab.text import Text
 
 SEEDS = tuple(range(6))
 ARMS = {"bn": None, "gn": "bn", "rbn": "bn"}

@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rbnorm.lab.config import RunConfig
-from rbnorm.lab.records import Epoch, Record
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.records import Epoch, Record
 
 CONFIG = RunConfig("digits", "cifar-resnet8", "bn", 64, 0, 2, 0.1, 0.0005)
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from support import make_record
 
-from rbnorm.lab import analysis
-from rbnorm.lab.analysis import summarise
-from rbnorm.lab.statistics import Estimate, estimate
+from rbnorm_lab import analysis
+from rbnorm_lab.analysis import summarise
+from rbnorm_lab.statistics import Estimate, estimate
 
 
 def study(effect, noise, seeds=8):

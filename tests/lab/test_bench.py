@@ -10,7 +10,9 @@ from rich.console import Console
 from tolerances import assert_close
 
 import rbnorm
-from rbnorm.lab.bench import (
+from rbnorm_cli.main import main
+from rbnorm_cli.names import NORMS
+from rbnorm_lab.bench import (
     candidates,
     command,
     exported,
@@ -22,14 +24,12 @@ from rbnorm.lab.bench import (
     rows,
     show,
 )
-from rbnorm.lab.bench.candidates import Subject
-from rbnorm.lab.bench.goals import Goal, Outcome, outcomes
-from rbnorm.lab.bench.measure import Effort, Part
-from rbnorm.lab.bench.memory import count_bytes
-from rbnorm.lab.bench.rows import Case, Row
-from rbnorm.lab.errors import UsageError
-from rbnorm_cli.main import main
-from rbnorm_cli.names import NORMS
+from rbnorm_lab.bench.candidates import Subject
+from rbnorm_lab.bench.goals import Goal, Outcome, outcomes
+from rbnorm_lab.bench.measure import Effort, Part
+from rbnorm_lab.bench.memory import count_bytes
+from rbnorm_lab.bench.rows import Case, Row
+from rbnorm_lab.errors import UsageError
 
 CPU = torch.device("cpu")
 CASE = Case("layers", "training", "float32", "nchw", (2, 3, 4, 5))

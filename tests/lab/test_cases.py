@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import rbnorm
-from rbnorm.lab.cases import CASES, extremes
+from rbnorm_lab.cases import CASES, extremes
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 from support import execute
 
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.training import checkpoint
-from rbnorm.lab.training.checkpoint import Checkpoint
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.training import checkpoint
+from rbnorm_lab.training.checkpoint import Checkpoint
 
 IDENTITY = {"model": "m", "ema": 0.9, "processes": 1}
 

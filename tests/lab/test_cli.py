@@ -12,11 +12,11 @@ import torchvision
 from support import command, environment, execute, make_record, run
 
 import rbnorm
-from rbnorm.lab.store import RecordStore
 from rbnorm_cli import main as command_line
 from rbnorm_cli import names
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.main import main
+from rbnorm_lab.store import RecordStore
 
 BAD = {
     "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, ln2d, in, iebn",
@@ -141,7 +141,7 @@ def test_the_help_keeps_the_command_that_installs_the_extra_whole(monkeypatch, c
 
 def test_lists_take_commas_and_spaces(monkeypatch):
     studies = []
-    monkeypatch.setattr("rbnorm.lab.compare.compare", lambda asked, *_, **__: studies.append(asked))
+    monkeypatch.setattr("rbnorm_lab.compare.compare", lambda asked, *_, **__: studies.append(asked))
     lists = ["--norms", "bn,rbn", "gn", "--batch-sizes", "4", "16,32"]
     assert main(["compare", *lists]) == 0
     assert studies[0].norms == ["bn", "rbn", "gn"]
@@ -152,7 +152,7 @@ def test_an_interrupted_study_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rbnorm.lab.compare.compare", interrupt)
+    monkeypatch.setattr("rbnorm_lab.compare.compare", interrupt)
     assert main(["compare"]) == 130
     assert "the same command again continues" in capsys.readouterr().err
 
@@ -161,7 +161,7 @@ def test_an_interrupted_diagnosis_says_what_is_there(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rbnorm.lab.diagnose.diagnose", interrupt)
+    monkeypatch.setattr("rbnorm_lab.diagnose.diagnose", interrupt)
     assert main(["diagnose", "--model", "resnet18", "--random"]) == 130
     assert capsys.readouterr().err == "rbnorm: interrupted; no file has changed.\n"
 
@@ -170,7 +170,7 @@ def test_an_interrupted_study_of_location_says_how_to_go_on(tmp_path, monkeypatc
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rbnorm.lab.location.command.location_study", interrupt)
+    monkeypatch.setattr("rbnorm_lab.location.command.location_study", interrupt)
     kept = tmp_path / "kept.safetensors"
     kept.touch()
     assert main(["study", "location", "--images", str(tmp_path), "--kept", str(kept)]) == 130
@@ -178,7 +178,7 @@ def test_an_interrupted_study_of_location_says_how_to_go_on(tmp_path, monkeypatc
 
 
 def test_the_library_does_not_import_the_extra():
-    names = {"rbnorm.lab", "rich", "pandas", "safetensors"}
+    names = {"rbnorm_lab", "rich", "pandas", "safetensors"}
     code = f"import sys, rbnorm; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
@@ -203,7 +203,7 @@ SLIPS = (
     ["study", "location", "--images", ".", "--conditions", "fog"],
     ["convert", "missing.pt", "out.pt"],
 )
-HEAVY = ("torch", "timm", "torchvision", "plotly", "matplotlib", "rbnorm.lab")
+HEAVY = ("torch", "timm", "torchvision", "plotly", "matplotlib", "rbnorm_lab")
 ANSWER = f"""
 import sys
 from rbnorm_cli.main import main
@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_when_the_page_is_written_is_a_sentence(tmp_path, mo
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("rbnorm.lab.templates.replace", full)
+    monkeypatch.setattr("rbnorm_lab.templates.replace", full)
     assert main([*SMALL, f"--out={tmp_path}"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"rbnorm: {tmp_path}/report.html: No space left on device."

@@ -8,7 +8,7 @@ import time
 import pytest
 from support import VIEWPORTS, assert_fits, command, environment, execute, opened, run
 
-from rbnorm.lab.store import RecordStore
+from rbnorm_lab.store import RecordStore
 
 SMALL = (
     "compare",

@@ -3,8 +3,8 @@ from dataclasses import asdict, fields, replace
 import pytest
 from support import CONFIG
 
-from rbnorm.lab.config import RunConfig
-from rbnorm.lab.errors import UsageError
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.errors import UsageError
 
 OTHER = {
     "data": "cifar10",

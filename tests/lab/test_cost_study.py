@@ -8,13 +8,13 @@ from functools import partial
 import pytest
 from support import VIEWPORTS, assert_fits, opened
 
-from rbnorm.lab.bench import command, norms
-from rbnorm.lab.bench.measure import Part
-from rbnorm.lab.bench.rows import Case, Row, load, save
-from rbnorm.lab.studies.cost_page import cost_answer
-from rbnorm.lab.studies.costs import load_costs
-from rbnorm.lab.studies.figure import cost_figure
 from rbnorm_cli.main import main
+from rbnorm_lab.bench import command, norms
+from rbnorm_lab.bench.measure import Part
+from rbnorm_lab.bench.rows import Case, Row, load, save
+from rbnorm_lab.studies.cost_page import cost_answer
+from rbnorm_lab.studies.costs import load_costs
+from rbnorm_lab.studies.figure import cost_figure
 
 CASES = {
     mode: Case("norms", mode, "float32", "channels_last", (32, 1, 28, 28))

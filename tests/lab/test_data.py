@@ -12,10 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 
-from rbnorm.lab import data, imagefolder
-from rbnorm.lab.data import collate, load_data
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.jpegs import cropped_and_flipped
+from rbnorm_lab import data, imagefolder
+from rbnorm_lab.data import collate, load_data
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.jpegs import cropped_and_flipped
 
 
 def everything(dataset, batch_size=7):

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from support import VIEWPORTS, assert_fits, opened, run
 
 import rbnorm
-from rbnorm.lab.checkpoints import load_model, read_saved
-from rbnorm.lab.corruptions import corrupt
-from rbnorm.lab.data import load_data
-from rbnorm.lab.models import build_model
-from rbnorm.lab.subject import relabelled
 from rbnorm_cli.main import main
 from rbnorm_cli.names import class_names
+from rbnorm_lab.checkpoints import load_model, read_saved
+from rbnorm_lab.corruptions import corrupt
+from rbnorm_lab.data import load_data
+from rbnorm_lab.models import build_model
+from rbnorm_lab.subject import relabelled
 
 
 @pytest.fixture(scope="module")

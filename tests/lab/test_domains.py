@@ -16,20 +16,20 @@ from tolerances import assert_close
 from torch import nn
 
 from rbnorm import convert_batchnorm
-from rbnorm.lab.domains.answer import domains_answer
-from rbnorm.lab.domains.config import DomainFailure, DomainRecord, DomainRun
-from rbnorm.lab.domains.images import load_domains, unchanged
-from rbnorm.lab.domains.plan import ARMS, AT_RATE_OF_RBN, BN, FROZEN, RBN, DomainSettings, Plan
-from rbnorm.lab.domains.pool import Pool, Work
-from rbnorm.lab.domains.results import DomainResults, blocked
-from rbnorm.lab.domains.store import DomainStore
-from rbnorm.lab.domains.testing import accuracies, batch_statistics
-from rbnorm.lab.domains.training import Weights, fine_tune, pretrained
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.models import build_model
-from rbnorm.lab.train import steps_of
-from rbnorm.lab.training.order import Augmented, Draw
 from rbnorm_cli.main import main
+from rbnorm_lab.domains.answer import domains_answer
+from rbnorm_lab.domains.config import DomainFailure, DomainRecord, DomainRun
+from rbnorm_lab.domains.images import load_domains, unchanged
+from rbnorm_lab.domains.plan import ARMS, AT_RATE_OF_RBN, BN, FROZEN, RBN, DomainSettings, Plan
+from rbnorm_lab.domains.pool import Pool, Work
+from rbnorm_lab.domains.results import DomainResults, blocked
+from rbnorm_lab.domains.store import DomainStore
+from rbnorm_lab.domains.testing import accuracies, batch_statistics
+from rbnorm_lab.domains.training import Weights, fine_tune, pretrained
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.models import build_model
+from rbnorm_lab.train import steps_of
+from rbnorm_lab.training.order import Augmented, Draw
 
 MODEL = "timm:test_resnet"
 RUN = DomainRun("shapes", MODEL, "bn", False, "c", 0, 2, 8, 0.01, 1.0, 1e-4, 32, False)

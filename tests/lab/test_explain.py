@@ -14,10 +14,10 @@ from support import VIEWPORTS, assert_fits, opened, run
 from torch import nn
 
 import rbnorm
-from rbnorm.lab.explain.network import layer_facts
-from rbnorm.lab.explain.page import PAGE, write_page
-from rbnorm.lab.explain.photographs import SIDE, photograph_parts
-from rbnorm.lab.models import build_model
+from rbnorm_lab.explain.network import layer_facts
+from rbnorm_lab.explain.page import PAGE, write_page
+from rbnorm_lab.explain.photographs import SIDE, photograph_parts
+from rbnorm_lab.models import build_model
 
 WEIGHTS = ("w_m", "w_v", "w_b", "gamma", "beta")
 CASES = ("mean-below", "mean-above", "var-below", "var-above")
@@ -89,7 +89,7 @@ def test_the_closed_form_of_the_page_is_the_layer(browser, seed):
     mean, within, between = generator.normal(), generator.gamma(2), generator.gamma(2)
     other = {"mean": mean, "within": within, "between": between}
     page = browser.new_page()
-    page.add_script_tag(content=(files("rbnorm.lab.explain") / "rbn.js").read_text())
+    page.add_script_tag(content=(files("rbnorm_lab.explain") / "rbn.js").read_text())
     trained = page.evaluate(
         "([x, w]) => rbn.forward(x, rbn.batchMoments(x), w)", [x.tolist(), weights]
     )

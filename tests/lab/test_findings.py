@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import rbnorm
-from rbnorm.lab.findings import findings
+from rbnorm_lab.findings import findings
 
 
 def said(model: nn.Module, x: torch.Tensor, **options) -> str:

@@ -8,7 +8,7 @@ from cases import LAYOUTS, arrange
 from tolerances import assert_close
 from torch import nn
 
-from rbnorm.lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
+from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
 
 SHAPES = [(4, 3, 5, 7), (1, 8, 3, 3), (5, 2, 1, 1), (2, 17, 1, 9)]
 

@@ -5,7 +5,8 @@ import math
 import pytest
 from support import make_record
 
-from rbnorm.lab.gradients import (
+from rbnorm_cli.main import main
+from rbnorm_lab.gradients import (
     GATES,
     GradientRecord,
     factor,
@@ -14,7 +15,6 @@ from rbnorm.lab.gradients import (
     ratios,
     store_of,
 )
-from rbnorm_cli.main import main
 
 TINY = (
     *("study", "gradients", "--data", "digits", "--limit", "64", "--steps", "2"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rbnorm import RepresentativeBatchNorm2d
-from rbnorm.lab.layers import calibration_summary, channel_mean_std
+from rbnorm_lab.layers import calibration_summary, channel_mean_std
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from support import CONFIG, make_record
 from torch import nn
 
 from rbnorm import RepresentativeBatchNorm2d
-from rbnorm.lab.layers import calibration_summary
-from rbnorm.lab.studies.arms import Arm, Study
-from rbnorm.lab.studies.learnt import learnt, learnt_figure, said
-from rbnorm.lab.studies.results import collect
-from rbnorm.lab.text import Text
+from rbnorm_lab.layers import calibration_summary
+from rbnorm_lab.studies.arms import Arm, Study
+from rbnorm_lab.studies.learnt import learnt, learnt_figure, said
+from rbnorm_lab.studies.results import collect
+from rbnorm_lab.text import Text
 
 
 def results_of(*seeds, norm="rbn", spreads=(0.1, 0.2)):

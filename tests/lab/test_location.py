@@ -8,10 +8,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from rbnorm.lab.location.answer import correlation, located, verdict
-from rbnorm.lab.location.measure import each_re_estimated, location, measured, re_estimated
-from rbnorm.lab.models import build_model
 from rbnorm_cli.main import main
+from rbnorm_lab.location.answer import correlation, located, verdict
+from rbnorm_lab.location.measure import each_re_estimated, location, measured, re_estimated
+from rbnorm_lab.models import build_model
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from torch import nn
 from rbnorm import RepresentativeBatchNorm2d
 from rbnorm.calibration import Calibration
 from rbnorm.definition import RESTRICTIONS, STATISTICS
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
-from rbnorm.lab.models import build_model
-from rbnorm.lab.norms import SWAPS, canonical_norm, swap
 from rbnorm_cli.names import NORMS
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
+from rbnorm_lab.models import build_model
+from rbnorm_lab.norms import SWAPS, canonical_norm, swap
 
 EXPECTED = {
     "bn": nn.BatchNorm2d,

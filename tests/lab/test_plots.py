@@ -1,7 +1,7 @@
 from support import make_record
 
-from rbnorm.lab.plots import curves_figure
 from rbnorm_cli.names import NORMS
+from rbnorm_lab.plots import curves_figure
 
 
 def test_no_two_norms_look_the_same():

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support import CONFIG, execute, make_record
 
-from rbnorm.lab.config import CONDITIONS
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.records import Failure, number
-from rbnorm.lab.store import FailureStore, RecordStore, select
+from rbnorm_lab.config import CONDITIONS
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.records import Failure, number
+from rbnorm_lab.store import FailureStore, RecordStore, select
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from support import make_record
-from rbnorm.lab.store import RecordStore
+from rbnorm_lab.store import RecordStore
 
 store = RecordStore(Path(sys.argv[1]))
 store.append(make_record(seed=0))

@@ -6,9 +6,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.models import build_model
-from rbnorm.lab.replacing import replace_with_activation
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.models import build_model
+from rbnorm_lab.replacing import replace_with_activation
 
 
 class BatchNormReLU(nn.BatchNorm2d):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rbnorm.lab.studies.answer import NOT_RUN
 from rbnorm_cli.main import main
 from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser
+from rbnorm_lab.studies.answer import NOT_RUN
 from tools.marks import marked
 from tools.results_page import CAMVID, CIFAR10, PAGES, filled
 from tools.results_page import answers as all_answers

@@ -10,16 +10,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-from rbnorm.lab.config import RunConfig
-from rbnorm.lab.data import load_data
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.evaluate import IGNORED
-from rbnorm.lab.models import build_model
-from rbnorm.lab.store import FailureStore, RecordStore
-from rbnorm.lab.training.loop import Training, frozen_layers
-from rbnorm.lab.training.order import Order
-from rbnorm.lab.training.recipe import groups_of
 from rbnorm_cli.main import main
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.data import load_data
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.evaluate import IGNORED
+from rbnorm_lab.models import build_model
+from rbnorm_lab.store import FailureStore, RecordStore
+from rbnorm_lab.training.loop import Training, frozen_layers
+from rbnorm_lab.training.order import Order
+from rbnorm_lab.training.recipe import groups_of
 
 STUDY = (
     *("study", "segmentation", "--data", "camvid", "--model", "lraspp-mobilenet-v2"),

@@ -7,12 +7,12 @@ import torch
 from support import CONFIG
 from torch import nn
 
-from rbnorm.lab import shift
-from rbnorm.lab.corruptions import corrupt
-from rbnorm.lab.data import load_data
-from rbnorm.lab.models import build_model
-from rbnorm.lab.shift import CLEAN, CONDITIONS, mean_corruption_accuracy, shifted_accuracy
-from rbnorm.lab.train import train_run
+from rbnorm_lab import shift
+from rbnorm_lab.corruptions import corrupt
+from rbnorm_lab.data import load_data
+from rbnorm_lab.models import build_model
+from rbnorm_lab.shift import CLEAN, CONDITIONS, mean_corruption_accuracy, shifted_accuracy
+from rbnorm_lab.train import train_run
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rbnorm.lab import statistics
-from rbnorm.lab.statistics import estimate, holm, sign_flip
+from rbnorm_lab import statistics
+from rbnorm_lab.statistics import estimate, holm, sign_flip
 
 ALPHA = 0.05
 

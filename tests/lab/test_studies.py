@@ -9,17 +9,17 @@ import torch
 from rich.progress import Progress
 from support import CONFIG, make_record
 
-from rbnorm.lab.config import RunConfig
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.models import build_model
-from rbnorm.lab.records import Failure, Record
-from rbnorm.lab.store import select
-from rbnorm.lab.studies import executors
-from rbnorm.lab.studies.arms import FIRST_TUNING_SEED, Settings
-from rbnorm.lab.studies.catalogue import CATALOGUE
-from rbnorm.lab.studies.executors import attempt, in_turn
-from rbnorm.lab.studies.runner import Runner, Shard
-from rbnorm.lab.studies.tuning import Rates
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.models import build_model
+from rbnorm_lab.records import Failure, Record
+from rbnorm_lab.store import select
+from rbnorm_lab.studies import executors
+from rbnorm_lab.studies.arms import FIRST_TUNING_SEED, Settings
+from rbnorm_lab.studies.catalogue import CATALOGUE
+from rbnorm_lab.studies.executors import attempt, in_turn
+from rbnorm_lab.studies.runner import Runner, Shard
+from rbnorm_lab.studies.tuning import Rates
 
 SETTINGS = Settings(
     run=RunConfig(

@@ -7,11 +7,11 @@ import pytest
 from support import command, environment, opened, run
 from torchvision.datasets import FashionMNIST
 
-from rbnorm.lab.store import FailureStore, RecordStore
-from rbnorm.lab.studies import executors
-from rbnorm.lab.studies.catalogue import CATALOGUE
-from rbnorm.lab.studies.command import reproducing
 from rbnorm_cli.main import main
+from rbnorm_lab.store import FailureStore, RecordStore
+from rbnorm_lab.studies import executors
+from rbnorm_lab.studies.catalogue import CATALOGUE
+from rbnorm_lab.studies.command import reproducing
 
 TINY = (
     *("--data", "digits", "--limit", 64, "--epochs", 1, "--seeds", 2),

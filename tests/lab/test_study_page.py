@@ -4,11 +4,11 @@ import pytest
 from simulated import comparison, corrupted, failures_of, make_study, records_of
 from support import VIEWPORTS, assert_fits, opened
 
-from rbnorm.lab.analysis import with_margin
-from rbnorm.lab.studies.answer import answer, bracketed
-from rbnorm.lab.studies.page import write_page
-from rbnorm.lab.studies.results import collect
-from rbnorm.lab.studies.tuning import Candidate, Wanted
+from rbnorm_lab.analysis import with_margin
+from rbnorm_lab.studies.answer import answer, bracketed
+from rbnorm_lab.studies.page import write_page
+from rbnorm_lab.studies.results import collect
+from rbnorm_lab.studies.tuning import Candidate, Wanted
 
 COMMAND = "rbnorm study simulated --out out"
 TUNING = [

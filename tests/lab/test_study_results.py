@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from simulated import comparison, corrupted, failures_of, make_study, records_of
 
-from rbnorm.lab.statistics import estimate, sign_flip
-from rbnorm.lab.studies.answer import answer
-from rbnorm.lab.studies.corrupted import controls, corruption_tables
-from rbnorm.lab.studies.results import collect
-from rbnorm.lab.studies.variants import comparisons_of
-from rbnorm.lab.studies.words import chinese
-from rbnorm.lab.text import Text
+from rbnorm_lab.statistics import estimate, sign_flip
+from rbnorm_lab.studies.answer import answer
+from rbnorm_lab.studies.corrupted import controls, corruption_tables
+from rbnorm_lab.studies.results import collect
+from rbnorm_lab.studies.variants import comparisons_of
+from rbnorm_lab.studies.words import chinese
+from rbnorm_lab.text import Text
 
 BASE = (0.90, 0.91, 0.88, 0.92, 0.89, 0.90)
 NOISE = (0.001, -0.002, 0.0, 0.002, -0.001, 0.0)

@@ -7,11 +7,11 @@ from support import CONFIG
 from torch import nn
 from torch.optim import SGD
 
-from rbnorm.lab import train
-from rbnorm.lab.data import load_data
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.train import check_run, train_run
-from rbnorm.lab.training.order import parts_of, training_batches
+from rbnorm_lab import train
+from rbnorm_lab.data import load_data
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.train import check_run, train_run
+from rbnorm_lab.training.order import parts_of, training_batches
 
 SMALL = replace(CONFIG, epochs=1, limit=200, batch_size=50)
 

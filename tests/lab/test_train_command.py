@@ -18,11 +18,11 @@ from support import environment, execute
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 
-from rbnorm.lab.checkpoints import load_weights
-from rbnorm.lab.data import first_images, load_data
-from rbnorm.lab.models import build_model
-from rbnorm.lab.training import checkpoint
 from rbnorm_cli.main import main
+from rbnorm_lab.checkpoints import load_weights
+from rbnorm_lab.data import first_images, load_data
+from rbnorm_lab.models import build_model
+from rbnorm_lab.training import checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 STEPS = 16  # four epochs of four
@@ -214,7 +214,7 @@ def test_bad_usage(given, tmp_path, monkeypatch, capsys):
 
 
 def test_the_default_tracker_has_an_extra(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("rbnorm.lab.training.command.get_available_trackers", list)
+    monkeypatch.setattr("rbnorm_lab.training.command.get_available_trackers", list)
     assert main(["train", "--data=digits", f"--out={tmp_path}"]) == 2
     assert 'install it with pip install "tensorboard"' in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def test_the_folder_is_taken_before_its_checkpoint_is_read(tmp_path, capsys):
 # that other libraries in this process have made too small.
 UNCHECKED = """
 import sys
-from rbnorm.lab import imagefolder
+from rbnorm_lab import imagefolder
 from rbnorm_cli.main import main
 
 imagefolder._CHECKED = 1

@@ -16,17 +16,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import rbnorm
-from rbnorm.lab.data import ImageData, Tensors, load_data
-from rbnorm.lab.errors import UsageError
-from rbnorm.lab.evaluate import IGNORED, segmentation
-from rbnorm.lab.models import build_model
-from rbnorm.lab.processes import synchronise
-from rbnorm.lab.train import train_run
-from rbnorm.lab.training import checkpoint
-from rbnorm.lab.training.command import parts
-from rbnorm.lab.training.loop import Training
-from rbnorm.lab.training.order import Augmented, Draw, Order, held_out, loaded, training_batches
-from rbnorm.lab.training.recipe import groups_of
+from rbnorm_lab.data import ImageData, Tensors, load_data
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.evaluate import IGNORED, segmentation
+from rbnorm_lab.models import build_model
+from rbnorm_lab.processes import synchronise
+from rbnorm_lab.train import train_run
+from rbnorm_lab.training import checkpoint
+from rbnorm_lab.training.command import parts
+from rbnorm_lab.training.loop import Training
+from rbnorm_lab.training.order import Augmented, Draw, Order, held_out, loaded, training_batches
+from rbnorm_lab.training.recipe import groups_of
 
 RUN = replace(
     CONFIG, batch_size=8, norm="rbn", lr=0.1, weight_decay=1e-2, seed=3, epochs=3, recipe="steps"

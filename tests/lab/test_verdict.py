@@ -5,8 +5,8 @@ import math
 import pytest
 
 from rbnorm import Remedies, Remedy
-from rbnorm.lab.verdict import accuracy, needs, points, recommended, remedy_name, verdict
 from rbnorm.remedy import Interval
+from rbnorm_lab.verdict import accuracy, needs, points, recommended, remedy_name, verdict
 
 NOWHERE = Interval(math.nan, math.nan, math.nan)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import rbnorm
 from rbnorm import RepresentativeBatchNorm2d
-from rbnorm.lab.bench.candidates import Literal
+from rbnorm_lab.bench.candidates import Literal
 from tools.gpu_report.clock import host, in_turn
 from tools.gpu_report.options import Options, Row
 

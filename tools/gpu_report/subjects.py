@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm import RepresentativeBatchNorm2d
-from rbnorm.lab.bench.candidates import Literal
+from rbnorm_lab.bench.candidates import Literal
 from tools.gpu_report.options import DTYPES, LAYOUTS, Options
 
 Shape = tuple[int, ...]

@@ -1,0 +1,234 @@
+"""One training run, described completely."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Final, TypeVar, get_type_hints
+
+from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
+from rbnorm_lab.errors import UsageError, at_least, positive
+
+SHIFTS: Final = ("none", "trained", "controls")
+"""Corruptions are not applied; with the running statistics of training; and with others too."""
+STUDIED_SEVERITIES: Final = (1, 3, 5)
+CLEAN: Final = "clean"
+CONDITIONS: Final = (
+    CLEAN,
+    *(f"{kind}/{severity}" for kind in CORRUPTIONS for severity in STUDIED_SEVERITIES),
+)
+"""What accuracies under corruptions are measured on."""
+LR_BATCH_SIZE: Final = 64
+"""The batch size that the learning rate of ``rbnorm compare`` is for; others scale it."""
+ONE_CYCLE, STEPS = RECIPES = ("one-cycle", "steps")
+"""Nesterov momentum with a learning rate that rises and falls once; and the recipe of ResNet on
+ImageNet, momentum with a learning rate divided by 10 every few epochs."""
+
+_CHOICES: Final = {
+    "norm": NORMS,
+    "mixed_precision": MIXED_PRECISIONS,
+    "shift": SHIFTS,
+    "recipe": RECIPES,
+}
+_LEAST: Final = {
+    "batch_size": 1,
+    "epochs": 1,
+    "limit": 1,
+    "test_limit": 1,
+    "image_size": 1,
+    "processes": 1,
+    "norm_batch": 1,
+    "workers": 0,
+    "pretrain_epochs": 0,
+    "decay_every": 1,
+    "seed": 0,
+}
+_NAMES: Final = {"data": data_name, "model": model_name}
+Own = TypeVar("Own", bound="Config")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that influences the result of something, and nothing else: a frozen dataclass.
+
+    Attributes:
+        WHAT: What it describes, for errors.
+        LATER: Fields that the first records lack; left out at their defaults, they leave keys as
+            they were.
+    """
+
+    WHAT: ClassVar[str]
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls: type[Own], options: Mapping[str, Any], **values: Any) -> Own:
+        """The config of a command's options.
+
+        Args:
+            options: By name; those that are no fields of a config are left out.
+            values: The fields that are no options, or in place of them.
+
+        Raises:
+            UsageError: A value is out of range, or there is no such data or model.
+        """
+        own = {f.name: options[f.name] for f in fields(cls) if f.name in options} | values
+        return cls(**own | {k: name(own[k]) for k, name in _NAMES.items() if k in own})
+
+    @property
+    def key(self) -> str:
+        """Names the config: equal for equal ones, in every process and on every machine."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, as records keep them."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in self.LATER or v != defaults[k]}
+
+    @classmethod
+    def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:
+        """Build a config from exactly what :meth:`to_dict` gives.
+
+        Raises:
+            UsageError: A field is missing, unknown or of another type, or a value out of range.
+        """
+        hints = get_type_hints(cls)
+        kinds = {field.name: hints[field.name] for field in fields(cls)}
+        odd = (values.keys() ^ kinds.keys()) - set(cls.LATER)
+        if odd:
+            raise UsageError(
+                f"a {cls.WHAT} has exactly its fields, which does not hold for "
+                f"{', '.join(sorted(odd))}"
+            )
+        for name, value in values.items():
+            if not isinstance(value, kinds[name]) or (
+                isinstance(value, bool) and kinds[name] is not bool
+            ):
+                raise UsageError(f"the {cls.WHAT}'s {name} is {value!r}, which is no {kinds[name]}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """Everything that influences the result of one run, and nothing else.
+
+    Attributes:
+        data: Name of the data, with an absolute path where it has one.
+        model: Name of the model as :func:`rbnorm_cli.names.model_name` gives it.
+        norm: The norm as :func:`rbnorm_lab.norms.canonical_norm` gives it.
+        batch_size: Images per optimiser step, over all processes.
+        seed: Seed of the initial weights, of the data order and of augmentation.
+        epochs: Passes over the training images.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of every parameter.
+        mixed_precision: One of :data:`rbnorm_cli.names.MIXED_PRECISIONS`.
+        limit: Number of training images used, or None for all.
+        image_size: Side the images are resized to, or None for the data's own.
+        workers: Processes that load images; each has its own stream of random augmentations.
+        processes: Processes that train data-parallel; each has its own batch statistics.
+        norm_batch: Images that are normalised together: each process cuts its share of a batch
+            into parts of this size, whose gradients it accumulates. None for the whole share.
+        sorted_batches: Sort each batch by class before it is cut, so that a part has few classes;
+            the parts come in a random order.
+        decay_calibration: Whether weight decay applies to RBN's three calibration parameters too.
+        pretrain_epochs: Epochs with BatchNorm before the norm takes its place.
+        pretrain_lr: Peak learning rate of these.
+        held_out: Test on a part of the training images, which is then not trained on.
+        shift: One of :data:`SHIFTS`: which accuracies under corruptions are measured at the end.
+        trace: Test after every epoch and measure the layers' features; otherwise only the end's
+            accuracy.
+        recipe: One of :data:`RECIPES`, with weight decay on every parameter.
+        decay_every: Epochs after which the recipe ``steps`` divides the learning rate by 10.
+        ema: Decay of an exponential moving average of the weights, or None for no average.
+        sync_norm: Take batch statistics over all processes.
+        test_limit: Number of images to test on, or None for all.
+        frozen: Train with the running statistics of the layers that have any, and keep them.
+        in_order: Take the images of every epoch in their order, not shuffled.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+
+    WHAT = "run config"
+    LATER = (
+        *("recipe", "decay_every", "ema", "sync_norm"),
+        *("test_limit", "frozen", "in_order"),
+    )
+
+    data: str
+    model: str
+    norm: str
+    batch_size: int
+    seed: int
+    epochs: int
+    lr: float
+    weight_decay: float
+    mixed_precision: str = "no"
+    limit: int | None = None
+    image_size: int | None = None
+    workers: int = 0
+    processes: int = 1
+    norm_batch: int | None = None
+    sorted_batches: bool = False
+    decay_calibration: bool = True
+    pretrain_epochs: int = 0
+    pretrain_lr: float = 0.1
+    held_out: bool = False
+    shift: str = "none"
+    trace: bool = True
+    recipe: str = ONE_CYCLE
+    decay_every: int = 30
+    ema: float | None = None
+    sync_norm: bool = False
+    test_limit: int | None = None
+    frozen: bool = False
+    in_order: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        if self.batch_size % self.processes:
+            raise UsageError(
+                f"batch size {self.batch_size} cannot be shared equally by {self.processes} "
+                "processes: choose a multiple"
+            )
+        if self.norm_batch and self.share % self.norm_batch:
+            raise UsageError(
+                f"{self.share} images cannot be cut into parts of {self.norm_batch} to normalise "
+                "together: choose a divisor"
+            )
+
+    def _check_ranges(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value.partition(":")[0] not in choices:
+                raise UsageError(
+                    f"unknown {name.replace('_', ' ')} {value!r}: choose from {', '.join(choices)}"
+                )
+        for name, least in _LEAST.items():
+            at_least(least, **{name: getattr(self, name)})
+        positive(lr=self.lr, pretrain_lr=self.pretrain_lr)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UsageError(
+                f"weight decay must be zero or a positive number, not {self.weight_decay}"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema must be between 0 and 1, not {self.ema}")
+
+    @property
+    def share(self) -> int:
+        """Images of a batch that each process has."""
+        return self.batch_size // self.processes
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the weights at a step depend on, and nothing else.
+
+        Who loads the images, what is measured at the end and where a folder of images lies is not
+        part of it, nor how many epochs follow where the learning rate does not depend on it.
+        """
+        values = asdict(self)
+        ends = ("epochs",) if self.recipe == STEPS else ()
+        for name in ("workers", "shift", "trace", *ends):
+            del values[name]
+        return {**values, "data": self.data.partition(":")[0]}

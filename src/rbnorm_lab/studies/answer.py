@@ -1,0 +1,218 @@
+"""What a study found, in one sentence."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from rbnorm_lab.analysis import p_value, points
+from rbnorm_lab.shift import TRAINED
+from rbnorm_lab.statistics import Estimate
+from rbnorm_lab.studies.arms import Comparison, Study
+from rbnorm_lab.studies.corrupted import Control, controls
+from rbnorm_lab.studies.results import (
+    CLEAN,
+    IOU,
+    SHIFTED,
+    ArmResult,
+    Difference,
+    OtherResult,
+    PrimaryResult,
+    Results,
+)
+from rbnorm_lab.studies.words import chinese, close
+from rbnorm_lab.text import Text, joined
+
+MEASURES: Final = {
+    CLEAN: Text("accuracy on clean test images", "干净测试图像上的准确率"),
+    SHIFTED: Text("mean accuracy under corruptions", "各种图像损坏下的平均准确率"),
+    IOU: Text("mean IoU", "平均 IoU"),
+}
+STATISTICS: Final = {
+    "trained": Text("statistics of training", "训练时的统计量"),
+    "re-estimated": Text(
+        "statistics re-estimated on clean training images", "在干净训练图像上重新估计的统计量"
+    ),
+    "test-batch": Text("statistics of the test batch", "测试批的统计量"),
+}
+NOT_RUN: Final = Text("Not run.", "未运行。")
+SUBJECT: Final = "rbn"
+"""The norm that the studies are about: where not all are named, it is."""
+
+_MOST_NAMED: Final = 4
+
+
+def answer(study: Study, results: Results) -> Text:
+    """The answer to the study's question, with intervals, in one sentence.
+
+    Primary comparisons are judged by Holm's adjusted p values. A study without them is exploratory:
+    there a difference counts as detected where its interval excludes zero.
+    """
+    if not results.records:
+        return NOT_RUN
+    several = len(results.groups()) > 1
+    named = [clause for other in results.others if (clause := _other(other, several))]
+    if study.primary:
+        clauses = [_primary(result) for result in results.primary]
+        clauses += [
+            Text(f"control (exploratory): {clause.en}", f"对照（探索性）：{clause.zh}")
+            for clause in named
+        ]
+    else:
+        clauses = named[:_MOST_NAMED] or [
+            c for m in results.measures() if (c := _exploratory(results.arms, m))
+        ]
+        clauses += [_control(c) for c in _baselines(results)] if study.controls else []
+    if not clauses:
+        clauses = [
+            Text("no seed has both runs of a comparison", "还没有任何种子完成一对可比较的运行")
+        ]
+    found = joined(clauses)
+    start = _progress(study, results)
+    return Text(f"{_capital(start.en + found.en)}.", close(f"{start.zh}{found.zh}。"))
+
+
+def bracketed(estimate: Estimate) -> str:
+    """A difference of shares in percentage points with its interval, in any language."""
+    return f"{points(estimate.mean)} {_interval(estimate)}"
+
+
+def _interval(estimate: Estimate) -> str:
+    ends = ["n/a"] if estimate.interval is None else map(points, estimate.interval)
+    return f"[{', '.join(ends)}]"
+
+
+def _progress(study: Study, results: Results) -> Text:
+    done, seeds, failed = results.complete_seeds, len(study.seeds), results.failed
+    if done == seeds and not failed:
+        return Text("", "")
+    return Text(
+        f"{done} of {seeds} seeds are complete in every arm (failed runs: {failed}): ",
+        f"{seeds} 个种子中有 {done} 个在所有实验组都已完成（失败的运行：{failed} 次）：",
+    )
+
+
+def _primary(result: PrimaryResult) -> Text:
+    name, difference = result.comparison.name, result.difference
+    if difference is None:
+        return Text(f"{name.en}: not run", f"{name.zh}：未运行")
+    treatment, control = _sides(result.comparison)
+    evidence = _evidence(difference)
+    p = p_value(result.adjusted)
+    en = f"({evidence.en}, Holm-adjusted p = {p})"
+    zh = f"（{evidence.zh}，Holm 校正后 p = {p}）"
+    if not result.detectable and not result.resolvable:
+        said = Text(
+            f"too few seeds to tell {treatment.en} from {control.en}",
+            f"种子太少，无法区分{treatment.zh}与{control.zh}",
+        )
+    else:
+        more = difference.estimate.mean > 0 if result.detectable else None
+        said = _verdict(treatment, control, more)
+    return Text(f"{name.en}: {said.en} {en}", f"{name.zh}：{said.zh}{zh}")
+
+
+def _other(result: OtherResult, several_groups: bool) -> Text | None:
+    comparison, difference = result.comparison, result.difference
+    if difference is None:
+        return None
+    estimate, measure = difference.estimate, MEASURES[comparison.measure]
+    said = _verdict(*_sides(comparison), estimate.mean > 0 if estimate.detectable else None)
+    evidence = _evidence(difference)
+    en = f"{comparison.group}, " if several_groups else ""
+    zh = f"{chinese(comparison.group)}，" if several_groups else ""
+    return Text(
+        f"{en}{measure.en}: {said.en} ({evidence.en})",
+        f"{zh}{measure.zh}：{said.zh}（{evidence.zh}）",
+    )
+
+
+def _sides(comparison: Comparison) -> tuple[Text, Text]:
+    """Treatment and control in words."""
+    treatment, control = (
+        Text(label, f" {chinese(label)} ") for label in (comparison.treatment, comparison.control)
+    )
+    if comparison.control_statistics == TRAINED:
+        return treatment, control
+    tested = STATISTICS[comparison.control_statistics]
+    return treatment, Text(f"{control.en} with {tested.en}", f"{control.zh}（{tested.zh}）")
+
+
+def _verdict(treatment: Text, control: Text, more: bool | None) -> Text:
+    """Whether one arm is more accurate than another; None stands for no detectable difference."""
+    if more is None:
+        return Text(
+            f"no detectable difference between {treatment.en} and {control.en}",
+            f"{treatment.zh}与{control.zh}之间没有可检测的差异",
+        )
+    return Text(
+        f"{treatment.en} is {'more' if more else 'less'} accurate than {control.en}",
+        f"{treatment.zh}比{control.zh}{'更高' if more else '更低'}",
+    )
+
+
+def _evidence(difference: Difference) -> Text:
+    estimate = difference.estimate
+    mean, interval, seeds = points(estimate.mean), _interval(estimate), len(estimate.values)
+    return Text(
+        f"{mean} points, 95 % interval {interval}, {seeds} seed{'s' * (seeds != 1)}",
+        f"{mean} 个百分点，95% 区间 {interval}，{seeds} 个种子",
+    )
+
+
+def _exploratory(arms: Sequence[ArmResult], measure: str) -> Text | None:
+    """Which arms differ from their baselines, and how large the other differences could be."""
+    gains = [(result, result.gain[measure].estimate) for result in arms if measure in result.gain]
+    if not gains:
+        return None
+    several = len({result.arm.group for result in arms}) > 1
+    gains.sort(key=lambda gain: (gain[0].arm.config.norm != SUBJECT, -abs(gain[1].mean)))
+    named = [(_name(result, several), estimate) for result, estimate in gains]
+    more = [_item(*item) for item in named if item[1].detectable and item[1].mean > 0]
+    less = [_item(*item) for item in named if item[1].detectable and item[1].mean < 0]
+    same = [_item(*item) for item in named if not item[1].detectable]
+    parts = [
+        _part(more, "more accurate than the baseline", "高于基线"),
+        _part(less, "less accurate", "低于基线"),
+        _part(same, "no detectable difference", "没有可检测的差异"),
+    ]
+    found = joined([part for part in parts if part], ", ", "，")
+    words = MEASURES[measure]
+    return Text(
+        f"{words.en} (exploratory, points with 95 % intervals): {found.en}",
+        f"{words.zh}（探索性，百分点及 95% 区间）：{found.zh}",
+    )
+
+
+def _name(result: ArmResult, several_groups: bool) -> str:
+    return f"{result.arm.group}: {result.arm.label}" if several_groups else result.arm.label
+
+
+def _item(name: str, estimate: Estimate) -> str:
+    return f"{name} {bracketed(estimate)}"
+
+
+def _part(items: Sequence[str], en: str, zh: str) -> Text | None:
+    if not items:
+        return None
+    shown, rest = items[:_MOST_NAMED], len(items) - _MOST_NAMED
+    named = chinese("；".join(shown))
+    return Text(
+        f"{en}: {len(items)} ({'; '.join(shown)}{f'; and {rest} more' if rest > 0 else ''})",
+        f"{zh}：{len(items)} 个（{named}{f'；另有 {rest} 个' if rest > 0 else ''}）",
+    )
+
+
+def _baselines(results: Results) -> list[Control]:
+    return [c for c in controls(results.arms) if c.result.arm.baseline is None]
+
+
+def _control(control: Control) -> Text:
+    name, words = control.result.arm.label, STATISTICS[control.statistics]
+    evidence = _evidence(control.gain)
+    return Text(
+        f"{name} with {words.en} against {name} as trained, under corruptions: {evidence.en}",
+        f"图像损坏时，{chinese(name)} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
+    )
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

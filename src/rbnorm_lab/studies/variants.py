@@ -1,0 +1,144 @@
+"""The norms and the variants of RBN that the studies compare, as arms."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from rbnorm_lab.shift import TRAINED
+from rbnorm_lab.studies.answer import MEASURES, STATISTICS
+from rbnorm_lab.studies.arms import Arm, Comparison, Rate, Settings
+from rbnorm_lab.studies.words import chinese, close
+from rbnorm_lab.text import Text
+
+SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
+NETWORK_NORMS: Final = ("bn", "gn", "ln", "ln2d", "in", "iebn", "frn", "evonorm-s0", "rbn")
+ABLATION: Final = {
+    "neither": "bn",
+    "both": "rbn",
+    "centring only": "rbn-center",
+    "scaling only": "rbn-scale",
+    "statistic: max": "rbn:statistic=max",
+    "statistic: std": "rbn:statistic=std",
+    "restriction: tanh": "rbn:restrict=tanh",
+    "restriction: hardsigmoid": "rbn:restrict=hardsigmoid",
+    "restriction: identity": "rbn:restrict=identity",
+}
+SEGMENTATION_NORMS: Final = {"bn": "bn", "rbn": "rbn:preserve=yes", "gn": "gn"}
+INIT: Final = {
+    "w_b = 1": "rbn",
+    "w_b = 0": "rbn:scale_bias_init=0",
+    "w_b = 2": "rbn:scale_bias_init=2",
+    "w_b = 4": "rbn:scale_bias_init=4",
+    "w_b = 1, gamma compensated": "rbn:preserve=yes",
+    "w_b = 0, gamma compensated": "rbn:preserve=yes:scale_bias_init=0",
+    "w_b = 2, gamma compensated": "rbn:preserve=yes:scale_bias_init=2",
+    "w_b = 4, gamma compensated": "rbn:preserve=yes:scale_bias_init=4",
+    "w_v = 0.1": "rbn:scale_weight_init=0.1",
+    "w_v = 1": "rbn:scale_weight_init=1",
+}
+
+
+def arms_of(
+    settings: Settings,
+    rate: Callable[[str, str], float],
+    group: str,
+    norms: dict[str, str],
+    *,
+    baseline: str | None = None,
+    **values: Any,
+) -> tuple[Arm, ...]:
+    """One arm for every norm, each paired with the baseline.
+
+    Args:
+        settings: What the studies share.
+        rate: The learning rate of a model and a norm.
+        group: The arms' group.
+        norms: The norms by label.
+        baseline: Label of the baseline; None for the one that is BatchNorm.
+        values: Further fields of the runs' config.
+    """
+    baseline = baseline or next((label for label, norm in norms.items() if norm == "bn"), None)
+    arms = []
+    for label, norm in norms.items():
+        model = values.get("model", settings.model)
+        config = settings.config(
+            norm, rate(model, norm), **{"shift": _shift(settings, norm, values), **values}
+        )
+        arms.append(Arm(group, label, config, None if label == baseline else baseline))
+    return tuple(arms)
+
+
+def at_rate_of_rbn(
+    settings: Settings, rate: Rate, group: str, baseline: str, **values: Any
+) -> tuple[Arm, ...]:
+    """BatchNorm at RBN's learning rate, unless that is its own: what the rate does by itself."""
+    if rate(settings.model, "bn") == rate(settings.model, "rbn"):
+        return ()
+    label = f"{baseline}, RBN's learning rate"
+    return arms_of(
+        settings,
+        lambda model, norm: rate(model, "rbn"),
+        group,
+        {label: "bn"},
+        baseline=baseline,
+        **values,
+    )
+
+
+def at_rate_of_batch(
+    settings: Settings, rate: Rate, group: str, arms: Sequence[Arm], size: int
+) -> tuple[dict[str, str], tuple[Arm, ...]]:
+    """BatchNorm and RBN at the rates chosen for so many images normalised together.
+
+    Args:
+        settings: What the studies share.
+        rate: The learning rates.
+        group: The arms' group.
+        arms: Those of the group, of which one may have that rate already.
+        size: Images that are normalised together.
+
+    Returns:
+        By norm the label of the arm with that rate, and the arms that are new.
+    """
+    labels, new = {}, []
+    for norm in ("bn", "rbn"):
+        config = settings.config(norm, rate(settings.model, norm, size), norm_batch=size)
+        labels[norm] = f"{norm}, rate tuned for this batch"
+        same = [arm.label for arm in arms if arm.config == config]
+        if same:
+            labels[norm] = same[0]
+        else:
+            new.append(Arm(group, labels[norm], config, "bn"))
+    return labels, tuple(new)
+
+
+def comparisons_of(group: str, compared: Sequence[tuple[str, ...]]) -> tuple[Comparison, ...]:
+    """Comparisons within a group, named by what they compare.
+
+    Args:
+        group: The group.
+        compared: Labels of treatment and control, the measure, and the control's statistics if
+            they are not those of training.
+    """
+    return tuple(_comparison(group, *names) for names in compared)
+
+
+def _comparison(
+    group: str, treatment: str, control: str, measure: str, statistics: str = TRAINED
+) -> Comparison:
+    words, tested = MEASURES[measure], STATISTICS[statistics]
+    with_en, with_zh = ("", "") if statistics == TRAINED else (f" with {tested.en}", tested.zh)
+    name = Text(
+        f"{treatment} minus {control}{with_en}, {words.en}",
+        close(
+            f"{chinese(treatment)} 减 {chinese(control)}"
+            f"{'（' + with_zh + '）' if with_zh else ''}，{words.zh}"
+        ),
+    )
+    return Comparison(name, group, treatment, control, measure, statistics)
+
+
+def _shift(settings: Settings, norm: str, values: dict[str, Any]) -> str:
+    """Controls for what the study of shifts compares, so that one run serves several studies."""
+    if values.get("norm_batch") or values.get("frozen") or not settings.corrupted:
+        return "none"
+    return "controls" if norm in SHIFT_NORMS else "trained"

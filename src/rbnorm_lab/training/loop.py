@@ -1,0 +1,329 @@
+"""The loop of every training: the state of a run in one process, its steps and its evaluation."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.data import ImageData
+from rbnorm_lab.errors import UsageError, first_line
+from rbnorm_lab.evaluate import on
+from rbnorm_lab.processes import synchronise
+from rbnorm_lab.training.checkpoint import Checkpoint
+from rbnorm_lab.training.order import (
+    STEP,
+    derive,
+    held_out,
+    loaded,
+    parts_of,
+    training_batches,
+)
+from rbnorm_lab.training.recipe import Groups, groups_of, optimiser_of
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+_SUMS: Final = 2  # of losses, and of the labels they are of; the task's counts follow
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def steps_of_epoch(config: RunConfig, data: ImageData) -> int:
+    """Optimiser steps of one epoch.
+
+    Raises:
+        UsageError: There is less than one step of images.
+    """
+    if config.batch_size > data.size:
+        raise UsageError(
+            f"batch size {config.batch_size} is more than the {data.size} training images of "
+            f"{config.data}"
+        )
+    return data.size // config.batch_size
+
+
+def frozen_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers with running statistics that are not those of a new layer."""
+    return [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.running_var is not None
+        and not layer.running_var.eq(1).all()
+    ]
+
+
+class Training:
+    """One run: its model, the average of its weights, its optimiser, and where it stands.
+
+    Nothing random is kept between steps: the order of an epoch, the augmentation of a batch and the
+    random numbers of a step are functions of the seed and of where they stand.
+
+    Args:
+        module: What is trained.
+        config: The run; the module stands for its model and norm.
+        data: What ``config`` names.
+        accelerator: Made for ``config``'s mixed precision.
+        groups: The groups of parameters.
+
+    Attributes:
+        step: Optimiser steps taken.
+        loss: Mean loss of this process's newest batch.
+        lr: Learning rate of the newest step, that of the first group.
+        kept: The layers whose statistics are kept.
+        history: The metrics of the epochs that ended.
+        seconds: Their durations.
+
+    Raises:
+        UsageError: There is less than one step of images, or a norm cannot be synchronised.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: RunConfig,
+        data: ImageData,
+        accelerator: Accelerator,
+        groups: Groups = groups_of,
+    ) -> None:
+        self.config, self.data, self.accelerator = config, data, accelerator
+        self.device: torch.device = accelerator.device
+        self.epoch_steps = steps_of_epoch(config, data)
+        if config.sync_norm:
+            module = synchronise(module, config.norm, self.device)
+        self.module = module.to(self.device).to(memory_format=torch.channels_last)
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(
+                self.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+            ).eval()
+        optimizer, self.scheduler = optimiser_of(self.module, config, self.epoch_steps, groups)
+        self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
+        self.kept = frozen_layers(self.module) if config.frozen else []
+        self._train()
+        self.step, self.lr = 0, config.lr
+        self.loss = torch.tensor(torch.nan)
+        self.history: list[dict[str, float]] = []
+        self.seconds: list[float] = []
+        #: The sums of an epoch: this process's own newest, and what all have put together.
+        self.own = self._zeros()
+        self.totals = self._zeros()
+        self.parts = torch.Generator().manual_seed(config.seed)
+
+    def _train(self) -> None:
+        self.module.train()
+        for layer in self.kept:
+            layer.eval()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, counted from 0."""
+        return self.step // self.epoch_steps
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is."""
+        facts = {"training_images": self.data.size, "classes": self.data.classes}
+        return {**self.config.identity(), **facts}
+
+    def fit(
+        self,
+        on_step: Callable[[], None] = _nothing,
+        on_epoch: Callable[[], object] | None = None,
+        keep: Callable[[Checkpoint], None] | None = None,
+        keep_every: int | None = None,
+    ) -> None:
+        """Train to the end of the last epoch, from wherever the run stands.
+
+        Args:
+            on_step: Called after every step.
+            on_epoch: Called after every epoch's last step, in place of :meth:`end_epoch`, which it
+                is to call.
+            keep: Called with a snapshot after every epoch, in the main process.
+            keep_every: Called so after as many steps, too.
+        """
+        steps = range(self.step, self.config.epochs * self.epoch_steps)
+        rank = self.accelerator.process_index
+        batches = training_batches(self.config, self.data, rank, steps, self.device)
+        start = time.perf_counter()
+        for _ in steps:
+            self.advance(batches)
+            on_step()
+            ends = self.step % self.epoch_steps == 0
+            if ends:
+                (on_epoch or self.end_epoch)()
+                self.seconds.append(time.perf_counter() - start)
+                start = time.perf_counter()
+            if keep and (ends or (keep_every and self.step % keep_every == 0)):
+                snapshot = self.snapshot()
+                if self.accelerator.is_main_process:
+                    keep(snapshot)
+
+    def advance(self, batches: Batches) -> None:
+        """Take one optimiser step on one batch, cut into what is normalised together."""
+        images, labels = next(batches)  # a loader that begins draws a random number
+        torch.manual_seed(derive(self.config.seed, STEP, self.step, self.accelerator.process_index))
+        self.optimizer.zero_grad()
+        parts = parts_of(images, labels, self.config, self.parts)
+        for part in parts:
+            last = part is parts[-1]  # processes exchange gradients once a step
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                self._backward(*part, len(part[1]) / len(labels))
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        if self.average:
+            self.average.update_parameters(self.module)
+        self.step += 1
+
+    def _backward(self, images: Tensor, labels: Tensor, share: float) -> None:
+        labels = labels.to(self.device, non_blocking=True)
+        scores = self.model(on(self.device, images))
+        losses = self.data.task.losses(scores, labels)
+        self.accelerator.backward(losses.mean() * share)
+        self.loss = losses.detach().mean()
+        self.own += self._sums(losses, scores, labels)
+
+    def _zeros(self) -> Tensor:
+        count = _SUMS + self.data.task.numbers
+        return torch.zeros(count, dtype=torch.float64, device=self.device)
+
+    def _sums(self, losses: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        losses, counts = losses.detach().double(), self.data.task.counts(scores.detach(), labels)
+        count = losses.new_tensor([losses.numel()])
+        return torch.cat((losses.sum().view(1), count, counts.double()))
+
+    def end_epoch(
+        self, on_batch: Callable[[], None] = _nothing, *, test: bool = True
+    ) -> dict[str, float]:
+        """Evaluate after an epoch's last step; its metrics become part of the history.
+
+        Args:
+            on_batch: Called after every batch of the evaluation.
+            test: Whether to evaluate on the held-out images.
+        """
+        loss, accuracy = self._metrics(self._settled())
+        self.totals.zero_()
+        metrics = {
+            "epoch": self.epoch,
+            "lr": self.lr,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            **(self.evaluate(on_batch) if test else {}),
+        }
+        self.history.append(metrics)
+        return metrics
+
+    def _metrics(self, sums: Tensor) -> tuple[float, float]:
+        return float(sums[0] / sums[1]), self.data.task.value(sums[_SUMS:])
+
+    def _settled(self) -> Tensor:
+        """The totals, with what every process has counted since they were last asked for."""
+        self.totals += self.accelerator.reduce(self.own)
+        self.own.zero_()
+        return self.totals
+
+    def check_finite(self) -> None:
+        """Raise UsageError where the training loss is no longer finite; all processes take part."""
+        losses = [metrics["train_loss"] for metrics in self.history[-1:]]
+        if not (self._settled().isfinite().all() and all(map(math.isfinite, losses))):
+            raise UsageError(
+                f"the training loss is no longer finite at step {self.step}: choose another --out "
+                "and a smaller --lr"
+            )
+
+    def snapshot(self) -> Checkpoint:
+        """Where the run stands; all processes take part.
+
+        Raises:
+            UsageError: The training loss is not finite.
+        """
+        self.check_finite()
+        scaler = self.accelerator.scaler
+        return Checkpoint(
+            identity=self.identity(),
+            step=self.step,
+            model=self.module.state_dict(),
+            ema=self.average.module.state_dict() if self.average else None,
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            scaler=scaler.state_dict() if scaler else None,
+            totals=self.totals.tolist(),
+            history=self.history,
+            seconds=self.seconds,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go to where another process with this config stood.
+
+        Raises:
+            UsageError: The checkpoint does not fit the model.
+        """
+        try:
+            self.module.load_state_dict(checkpoint.model)
+            if self.average and checkpoint.ema:
+                self.average.module.load_state_dict(checkpoint.ema)
+                self.average.n_averaged.fill_(checkpoint.step)
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.scheduler.load_state_dict(checkpoint.scheduler)
+            if self.accelerator.scaler and checkpoint.scaler:
+                self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UsageError(
+                f"the checkpoint of step {checkpoint.step} does not fit this version of "
+                f"{self.config.model} ({first_line(error)})"
+            ) from error
+        self.step, self.history = checkpoint.step, list(checkpoint.history)
+        self.seconds = list(checkpoint.seconds)
+        self.own.zero_()
+        self.totals.copy_(torch.tensor(checkpoint.totals, dtype=torch.float64))
+        self._skip_parts(checkpoint.step)
+
+    def _skip_parts(self, steps: int) -> None:
+        self.parts.manual_seed(self.config.seed)
+        if self.config.sorted_batches:
+            count = self.config.share // (self.config.norm_batch or self.config.share)
+            for _ in range(steps):
+                torch.randperm(count, generator=self.parts)
+
+    def evaluate(self, on_batch: Callable[[], None] = _nothing) -> dict[str, float]:
+        """Mean loss and accuracy on the held-out images, of the model and of its average."""
+        found: dict[str, float] = {}
+        for name, module in (("test", self.module), ("ema", self.average)):
+            if module is not None:
+                loss, accuracy = self._evaluate(module, on_batch)
+                found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        return found
+
+    @property
+    def evaluation_batches(self) -> int:
+        """Number of batches of :meth:`evaluate` in this process."""
+        return len(self._held_out()) * (2 if self.average else 1)
+
+    def _held_out(self) -> Any:
+        return held_out(self.config, self.data, self.accelerator.process_index, self.device)
+
+    @torch.no_grad()
+    def _evaluate(self, module: nn.Module, on_batch: Callable[[], None]) -> tuple[float, float]:
+        if self.accelerator.num_processes > 1:
+            for tensor in module.state_dict().values():
+                broadcast(tensor)  # every process has its own statistics: the first one's count
+        module.eval()
+        totals = self._zeros()
+        for images, truth in loaded(self._held_out()):
+            labels = truth.to(self.device, non_blocking=True)
+            with self.accelerator.autocast():
+                scores = module(on(self.device, images)).float()
+            totals += self._sums(self.data.task.losses(scores, labels), scores, labels)
+            on_batch()
+        self._train()
+        return self._metrics(self.accelerator.reduce(totals))
