@@ -44,10 +44,12 @@ STUDIES: Final = (
     "fine-tune",
     "networks",
     "segmentation",
+    "cifar",
     "cost",
 )
-"""In the order in which ``rbnorm study all`` runs them, all but that of segmentation."""
-SEGMENTATION: Final = "segmentation"
+"""In the order in which ``rbnorm study all`` runs them, all but those of :data:`OWN_DATA`."""
+OWN_DATA: Final = ("segmentation", "cifar")
+"""The studies of other images than the rest."""
 NETWORKS: Final = (
     "small:torchvision:mobilenet_v3_small",
     "small:timm:regnetx_002",
@@ -59,7 +61,7 @@ LRASPP: Final = "lraspp-mobilenet-v2"
 """The one network for segmentation, with ImageNet weights in its backbone."""
 CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
 
-_CENTER: Final = ("center_weight_init",)
+_CENTER: Final = ("center_weight_init", "first_center_weight_init")
 _SCALE: Final = ("preserve", "restrict", "scale_bias_init", "scale_weight_init")
 NORM_OPTIONS: Final = {
     "rbn": (*_CENTER, *_SCALE, "statistic"),
@@ -203,7 +205,7 @@ def study_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in (*STUDIES, ALL):
             raise unknown("study", name, (*STUDIES, ALL))
-    every = () if ALL not in names else tuple(name for name in STUDIES if name != SEGMENTATION)
+    every = () if ALL not in names else tuple(name for name in STUDIES if name not in OWN_DATA)
     return [name for name in STUDIES if name in (*names, *every)]
 
 

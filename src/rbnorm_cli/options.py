@@ -35,6 +35,11 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "help": "peak learning rate at batch size 64, scaled in proportion to others",
     },
     "decay_every": {**_N, "help": "epochs after which the learning rate is divided by 10"},
+    "label_smoothing": {
+        "type": float,
+        "metavar": "SHARE",
+        "help": "of the training labels, spread evenly over all classes",
+    },
     "weight_decay": {"type": float, "help": "weight decay of every parameter"},
     "mixed_precision": {"help": f"one of {', '.join(MIXED_PRECISIONS)}"},
     "sync_norm": {"action": "store_true", "help": "batch statistics over all processes"},

@@ -173,8 +173,8 @@ def _study(parser: Parser) -> None:
         "names",
         nargs="+",
         help="primary, ablation, shift, batch-size, init, fine-tune, networks, segmentation, "
-        "cost, or all; all leaves out segmentation, which has data of its own, and draws the page "
-        "of cost, which only cost by its name measures",
+        "cifar, cost, or all; all leaves out segmentation and cifar, which have data of their own, "
+        "and draws the page of cost, which only cost by its name measures",
         metavar="NAME",
     )
     add_options(
@@ -199,8 +199,10 @@ def _study(parser: Parser) -> None:
         metavar="LR",
     )
     add("--tuning-seeds", type=int, default=2, help="seeds that choose it", metavar="N")
+    add("--tuning-epochs", type=int, help="epochs of these runs; as in the others", metavar="N")
     add_options(
         parser,
+        label_smoothing=0.0,
         weight_decay=5e-4,
         mixed_precision="no",
         limit=10000,

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Final, TypeVar, get_type_hints
 from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
 from rbnorm_lab.errors import UsageError, at_least, positive
 
-SHIFTS: Final = ("none", "trained", "controls")
-"""Corruptions are not applied; with the running statistics of training; and with others too."""
+WHOLE: Final = ("whole", "whole-controls")
+SHIFTS: Final = ("none", "trained", "controls", *WHOLE)
+"""Corruptions are not applied; with the running statistics of training; with others too; and both
+of these on all test images, not on a part of them."""
 STUDIED_SEVERITIES: Final = (1, 3, 5)
 CLEAN: Final = "clean"
 CONDITIONS: Final = (
@@ -146,6 +148,9 @@ class RunConfig(Config):
         test_limit: Number of images to test on, or None for all.
         frozen: Train with the running statistics of the layers that have any, and keep them.
         in_order: Take the images of every epoch in their order, not shuffled.
+        label_smoothing: Share of the training labels that is spread evenly over all classes.
+        match_moments: Set every image's own mean and contrast before the network sees it; see
+            :mod:`rbnorm_lab.image_moments`.
 
     Raises:
         UsageError: A value is out of range.
@@ -155,6 +160,7 @@ class RunConfig(Config):
     LATER = (
         *("recipe", "decay_every", "ema", "sync_norm"),
         *("test_limit", "frozen", "in_order"),
+        *("label_smoothing", "match_moments"),
     )
 
     data: str
@@ -185,6 +191,8 @@ class RunConfig(Config):
     test_limit: int | None = None
     frozen: bool = False
     in_order: bool = False
+    label_smoothing: float = 0.0
+    match_moments: bool = False
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -212,6 +220,10 @@ class RunConfig(Config):
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(
                 f"weight decay must be zero or a positive number, not {self.weight_decay}"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(
+                f"label smoothing must be from 0 to below 1, not {self.label_smoothing}"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema must be between 0 and 1, not {self.ema}")

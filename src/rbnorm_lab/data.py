@@ -53,6 +53,7 @@ class ImageData:
         std: Standard deviation of each channel.
         task: What the labels are, and how scores of them are judged.
         device: Where the data sets' images are.
+        folder: Where the files are, beside which corrupted images may be kept.
     """
 
     train: Dataset[Any]
@@ -64,6 +65,7 @@ class ImageData:
     std: tuple[float, ...]
     task: Task = CLASSIFICATION
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - as immutable as a number
+    folder: Path | None = None
 
     @property
     def size(self) -> int:
@@ -273,9 +275,8 @@ def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
     plain = v2.Compose([*resize, *finish])
     decoded: dict[int, Tensor] = {}
     train, unchanged = (JpegImages(folder / "train", t, decoded) for t in (augmented, plain))
-    return ImageData(
-        train, unchanged, JpegImages(folder / "test", plain, {}), train.classes, 3, *moments
-    )
+    test = JpegImages(folder / "test", plain, {})
+    return ImageData(train, unchanged, test, train.classes, 3, *moments, folder=folder)
 
 
 def _camvid(folder: Path, side: int | None, held_out: bool) -> ImageData:

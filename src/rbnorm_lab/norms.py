@@ -18,7 +18,11 @@ from rbnorm_lab.replacing import replace, replace_with_activation
 _MOST_GROUPS: Final = 32
 _LEAST_IN_GROUP: Final = 4
 _CHOICES: Final = {"statistic": tuple(STATISTICS), "restrict": tuple(RESTRICTIONS)}
-_DEFAULTS: Final[dict[str, Any]] = {**Calibration()._asdict(), "preserve": False}
+_DEFAULTS: Final[dict[str, Any]] = {
+    **Calibration()._asdict(),
+    "preserve": False,
+    "first_center_weight_init": None,
+}
 
 
 def canonical_norm(spec: str) -> str:
@@ -29,7 +33,8 @@ def canonical_norm(spec: str) -> str:
             :data:`rbnorm_cli.names.NORMS`. ``rbn``, without scaling ``rbn-center`` and without
             centring ``rbn-scale``, have the options of
             :class:`rbnorm.RepresentativeBatchNorm2d` that matter to them (``statistic``,
-            ``restrict``, ``center_weight_init``, ``scale_weight_init``, ``scale_bias_init``) and
+            ``restrict``, ``center_weight_init``, ``scale_weight_init``, ``scale_bias_init``),
+            ``first_center_weight_init``, which holds in the model's first layer instead, and
             ``preserve=yes``, which divides gamma by the initial gate; the other norms have none.
 
     Returns:
@@ -149,7 +154,17 @@ def _evonorm_s0(layer: _BatchNorm, activated: bool) -> nn.Module:
     return norm
 
 
-def _rbn(model: nn.Module, *, preserve: bool = False, **options: Any) -> nn.Module:
+def _rbn(
+    model: nn.Module,
+    *,
+    preserve: bool = False,
+    first_center_weight_init: float | None = None,
+    **options: Any,
+) -> nn.Module:
+    if first_center_weight_init is not None:
+        names = (name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
+        first = {**options, "center_weight_init": first_center_weight_init}
+        convert_batchnorm(model, preserve, where=next(names, "").__eq__, **first)
     return convert_batchnorm(model, preserve, **options)
 
 

@@ -1,8 +1,12 @@
 """Accuracy on images unlike those of training: corrupted, in several ways and severities."""
 
 import copy
+import hashlib
+import os
+import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -11,46 +15,70 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from rbnorm.diagnosis import recalibrate
+from rbnorm_lab import corruptions
 from rbnorm_lab.batches import loader_of
 from rbnorm_lab.config import CLEAN, CONDITIONS
 from rbnorm_lab.corruptions import Corrupted
 from rbnorm_lab.data import ImageData, first_images
 from rbnorm_lab.evaluate import on
 
-TRAINED, RE_ESTIMATED, TEST_BATCH = STATISTICS = ("trained", "re-estimated", "test-batch")
+TRAINED, RE_ESTIMATED, TEST_BATCH = ("trained", "re-estimated", "test-batch")
+TEST_BATCHES: Final = {"test-batch-64": 64, "test-batch-8": 8}
+STATISTICS: Final = (TRAINED, RE_ESTIMATED, TEST_BATCH, *TEST_BATCHES)
 """The statistics a model is tested with: the running ones of training, those of clean training
-images after training, and those of each batch of test images."""
+images after training, and those of each batch of test images, of 250 or as many as the name says.
+"""
 
 _IMAGES: Final = 2000
 _BATCH: Final = 250
 _KEPT_BYTES: Final = 2**29
 
 
-def shifted_accuracy(
-    model: nn.Module, data: ImageData, device: torch.device, *, controls: bool
-) -> dict[str, dict[str, float]]:
-    """Accuracy on 2,000 fixed test images under every kind and severity of corruption.
+def statistics_of(shift: str) -> tuple[str, ...]:
+    """Those of :data:`STATISTICS` that one of :data:`rbnorm_lab.config.SHIFTS` asks for."""
+    return {
+        "none": (),
+        "controls": (TRAINED, RE_ESTIMATED, TEST_BATCH),
+        "whole-controls": (TRAINED, *TEST_BATCHES),
+    }.get(shift, (TRAINED,))
 
-    Test batches have 250 images. Statistics are re-estimated on 2,000 fixed training images.
+
+def shifted_accuracy(
+    model: nn.Module,
+    data: ImageData,
+    device: torch.device,
+    *,
+    controls: bool,
+    whole: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Accuracy on test images under every kind and severity of corruption.
+
+    They are 2,000 fixed images in batches of 250. Statistics are re-estimated on 2,000 fixed
+    training images.
 
     Args:
         model: A trained model; its parameters and statistics are not changed.
         data: What it was trained on.
         device: Where it is.
-        controls: Test with all :data:`STATISTICS`, if the model has layers with batch statistics.
+        controls: Test with other :data:`STATISTICS`, too, if the model has layers with batch
+            statistics.
+        whole: Test on all test images, with the statistics of :data:`TEST_BATCHES` as controls.
 
     Returns:
         For each of these statistics the accuracy under each of :data:`CONDITIONS`.
     """
-    models = {TRAINED: model.eval()}
+    models = {TRAINED: (model.eval(), _BATCH)}
     if controls and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
-        models[RE_ESTIMATED] = _re_estimated(model, data, device)
-        models[TEST_BATCH] = _by_batch(model)
+        if whole:
+            models |= {name: (_by_batch(model), size) for name, size in TEST_BATCHES.items()}
+        else:
+            models[RE_ESTIMATED] = _re_estimated(model, data, device), _BATCH
+            models[TEST_BATCH] = _by_batch(model), _BATCH
     found: dict[str, dict[str, float]] = {statistics: {} for statistics in models}
     for condition in CONDITIONS:
-        batches = _batches(data, condition)
-        for statistics, candidate in models.items():
-            found[statistics][condition] = _accuracy(candidate, batches, device)
+        batches = _batches(data, condition, None if whole else _IMAGES)
+        for statistics, (candidate, size) in models.items():
+            found[statistics][condition] = _accuracy(candidate, batches, size, device)
     return found
 
 
@@ -73,29 +101,63 @@ def _by_batch(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _accuracy(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], size: int, device: torch.device
 ) -> float:
     right = total = 0
-    for images, labels in batches:
-        right += int((model(on(device, images)).argmax(1).cpu() == labels).sum())
-        total += len(labels)
+    for batch in batches:
+        for images, labels in zip(*(part.split(size) for part in batch), strict=True):
+            right += int((model(on(device, images)).argmax(1).cpu() == labels).sum())
+            total += len(labels)
     return right / total
 
 
-def _batches(data: ImageData, condition: str) -> Iterable[tuple[Tensor, Tensor]]:
+def _batches(data: ImageData, condition: str, limit: int | None) -> Iterable[tuple[Tensor, Tensor]]:
     image, _ = first_images(data.test, 1)
-    size = image.nbytes * _IMAGES * len(CONDITIONS)
-    return _kept(data, condition) if size <= _KEPT_BYTES else _corrupted(data, condition)
+    count = limit or len(data.test)  # type: ignore[arg-type]
+    if data.folder and limit is None:
+        return [_stored(data, condition, data.folder)]
+    fits = image.nbytes * count * len(CONDITIONS) <= _KEPT_BYTES
+    return (_kept if fits else _corrupted)(data, condition, limit)
 
 
 @lru_cache(maxsize=len(CONDITIONS))  # small images are corrupted once for all runs
-def _kept(data: ImageData, condition: str) -> list[tuple[Tensor, Tensor]]:
-    return list(_corrupted(data, condition))
+def _kept(data: ImageData, condition: str, limit: int | None) -> list[tuple[Tensor, Tensor]]:
+    return list(_corrupted(data, condition, limit))
 
 
-def _corrupted(data: ImageData, condition: str) -> Iterable[tuple[Tensor, Tensor]]:
-    clean: DataLoader[Any] = loader_of(data.test, _BATCH, _IMAGES)
+def _corrupted(
+    data: ImageData, condition: str, limit: int | None
+) -> Iterable[tuple[Tensor, Tensor]]:
+    clean: DataLoader[Any] = loader_of(data.test, _BATCH, limit)
     if condition == CLEAN:
         return clean
     kind, severity = condition.split("/")
     return Corrupted(clean, kind, int(severity), mean=data.mean, std=data.std)
+
+
+@lru_cache(maxsize=1)
+def _clean(data: ImageData) -> tuple[Tensor, Tensor, str]:
+    """All test images and labels in one batch, and a name for what becomes of them."""
+    images, labels = map(torch.cat, zip(*_corrupted(data, CLEAN, None), strict=True))
+    source = Path(corruptions.__file__).read_bytes()
+    return images, labels, hashlib.sha256(source + images.numpy().tobytes()).hexdigest()[:16]
+
+
+def _stored(data: ImageData, condition: str, folder: Path) -> tuple[Tensor, Tensor]:
+    """All corrupted images in one batch, from a file that is written when it is missing.
+
+    Processes that test side by side share the file's memory.
+    """
+    clean, labels, name = _clean(data)
+    if condition == CLEAN:
+        return clean, labels
+    path = folder.with_name(f"{folder.name}-corrupted") / name / condition.replace("/", "-")
+    if not path.is_file():
+        images = torch.cat([images for images, _ in _corrupted(data, condition, None)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(images.numpy().tobytes())
+        os.replace(file.name, path)
+    shape, count = clean.shape, clean.numel()
+    stored = torch.from_file(str(path), shared=False, size=count, dtype=clean.dtype)
+    return stored.view(shape), labels

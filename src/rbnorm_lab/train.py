@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rbnorm_lab.config import RunConfig
+from rbnorm_lab.config import WHOLE, RunConfig
 from rbnorm_lab.data import ImageData, first_images
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.evaluate import on
 from rbnorm_lab.folders import make_folder
+from rbnorm_lab.image_moments import match_moments
 from rbnorm_lab.layers import calibration_summary, channel_mean_std
 from rbnorm_lab.models import build_model
 from rbnorm_lab.norms import swap
@@ -32,6 +33,8 @@ def model_of(config: RunConfig, data: ImageData) -> nn.Module:
     model = build_model(
         config.model, config.norm, classes=data.classes, channels=data.channels, seed=config.seed
     )
+    if config.match_moments:
+        match_moments(model, data)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -134,7 +137,13 @@ def _record(training: Training, on_trained: Callable[[nn.Module], None], start: 
         images = (images for images, _ in held_out(replace(config, processes=1), data, 0, device))
         spreads = channel_mean_std(model, images, lambda x: on(device, x))
     if config.shift != "none":
-        shifted = shifted_accuracy(model, data, device, controls=config.shift == "controls")
+        shifted = shifted_accuracy(
+            model,
+            data,
+            device,
+            controls=config.shift.endswith("controls"),
+            whole=config.shift in WHOLE,
+        )
     epochs = [
         Epoch(
             number(metrics["train_loss"]),

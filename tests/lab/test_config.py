@@ -34,6 +34,8 @@ OTHER = {
     "sync_norm": True,
     "test_limit": 20,
     "frozen": True,
+    "label_smoothing": 0.1,
+    "match_moments": True,
     "in_order": True,
 }
 

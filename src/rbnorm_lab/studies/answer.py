@@ -32,6 +32,8 @@ STATISTICS: Final = {
         "statistics re-estimated on clean training images", "在干净训练图像上重新估计的统计量"
     ),
     "test-batch": Text("statistics of the test batch", "测试批的统计量"),
+    "test-batch-64": Text("statistics of 64 test images", "64 张测试图像的统计量"),
+    "test-batch-8": Text("statistics of 8 test images", "8 张测试图像的统计量"),
 }
 NOT_RUN: Final = Text("Not run.", "未运行。")
 SUBJECT: Final = "rbn"

@@ -19,16 +19,18 @@ class Arm:
         label: Its name in its group.
         config: Its run of the first seed.
         baseline: Label of the arm of the same group that it is paired with, seed by seed.
+        seeds: With how many of the study's first seeds; None for all.
     """
 
     group: str
     label: str
     config: RunConfig
     baseline: str | None
+    seeds: int | None = None
 
     def runs(self, seeds: tuple[int, ...]) -> list[RunConfig]:
-        """Its run of every seed."""
-        return [replace(self.config, seed=seed) for seed in seeds]
+        """Its run of every one of a study's seeds that it has."""
+        return [replace(self.config, seed=seed) for seed in seeds[: self.seeds]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Study:
         others: Exploratory comparisons, those that answer the question first.
         controls: Whether its answer says what other statistics do for the baselines under
             corruptions.
+        paired_t: Whether the primary comparisons are judged by the paired t test. Otherwise by the
+            exact sign-flip test, which cannot detect anything with five seeds: its p value is
+            1/16 at least.
     """
 
     name: str
@@ -80,10 +85,16 @@ class Study:
     primary: tuple[Comparison, ...] = ()
     others: tuple[Comparison, ...] = ()
     controls: bool = False
+    paired_t: bool = False
 
     def runs(self) -> list[RunConfig]:
         """Every run; the seed varies slowest, so an interrupted study has whole pairs."""
-        return [replace(arm.config, seed=seed) for seed in self.seeds for arm in self.arms]
+        return [
+            replace(arm.config, seed=seed)
+            for place, seed in enumerate(self.seeds)
+            for arm in self.arms
+            if arm.seeds is None or place < arm.seeds
+        ]
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,7 @@ class Settings:
         rates: Peak learning rates of which each norm gets the best.
         tuning_seeds: Number of seeds that choose it, counted from :data:`FIRST_TUNING_SEED`.
         corrupted: Whether networks are tested on corrupted images too.
+        tuning_epochs: Epochs of the runs that choose the rates; None for as many as of the others.
     """
 
     run: RunConfig
@@ -105,6 +117,7 @@ class Settings:
     rates: tuple[float, ...]
     tuning_seeds: int
     corrupted: bool = True
+    tuning_epochs: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
@@ -123,10 +136,16 @@ class Settings:
             tuple(rates),
             options["tuning_seeds"],
             not options["clean_only"],
+            options["tuning_epochs"],
         )
 
     def __post_init__(self) -> None:
-        at_least(1, seeds=self.seeds, tuning_seeds=self.tuning_seeds)
+        at_least(
+            1,
+            seeds=self.seeds,
+            tuning_seeds=self.tuning_seeds,
+            tuning_epochs=self.tuning_epochs or 1,
+        )
         if self.seeds > FIRST_TUNING_SEED:
             raise UsageError(f"seeds must be at most {FIRST_TUNING_SEED}, not {self.seeds}")
         if not self.rates:

@@ -1,6 +1,7 @@
 """The studies: the question of each, what is run for it, and its limits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from rbnorm_cli.names import LRASPP
@@ -24,6 +25,7 @@ from rbnorm_lab.text import Text
 
 SMALL_BATCH: Final = 2
 _BATCHES: Final = (2, 4, 8)
+_SET: Final = ", mean and contrast set"
 _FINE_TUNE: Final = 0.1  # of the learning rate of training
 
 
@@ -288,6 +290,64 @@ def segmentation(settings: Settings, rate: Rate) -> Study:
     )
 
 
+def cifar(settings: Settings, rate: Rate) -> Study:
+    """A network that readers know, on all of its images, and images of equal mean and contrast."""
+    group, few = "whole batch", 3
+
+    def arm(label: str, norm: str, lr_of: str, seeds: int | None = None, **values: Any) -> Arm:
+        baseline = f"bn{_SET}" if values.get("match_moments") else "bn"
+        shift = "whole" if values or norm not in ("bn", "rbn") else "whole-controls"
+        values["shift"] = shift if settings.corrupted else "none"
+        config = settings.config(norm, rate(settings.model, lr_of), **values)
+        return Arm(group, label, config, None if label == "bn" else baseline, seeds)
+
+    arms = [
+        arm("bn", "bn", "bn"),
+        arm("rbn", "rbn", "rbn"),
+        replace(arm(f"bn{_SET}", "bn", "bn", match_moments=True), baseline="bn"),
+        arm(f"rbn{_SET}", "rbn", "rbn", match_moments=True),
+        arm("centring only", "rbn-center", "rbn", few),
+        arm(
+            "rbn, w_m begins at -0.9 in the first layer",
+            "rbn:first_center_weight_init=-0.9",
+            "rbn",
+            few,
+        ),
+        arm("gn", "gn", "gn"),
+    ]
+    for norm in ("rbn", "gn"):
+        if rate(settings.model, norm) != rate(settings.model, "bn"):
+            label = f"{norm}, BatchNorm's learning rate"
+            arms.append(arm(label, norm, "bn", few))
+    primary = [("rbn", "bn", "clean"), ("rbn", "bn", "shifted")]
+    primary += [(f"rbn{_SET}", f"bn{_SET}", "shifted")]
+    others = [(f"bn{_SET}", "bn", "shifted"), ("rbn", f"bn{_SET}", "shifted")]
+    others += [(f"bn{_SET}", "bn", "clean"), ("gn", "bn", "clean"), ("gn", "bn", "shifted")]
+    return Study(
+        "cifar",
+        Text("A whole training on CIFAR-10", "CIFAR-10 上的完整训练"),
+        Text(
+            "Does RBN help a network that reaches the accuracy it is known for, on clean and on "
+            "corrupted images, and also where every image's own mean and contrast are equal?",
+            "当网络达到公认的准确率时，RBN 在干净图像和损坏图像上是否有帮助？"
+            "当每张图像自身的均值与对比度都已统一时，是否仍有帮助？",
+        ),
+        (
+            limits.SMALL_STUDY,
+            limits.SEEDS_ONLY,
+            limits.CIFAR,
+            limits.IMAGE_MOMENTS,
+            limits.PAIRED_T,
+        ),
+        tuple(arms),
+        _seeds(settings),
+        comparisons_of(group, primary),
+        others=comparisons_of(group, others),
+        controls=settings.corrupted,
+        paired_t=True,
+    )
+
+
 def fine_tune(settings: Settings, rate: Rate) -> Study:
     """A network trained with BatchNorm, converted and trained on."""
     trained = rate(settings.model, "bn")
@@ -329,6 +389,7 @@ CATALOGUE: Final[dict[str, Callable[[Settings, Rate], Study]]] = {
     "fine-tune": fine_tune,
     "networks": networks,
     "segmentation": segmentation,
+    "cifar": cifar,
     "cost": cost,
 }
 """Every study by name, in the order in which ``rbnorm study all`` runs them."""

@@ -59,3 +59,23 @@ FINE_TUNE: Final = Text(
     "Both arms are trained on at a tenth of the rate chosen for BatchNorm, which was not tuned.",
     "两组都以为 BatchNorm 选出的学习率的十分之一继续训练，这个比例没有调过。",
 )
+CIFAR: Final = Text(
+    "The images are CIFAR-10's, re-encoded as JPEG. One short run for each rate chose the learning "
+    "rates, on held-out training images; all variants of RBN have RBN's, and images of equal mean "
+    "and contrast the rates of the others.",
+    "图像为重新编码成 JPEG 的 CIFAR-10。学习率由留出的训练图像上每个候选一次的短训练选出；"
+    "RBN 的各变体使用 RBN 的学习率，均值与对比度统一的图像使用与其他图像相同的学习率。",
+)
+IMAGE_MOMENTS: Final = Text(
+    "“Mean and contrast set”: the network gives every image the training images' average mean and "
+    "standard deviation, one number each over channels and positions, after crops, flips and "
+    "corruptions.",
+    "“图像的均值与对比度已统一”：网络首先把每张图像的均值和标准差（各为遍及通道与位置的一个数）"
+    "设为训练图像的平均值，在裁剪、翻转和损坏之后进行。",
+)
+PAIRED_T: Final = Text(
+    "The exact sign-flip test of five seeds cannot fall below 0.0625: the primary comparisons are "
+    "judged by the paired t test, which takes the differences as normally distributed.",
+    "只有五个种子时，精确的符号翻转检验不可能低于 0.0625：主要比较采用配对 t 检验，"
+    "它假定差值服从正态分布。",
+)

@@ -1,7 +1,7 @@
 """From the records of a study to the numbers that its page shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Final
 
@@ -23,7 +23,7 @@ class Difference:
 
     Attributes:
         estimate: Over the seeds that both have.
-        p: Of the exact sign-flip test.
+        p: Of the exact sign-flip test; of a primary comparison, of the test that its study names.
     """
 
     estimate: Estimate
@@ -61,12 +61,14 @@ class PrimaryResult:
         adjusted: The p value, adjusted by Holm's method for all primary comparisons of the study.
             Those without a difference count as p = 1, so running them cannot raise it.
         together: Number of primary comparisons.
+        paired_t: Whether the p value is that of the t test.
     """
 
     comparison: Comparison
     difference: Difference | None
     adjusted: float
     together: int
+    paired_t: bool = False
 
     @property
     def detectable(self) -> bool:
@@ -77,7 +79,7 @@ class PrimaryResult:
     def resolvable(self) -> bool:
         """Whether any difference could be detected with as many seeds."""
         seeds = len(self.difference.estimate.values) if self.difference else 0
-        return self.together * 2.0 ** (1 - seeds) <= ALPHA
+        return seeds > 1 if self.paired_t else self.together * 2.0 ** (1 - seeds) <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,22 @@ def collect(
     """
     arms = tuple(_arm_result(arm, study, records, failures) for arm in study.arms)
     primary, others = (_differences(c, arms) for c in (study.primary, study.others))
+    if study.paired_t:
+        primary = [d and replace(d, p=d.estimate.p or 1.0) for d in primary]
     adjusted = holm([1.0 if d is None else d.p for d in primary])
     return Results(
         study,
         arms,
-        tuple(map(PrimaryResult, study.primary, primary, adjusted, repeat(len(primary)))),
+        tuple(
+            map(
+                PrimaryResult,
+                study.primary,
+                primary,
+                adjusted,
+                repeat(len(primary)),
+                repeat(study.paired_t),
+            )
+        ),
         tuple(map(OtherResult, study.others, others)),
     )
 
@@ -148,8 +161,8 @@ def _arm_result(
     arm: Arm, study: Study, records: Mapping[str, Record], failures: Mapping[str, Failure]
 ) -> ArmResult:
     own = _runs(arm, study.seeds, records)
-    runs = zip(study.seeds, arm.runs(study.seeds), strict=True)
-    failed = {s: failures[run.key] for s, run in runs if s not in own and run.key in failures}
+    runs = {run.seed: run.key for run in arm.runs(study.seeds)}
+    failed = {s: failures[key] for s, key in runs.items() if s not in own and key in failures}
     control = next((a for a in study.arms if (a.group, a.label) == (arm.group, arm.baseline)), None)
     other = _runs(control, study.seeds, records) if control else {}
     samples = {measure: [*_values(own, measure).values()] for measure in MEASURES}
@@ -158,7 +171,7 @@ def _arm_result(
         arm,
         own,
         failed,
-        tuple(seed for seed in study.seeds if seed not in own and seed not in failed),
+        tuple(seed for seed in runs if seed not in own and seed not in failed),
         {measure: estimate(sample) for measure, sample in samples.items() if sample},
         {measure: gain for measure, gain in gains.items() if gain},
     )

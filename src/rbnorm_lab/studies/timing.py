@@ -9,10 +9,10 @@ from typing import Final
 
 from torch.utils.data import Subset
 
-from rbnorm_lab.config import CONDITIONS, RunConfig
+from rbnorm_lab.config import CONDITIONS, WHOLE, RunConfig
 from rbnorm_lab.data import ImageData
 from rbnorm_lab.processes import choose_threads, make_accelerator
-from rbnorm_lab.shift import STATISTICS
+from rbnorm_lab.shift import statistics_of
 from rbnorm_lab.studies.executors import data_of
 from rbnorm_lab.train import model_of, steps_of
 from rbnorm_lab.training.loop import Training
@@ -71,6 +71,6 @@ def seconds_of_step(training: Training, steps: int = 4) -> float:
 
 
 def _tested(config: RunConfig, data: ImageData) -> int:
-    kinds = {"none": 0, "trained": 1, "controls": len(STATISTICS)}[config.shift]
     whole = len(data.test)  # type: ignore[arg-type]
-    return whole + kinds * len(CONDITIONS) * min(_CORRUPTED, whole)
+    images = whole if config.shift in WHOLE else min(_CORRUPTED, whole)
+    return whole + len(statistics_of(config.shift)) * len(CONDITIONS) * images

@@ -101,7 +101,8 @@ class Rates:
 
     def _runs(self, wanted: Wanted, lr: float) -> list[RunConfig]:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.settings.tuning_seeds)
-        values = wanted._asdict()
+        epochs = self.settings.tuning_epochs or self.settings.run.epochs
+        values = {**wanted._asdict(), "epochs": epochs}
         return [self.settings.config(lr=lr, seed=s, held_out=True, **values) for s in seeds]
 
     def _candidates(self, wanted: Wanted) -> list[Candidate]:

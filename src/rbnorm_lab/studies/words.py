@@ -11,6 +11,8 @@ _PHRASES: Final = {
     ", BatchNorm's learning rate": "（BatchNorm 的学习率）",
     ", gamma compensated": "，补偿 γ",
     ", rate tuned for this batch": "（按此批量调学习率）",
+    ", mean and contrast set": "（图像的均值与对比度已统一）",
+    ", w_m begins at -0.9 in the first layer": "（首层 w_m 从 -0.9 开始）",
     "centring only": "仅中心化",
     "scaling only": "仅缩放",
     "neither": "都不用",

@@ -188,7 +188,7 @@ class Training:
     def _backward(self, images: Tensor, labels: Tensor, share: float) -> None:
         labels = labels.to(self.device, non_blocking=True)
         scores = self.model(on(self.device, images))
-        losses = self.data.task.losses(scores, labels)
+        losses = self.data.task.losses(scores, labels, self.config.label_smoothing)
         self.accelerator.backward(losses.mean() * share)
         self.loss = losses.detach().mean()
         self.own += self._sums(losses, scores, labels)
