@@ -7,7 +7,8 @@ from cases import VECTORS, arrange
 from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
-from rbnorm.kernels import SCHEMAS, layer, phases
+from rbnorm.engine import layer
+from rbnorm.kernels import SCHEMAS, phases
 
 LAYER = ("forward", "inference", "backward")
 SWEEPS = sorted(SCHEMAS.keys() - set(LAYER))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import rbnorm
 from rbnorm.elementwise import ACTIVATION_OF
-from rbnorm.kernels import layer as portable
+from rbnorm.engine import layer as portable
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DY_LAYOUTS = [layout for layout in LAYOUTS if layout != "expanded"]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import rbnorm
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
-from rbnorm.kernels import SCHEMAS, layer, phases
+from rbnorm.engine import layer
+from rbnorm.kernels import SCHEMAS, phases
 
 FOUND = rbnorm.backends()["cpu"]
 pytestmark = pytest.mark.skipif(FOUND.name != "c++", reason=FOUND.why)

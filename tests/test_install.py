@@ -144,7 +144,7 @@ def test_wheel_without_kernels_says_why_once_and_is_for_any_machine(
     (wheel,) = (tmp_path / "dist").iterdir()
     assert wheel.name == f"rbnorm-{rbnorm.__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
-    assert "rbnorm/modules.py" in names
+    assert "rbnorm/layers/classes.py" in names
     assert not [name for name in names if name.endswith(".so")]
 
 

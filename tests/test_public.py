@@ -3,10 +3,9 @@
 import importlib
 import inspect
 import json
+import pickle
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -59,28 +58,16 @@ def test_public_names_are_those_of_the_list() -> None:
     assert public().splitlines() == LIST.read_text().splitlines()
 
 
-@pytest.mark.parametrize("way", ["import rbnorm.reference", "from rbnorm import reference"])
-def test_names_of_0_1_0_are_deprecated_first(way: str) -> None:
-    found: dict[str, Any] = {"rbnorm": rbnorm}
-    sys.modules.pop("rbnorm.reference", None)
-    vars(rbnorm).pop("reference", None)
-    with pytest.warns(DeprecationWarning, match="rbnorm.reference goes with 0.3.0"):
-        exec(way, found)
-    reference = rbnorm.reference
-    x, vectors = torch.randn(2, 3, 4), dict.fromkeys(("center_weight", "weight"), torch.ones(3))
-    expected = rbnorm.definition.literal_rbn(x, **vectors)
-    found = reference.representative_batch_norm(x, **vectors)
-    assert all(map(torch.equal, found, expected))
-    assert reference.STATISTICS is rbnorm.definition.STATISTICS
-
-
-def test_the_attribute_of_0_1_0_is_deprecated_first() -> None:
-    sys.modules.pop("rbnorm.reference", None)
-    vars(rbnorm).pop("reference", None)
-    with pytest.warns(DeprecationWarning, match="it is rbnorm.definition"):
-        assert rbnorm.reference.STATISTICS is rbnorm.definition.STATISTICS
-    with pytest.raises(AttributeError, match="no attribute 'referenced'"):
-        _ = rbnorm.referenced
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+@torch.no_grad()
+def test_pickles_of_released_versions_load(version: str) -> None:
+    found = pickle.loads((RELEASED.parent / version / "layers.pickle").read_bytes())
+    assert_close(found["model"](found["input"]), found["output"], torch.float32)
+    assert type(found["model"][1]) is rbnorm.RepresentativeBatchNormAct2d
+    lazy = found["lazy"]
+    lazy(found["input"][:, :, None])
+    assert type(lazy) is rbnorm.RepresentativeBatchNorm3d
+    assert torch.equal(torch.empty_like(found["deferred"].scale_bias, device="cpu"), torch.ones(2))
 
 
 @torch.no_grad()

@@ -7,16 +7,9 @@ from typing import get_args
 import pytest
 from mypy import api
 
-from rbnorm.calibration import Calibration
-from rbnorm.definition import STATISTICS
-from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS
-from rbnorm.names import (
-    ActivationName,
-    CalibrationOptions,
-    LayerOptions,
-    RestrictionName,
-    StatisticName,
-)
+from rbnorm.definition import STATISTICS, StatisticName
+from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS, ActivationName, RestrictionName
+from rbnorm.layers.options import Calibration, CalibrationOptions, LayerOptions
 
 SOURCES = Path(__file__).resolve().parent.parent / "src"
 # Of torch nothing is read, which would take a minute.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rbnorm.files import replace
+from rbnorm.models.files import replace
 
 
 def _cut(path: Path, name: str) -> list[str]:

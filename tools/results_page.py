@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from rbnorm.files import replace
+from rbnorm.models.files import replace
 from rbnorm_cli.main import main
 from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser

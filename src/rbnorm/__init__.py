@@ -1,36 +1,36 @@
 """Representative Batch Normalization for PyTorch."""
 
 import importlib
-from types import ModuleType
+import sys
 
 from rbnorm import definition, functional
 from rbnorm._version import __version__
-from rbnorm.convert import convert_batchnorm
 from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
 from rbnorm.integrations import when_imported
-from rbnorm.integrity import assert_intact
 from rbnorm.kernels import NoKernelsWarning, backends, use_backend
-from rbnorm.lazy import (
-    LazyRepresentativeBatchNorm1d,
-    LazyRepresentativeBatchNorm2d,
-    LazyRepresentativeBatchNorm3d,
-)
-from rbnorm.modules import (
+from rbnorm.layers.classes import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
-from rbnorm.record import convert_as_recorded, record_layers
-from rbnorm.remedy import FineTuning, Remedies, Remedy, remedies
-from rbnorm.revert import RevertReport, revert_batchnorm
-from rbnorm.sync import (
+from rbnorm.layers.guard import assert_intact
+from rbnorm.layers.lazy import (
+    LazyRepresentativeBatchNorm1d,
+    LazyRepresentativeBatchNorm2d,
+    LazyRepresentativeBatchNorm3d,
+)
+from rbnorm.layers.sync import (
     SyncRepresentativeBatchNorm,
     SyncRepresentativeBatchNormAct2d,
     convert_sync,
     revert_sync,
 )
-from rbnorm.tuning import freeze, parameter_groups, unfreeze
+from rbnorm.models.convert import convert_batchnorm
+from rbnorm.models.record import convert_as_recorded, record_layers
+from rbnorm.models.revert import RevertReport, revert_batchnorm
+from rbnorm.models.tuning import freeze, parameter_groups, unfreeze
+from rbnorm.remedy import FineTuning, Remedies, Remedy, remedies
 
 __all__ = [
     "Diagnosis",
@@ -71,13 +71,6 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Names of earlier versions."""
-    if name == "reference":
-        return importlib.import_module("rbnorm.reference")
-    raise AttributeError(f"module 'rbnorm' has no attribute {name!r}")
-
-
 def _register_with_opacus() -> None:
     from rbnorm.integrations.opacus import register  # noqa: PLC0415 - needs opacus
 
@@ -85,3 +78,25 @@ def _register_with_opacus() -> None:
 
 
 when_imported("opacus.validators", _register_with_opacus)
+
+# The names that modules had until 0.2: pickles of that time have them.
+_FORMER = {
+    "autograd": "engine.autograd",
+    "base": "layers.base",
+    "batch": "engine.batch",
+    "calibration": "layers.options",
+    "convert": "models.convert",
+    "deferred": "layers.deferred",
+    "files": "models.files",
+    "integrity": "layers.guard",
+    "lazy": "layers.lazy",
+    "modules": "layers.classes",
+    "originals": "models.originals",
+    "record": "models.record",
+    "revert": "models.revert",
+    "sync": "layers.sync",
+    "tables": "engine.tables",
+    "tuning": "models.tuning",
+}
+for _old, _new in _FORMER.items():
+    sys.modules[f"rbnorm.{_old}"] = importlib.import_module(f"rbnorm.{_new}")

@@ -7,15 +7,16 @@ when an instance statistic or a restriction has no closed form.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rbnorm.elementwise import RESTRICTIONS
-from rbnorm.names import RestrictionName, StatisticName
+from rbnorm.elementwise import RESTRICTIONS, RestrictionName
 
 __all__ = ["RESTRICTIONS", "STATISTICS", "literal_rbn", "per_channel", "resolve"]
 
+StatisticName = Literal["mean", "max", "min", "std"]
 Statistic = Callable[[Tensor], Tensor]
 Restriction = Callable[[Tensor], Tensor]
 

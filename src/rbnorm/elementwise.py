@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# The names in the tables below, as types: a checker finds one that does not exist.
+RestrictionName = Literal["sigmoid", "tanh", "hardsigmoid", "softsign", "clip01", "identity"]
+ActivationName = Literal["none", "relu", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh"]
 
 _INFINITY: Final = math.inf
 

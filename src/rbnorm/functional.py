@@ -8,17 +8,17 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from rbnorm import autograd, definition, switchable, tables
-from rbnorm import batch as batches
-from rbnorm.autograd import Running
-from rbnorm.batch import Group
-from rbnorm.definition import STATISTICS, Restriction, Statistic, resolve
-from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS
+from rbnorm import definition
+from rbnorm.definition import STATISTICS, Restriction, Statistic, StatisticName, resolve
+from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS, ActivationName, RestrictionName
+from rbnorm.engine import autograd, switchable, tables
+from rbnorm.engine import batch as batches
+from rbnorm.engine.autograd import Running
+from rbnorm.engine.batch import Group
+from rbnorm.engine.tables import Options, Vectors
 from rbnorm.kernels import active, phases
 from rbnorm.kernels.checks import check_input, check_numbers, check_tensors, check_written
 from rbnorm.kernels.phases import positions, table_dtype
-from rbnorm.names import ActivationName, RestrictionName, StatisticName
-from rbnorm.tables import Options, Vectors
 
 __all__ = ["representative_batch_norm"]
 

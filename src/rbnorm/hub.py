@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from rbnorm.files import check_tensors, parse_json, replace, safetensors_of
-from rbnorm.record import convert_as_recorded, record_layers
+from rbnorm.models.files import check_tensors, parse_json, replace, safetensors_of
+from rbnorm.models.record import convert_as_recorded, record_layers
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
 

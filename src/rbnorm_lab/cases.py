@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rbnorm
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.meter import batch_or_running, gate, normalised, wide
 from rbnorm.diagnosis.passes import call, run, unchanged
+from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm_lab.feature_maps import photographs, strip
 
 CASES: Final = ("mean_below", "mean_above", "var_below", "var_above")

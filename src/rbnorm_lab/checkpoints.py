@@ -9,9 +9,9 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from rbnorm.calibration import NAMES
-from rbnorm.convert import convert_batchnorm
-from rbnorm.files import parse_json, replace, safetensors_of
+from rbnorm.layers.options import NAMES
+from rbnorm.models.convert import convert_batchnorm
+from rbnorm.models.files import parse_json, replace, safetensors_of
 from rbnorm_cli.names import model_file, model_name
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import rbnorm
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.passes import call, labels_of, normalisers, run, unchanged
+from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.remedy.scores import logits_of
 from rbnorm_lab.errors import first_line
 from rbnorm_lab.text import Text

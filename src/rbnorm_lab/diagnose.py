@@ -15,8 +15,8 @@ from rich.progress import MofNCompleteColumn, Progress
 from torch import nn
 
 import rbnorm
-from rbnorm import files
 from rbnorm.diagnosis.recalibration import changes
+from rbnorm.models import files
 from rbnorm_cli.names import check_shifted, class_names, data_name, model_file
 from rbnorm_lab.batches import Batches, loader_of
 from rbnorm_lab.cases import extremes

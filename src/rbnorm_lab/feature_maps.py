@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rbnorm
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.meter import gate, normalised, wide
 from rbnorm.diagnosis.passes import call, normalisers, run, unchanged
+from rbnorm.layers.base import _RepresentativeBatchNorm
 
 _CHANNELS: Final = 3  # of each layer
 _SIDE: Final = 32  # pixels of a map, at most

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from rich.table import Table
 
-from rbnorm.base import _RepresentativeBatchNorm
+from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData
 from rbnorm_lab.errors import UsageError

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from rbnorm.files import parse_json
+from rbnorm.models.files import parse_json
 from rbnorm_lab.errors import UsageError
 
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rbnorm.calibration import Calibration
-from rbnorm.convert import convert_batchnorm
 from rbnorm.definition import RESTRICTIONS, STATISTICS
+from rbnorm.layers.options import Calibration
+from rbnorm.models.convert import convert_batchnorm
 from rbnorm_cli.names import norm_parts
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d

@@ -7,8 +7,8 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rbnorm.base import _RepresentativeBatchNorm
-from rbnorm.sync import convert_sync
+from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.sync import convert_sync
 from rbnorm_lab.data import ImageData, first_images
 from rbnorm_lab.errors import UsageError, first_line
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from rbnorm.base import bias_option
-from rbnorm.calibration import NAMES
-from rbnorm.convert import convert_batchnorm
-from rbnorm.files import check_tensors, own_tensors, replace, safetensors_of
-from rbnorm.modules import RepresentativeBatchNorm2d
+from rbnorm.layers.base import bias_option
+from rbnorm.layers.classes import RepresentativeBatchNorm2d
+from rbnorm.layers.options import NAMES
+from rbnorm.models.convert import convert_batchnorm
+from rbnorm.models.files import check_tensors, own_tensors, replace, safetensors_of
 from rbnorm_lab.errors import UsageError
 
 _PICKLED: Final = (".pt", ".pth")

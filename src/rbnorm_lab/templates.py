@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from rbnorm.files import replace
+from rbnorm.models.files import replace
 from rbnorm_lab import plots
 
 PAGE: Final = "report.html"

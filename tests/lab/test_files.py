@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from rbnorm.files import check_tensors, parse_json, replace, safetensors_of
+from rbnorm.models.files import check_tensors, parse_json, replace, safetensors_of
 
 
 def mode(path):

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rbnorm import RepresentativeBatchNorm2d
-from rbnorm.calibration import Calibration
 from rbnorm.definition import RESTRICTIONS, STATISTICS
+from rbnorm.layers.options import Calibration
 from rbnorm_cli.names import NORMS
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d

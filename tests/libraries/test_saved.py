@@ -9,7 +9,7 @@ from export_models import calibrate, trained
 from torch import nn
 
 import rbnorm
-from rbnorm.base import rbn_layers
+from rbnorm.layers.base import rbn_layers
 
 
 def resnet(*bases: type) -> tuple[type, object]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.meter import LayerMeter
 from rbnorm.diagnosis.result import COLUMNS, BatchSpread, LayerDiagnosis, mean, rms
+from rbnorm.layers.base import _RepresentativeBatchNorm
 
 MOMENTS = ("mean", "var", "x_mean")  # of channels alone: their units differ
 NEUTRAL = 0.05  # a w_m this near to 0 is BatchNorm's, one this near to -1 removes the mean

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.definition import RESTRICTIONS, STATISTICS, per_channel, resolve
 from rbnorm.diagnosis.tally import ClassTally, GroupTally, Tally
 from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.layers.base import _RepresentativeBatchNorm
 
 SATURATED = 0.1  # of the slope that R has at 0
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from rbnorm.base import input_of
+from rbnorm.layers.base import input_of
 
 Forward = Callable[[nn.Module, Any], Any]
 Listener = Callable[[_BatchNorm, Tensor, Tensor | None], None]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis.meter import normalised
 from rbnorm.diagnosis.passes import Forward, call, labels_of, normalisers, run, unchanged
 from rbnorm.diagnosis.result import Counterfactual
 from rbnorm.kernels.phases import positions
-from rbnorm.originals import refuse_replaced
+from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.models.originals import refuse_replaced
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rbnorm.diagnosis.meter import Thresholds
-from rbnorm.files import replace
+from rbnorm.models.files import replace
 
 if TYPE_CHECKING:
     import pandas

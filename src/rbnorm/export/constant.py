@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rbnorm.base import _RepresentativeBatchNorm, input_of
 from rbnorm.export.layer import Parts, restriction, split
 from rbnorm.export.trial import Pair, pair_of
+from rbnorm.layers.base import _RepresentativeBatchNorm, input_of
 
 # Of the second moment; below it a channel is constant, and nothing says how its output follows.
 _NO_SPREAD = 1e-12

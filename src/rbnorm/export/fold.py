@@ -9,11 +9,11 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from rbnorm.base import rbn_layers
 from rbnorm.export.constant import CONSTANTS, Constants, approximate, observe, put, variation
 from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
-from rbnorm.integrity import forget
-from rbnorm.revert import _evaluate
+from rbnorm.layers.base import rbn_layers
+from rbnorm.layers.guard import forget
+from rbnorm.models.revert import _evaluate
 
 _Batch = Tensor | tuple[object, ...]
 _Inputs = _Batch | list[_Batch]

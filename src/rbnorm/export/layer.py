@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.definition import RESTRICTIONS, Restriction, per_channel, resolve
 from rbnorm.kernels.phases import table_dtype
-from rbnorm.modules import RepresentativeBatchNormAct2d
+from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.classes import RepresentativeBatchNormAct2d
 
 # Below it gamma counts as 0: the channel's output is beta to far less than a rounding.
 _NO_GAIN = 1e-20

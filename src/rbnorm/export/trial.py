@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rbnorm.base import _RepresentativeBatchNorm, input_of
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm, Parts, split
-from rbnorm.modules import is_bare
+from rbnorm.layers.base import _RepresentativeBatchNorm, input_of
+from rbnorm.layers.classes import is_bare
 
 # Of the largest value of an output: a sum's rounding in the dtype, with a wide margin.
 TOLERANCE = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rbnorm.base import _RepresentativeBatchNorm
+from rbnorm.layers.base import _RepresentativeBatchNorm
 
 __all__ = ["register"]
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch_pruning.pruner.function import BasePruningFunc
 
 import rbnorm
-from rbnorm.base import _RepresentativeBatchNorm
-from rbnorm.calibration import NAMES
-from rbnorm.originals import AFFINE
+from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.options import NAMES
+from rbnorm.models.originals import AFFINE
 
 __all__ = ["PRUNERS", "RepresentativeBatchNormPruner"]
 

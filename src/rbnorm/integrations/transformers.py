@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rbnorm.record import convert_as_recorded, record_layers
+from rbnorm.models.record import convert_as_recorded, record_layers
 
 __all__ = ["RepresentativeBatchNormMixin"]
 

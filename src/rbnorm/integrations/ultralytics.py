@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from rbnorm.base import _RepresentativeBatchNorm
-from rbnorm.convert import convert_batchnorm
-from rbnorm.record import convert_as_recorded, record_layers
+from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.models.convert import convert_batchnorm
+from rbnorm.models.record import convert_as_recorded, record_layers
 
 __all__ = ["RepresentativeBatchNormTrainer", "keep_unfused"]
 

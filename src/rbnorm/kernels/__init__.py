@@ -5,7 +5,7 @@ of a backend: :class:`rbnorm.kernels.phases.Phases`. ``forward``, ``inference`` 
 the whole layer by one call each, which a backend may override: in C++ a channel stays in the cache
 from phase to phase, in Triton no Python runs between the launches. The portable form serves every
 device; a compiled one registers itself for its own dispatch key, and :mod:`rbnorm.kernels.backends`
-knows it. The ops carry no autograd: :mod:`rbnorm.autograd` owns the derivative of the whole layer.
+knows it. The ops carry no autograd: :mod:`rbnorm.engine.autograd` differentiates the layer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rbnorm.kernels import layer, phases
+from rbnorm.engine import layer
+from rbnorm.kernels import phases
 from rbnorm.kernels.backends import Kernels, active, backends, load, use_backend
 from rbnorm.kernels.checks import checked
 from rbnorm.kernels.installation import NoKernelsWarning

@@ -15,8 +15,7 @@ import torch
 from rbnorm import elementwise
 from rbnorm.kernels import phases, triton
 from rbnorm.kernels.installation import build_command, noticed
-from rbnorm.kernels.layer import Whole
-from rbnorm.kernels.phases import PHASES, Phases
+from rbnorm.kernels.phases import PHASES, Phases, Whole
 
 _LIMITS = ("plain", "avx2", "avx512")
 

@@ -13,7 +13,8 @@ ever touches temporaries.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 PHASES: Final = ("mean", "moments", "affine", "grad_moments", "grad_affine")
 Epilogue = tuple[Tensor | None, int, float]  # residual, activation, slope
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -83,6 +85,17 @@ class Phases(Protocol):
 
         What is not wanted has no elements. Without an activation dz is dy, and not to be wanted.
         """
+
+
+class Whole(NamedTuple):
+    """A backend's override: the layer by one call each, with the arguments of the ops' schemas.
+
+    ``forward`` and ``inference`` look at their arguments themselves, at less cost than we do.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    inference: Callable[..., Tensor]
+    backward: Callable[..., Gradients]
 
 
 def table_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbnorm.files import replace
+from rbnorm.models.files import replace
 from rbnorm.remedy.scores import Interval
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rbnorm.base import input_of
 from rbnorm.diagnosis.meter import normalised
 from rbnorm.diagnosis.passes import normalisers
+from rbnorm.layers.base import input_of
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from rbnorm.convert import convert_batchnorm
 from rbnorm.diagnosis.passes import Forward, unchanged
 from rbnorm.diagnosis.recalibration import recalibrate
+from rbnorm.models.convert import convert_batchnorm
+from rbnorm.models.tuning import parameter_groups
 from rbnorm.remedy.scores import logits_of
 from rbnorm.remedy.statistics import mixed_statistics
-from rbnorm.tuning import parameter_groups
 
 WEIGHTS = (0.25, 0.5, 0.75)
 _TENT_RATE = 1e-3

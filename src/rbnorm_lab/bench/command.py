@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from rbnorm.files import replace
+from rbnorm.models.files import replace
 from rbnorm_lab.bench import figure, show
 from rbnorm_lab.bench.exported import EXPORTED
 from rbnorm_lab.bench.goals import outcomes

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rbnorm.base import _RepresentativeBatchNorm
 from rbnorm.diagnosis import recalibrate
 from rbnorm.export import fold, to_onnx
+from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm_lab.bench.candidates import BASELINE, Subject
 from rbnorm_lab.bench.measure import Part
 from rbnorm_lab.bench.rows import Case

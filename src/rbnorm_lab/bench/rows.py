@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 import rbnorm
-from rbnorm.files import parse_json, replace
+from rbnorm.models.files import parse_json, replace
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.records import environment, now
 

@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 import rbnorm
-from rbnorm.files import replace, safetensors_of
-from rbnorm.tuning import parameter_groups
+from rbnorm.models.files import replace, safetensors_of
+from rbnorm.models.tuning import parameter_groups
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.devices import device_name
 from rbnorm_lab.domains.config import DomainRecord, DomainRun

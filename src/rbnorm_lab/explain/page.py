@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from rbnorm.files import replace
+from rbnorm.models.files import replace
 from rbnorm_lab.explain.network import layer_facts, trained
 from rbnorm_lab.explain.photographs import PHOTOGRAPHS, photograph_parts
 from rbnorm_lab.folders import check_folder, make_folder

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from rbnorm.files import parse_json, safetensors_of
+from rbnorm.models.files import parse_json, safetensors_of
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.state_files import State, read_state
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from rbnorm.tuning import parameter_groups
+from rbnorm.models.tuning import parameter_groups
 from rbnorm_lab.config import ONE_CYCLE, RunConfig
 
 MOMENTUM: Final = 0.9

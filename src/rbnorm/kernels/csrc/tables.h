@@ -1,5 +1,5 @@
 // The layer forward and backward: sweep, table math, sweep. The symbols are those of
-// rbnorm/tables.py, which says the same in PyTorch.
+// rbnorm/engine/tables.py, which says the same in PyTorch.
 //
 // Included once per instruction set, inside its namespace.
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from rbnorm.kernels.checks import checked
-from rbnorm.kernels.layer import Whole
-from rbnorm.kernels.phases import PHASES
+from rbnorm.kernels.phases import PHASES, Whole
 
 
 def _deferred(module: str, name: str) -> Callable[..., Any]:

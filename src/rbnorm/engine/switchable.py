@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rbnorm.definition import STATISTICS, Restriction, Statistic, per_channel, resolve
-from rbnorm.elementwise import RESTRICTIONS
+from rbnorm.definition import (
+    STATISTICS,
+    Restriction,
+    Statistic,
+    StatisticName,
+    per_channel,
+    resolve,
+)
+from rbnorm.elementwise import RESTRICTIONS, RestrictionName
+from rbnorm.engine.tables import Vectors
 from rbnorm.kernels.phases import table_dtype
-from rbnorm.names import RestrictionName, StatisticName
-from rbnorm.tables import Vectors
 
 
 def is_wanted(

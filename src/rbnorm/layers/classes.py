@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from rbnorm.base import _RepresentativeBatchNorm
-from rbnorm.elementwise import activation_of
-from rbnorm.names import ActivationName, LayerOptions
+from rbnorm.elementwise import ActivationName, activation_of
+from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.options import LayerOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter
 
-from rbnorm.calibration import NAMES
+from rbnorm.layers.options import NAMES
 
 __all__ = ["assert_intact"]
 

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from rbnorm.base import _RepresentativeBatchNorm, rbn_layers
-from rbnorm.calibration import NAMES
-from rbnorm.originals import AFFINE, originals
+from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.layers.options import NAMES
+from rbnorm.models.originals import AFFINE, originals
 
 __all__ = ["freeze", "parameter_groups", "unfreeze"]
 

@@ -17,14 +17,14 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rbnorm.base import _RepresentativeBatchNorm, input_of, rbn_layers
-from rbnorm.calibration import NAMES
-from rbnorm.convert import counterparts
 from rbnorm.definition import RESTRICTIONS, resolve
-from rbnorm.integrity import forget
 from rbnorm.kernels.phases import table_dtype
-from rbnorm.modules import RepresentativeBatchNormAct2d
-from rbnorm.originals import refuse_replaced
+from rbnorm.layers.base import _RepresentativeBatchNorm, input_of, rbn_layers
+from rbnorm.layers.classes import RepresentativeBatchNormAct2d
+from rbnorm.layers.guard import forget
+from rbnorm.layers.options import NAMES
+from rbnorm.models.convert import counterparts
+from rbnorm.models.originals import refuse_replaced
 
 __all__ = ["RevertReport", "revert_batchnorm"]
 

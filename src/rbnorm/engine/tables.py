@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rbnorm import batch as batches
-from rbnorm.batch import Batch, Group
 from rbnorm.elementwise import RESTRICTION_OF
+from rbnorm.engine import batch as batches
+from rbnorm.engine.batch import Batch, Group
 
 
 class Vectors(NamedTuple):

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm._version import __version__
-from rbnorm.base import _RepresentativeBatchNorm, rbn_layers
-from rbnorm.calibration import Calibration
-from rbnorm.convert import convert_batchnorm, counterpart
+from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.layers.options import Calibration
+from rbnorm.models.convert import convert_batchnorm, counterpart
 
 __all__ = ["convert_as_recorded", "record_layers"]
 

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from rbnorm.base import _RepresentativeBatchNorm, bias_option
-from rbnorm.calibration import Calibration
-from rbnorm.modules import (
+from rbnorm.layers.base import _RepresentativeBatchNorm, bias_option
+from rbnorm.layers.classes import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,
 )
-from rbnorm.names import CalibrationOptions
+from rbnorm.layers.options import Calibration, CalibrationOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 
-from rbnorm.calibration import NAMES
+from rbnorm.layers.options import NAMES
 
 AFFINE = ("weight", "bias")
 

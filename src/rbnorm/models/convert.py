@@ -15,18 +15,17 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import Parameter
 
-from rbnorm.base import _RepresentativeBatchNorm
-from rbnorm.calibration import NAMES, Calibration
 from rbnorm.definition import RESTRICTIONS, resolve
-from rbnorm.integrity import remember
-from rbnorm.modules import (
+from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.classes import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
-from rbnorm.names import CalibrationOptions
-from rbnorm.sync import SyncRepresentativeBatchNorm
+from rbnorm.layers.guard import remember
+from rbnorm.layers.options import NAMES, Calibration, CalibrationOptions
+from rbnorm.layers.sync import SyncRepresentativeBatchNorm
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,14 +12,14 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 
-from rbnorm.batch import Group
-from rbnorm.calibration import NAMES, Calibration
-from rbnorm.deferred import with_initial_value
-from rbnorm.definition import Restriction, Statistic
+from rbnorm.definition import Restriction, Statistic, StatisticName
+from rbnorm.elementwise import ActivationName, RestrictionName
+from rbnorm.engine.batch import Group
 from rbnorm.functional import representative_batch_norm
-from rbnorm.integrity import Guarded
 from rbnorm.kernels.phases import table_dtype
-from rbnorm.names import ActivationName, RestrictionName, StatisticName
+from rbnorm.layers.deferred import with_initial_value
+from rbnorm.layers.guard import Guarded
+from rbnorm.layers.options import NAMES, Calibration
 
 _VECTORS = ("weight", "bias", *NAMES)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from rbnorm.definition import RESTRICTIONS, STATISTICS, Restriction, Statistic, resolve
-from rbnorm.names import RestrictionName, StatisticName
+from rbnorm.definition import (
+    RESTRICTIONS,
+    STATISTICS,
+    Restriction,
+    Statistic,
+    StatisticName,
+    resolve,
+)
+from rbnorm.elementwise import RestrictionName
 
 NAMES = ("center_weight", "scale_weight", "scale_bias")
 
@@ -49,3 +56,21 @@ class Calibration(NamedTuple):
             value = getattr(self, f"{name}_init")
             if not math.isfinite(value):
                 raise ValueError(f"{name}_init must be a finite number, got {value}")
+
+
+class CalibrationOptions(TypedDict, total=False):
+    """The fields of :class:`Calibration`, as the type of keyword-only arguments."""
+
+    center: bool
+    scale: bool
+    statistic: StatisticName | Statistic
+    restrict: RestrictionName | Restriction
+    center_weight_init: float
+    scale_weight_init: float
+    scale_bias_init: float
+
+
+class LayerOptions(CalibrationOptions, total=False):
+    """All keyword-only arguments of a layer."""
+
+    bias: bool

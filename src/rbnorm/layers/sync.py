@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from rbnorm.base import _RepresentativeBatchNorm, rbn_layers
-from rbnorm.modules import RepresentativeBatchNormAct2d
-from rbnorm.names import LayerOptions
+from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.layers.classes import RepresentativeBatchNormAct2d
+from rbnorm.layers.options import LayerOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

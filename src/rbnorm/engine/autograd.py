@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._C import _set_tracing_state  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 
-from rbnorm import batch as batches
-from rbnorm import tables
-from rbnorm.batch import Batch, Group
-from rbnorm.kernels import Kernels, layer
+from rbnorm.engine import batch as batches
+from rbnorm.engine import layer, tables
+from rbnorm.engine.batch import Batch, Group
+from rbnorm.engine.tables import Options, Vectors
+from rbnorm.kernels import Kernels
 from rbnorm.kernels.backends import PORTABLE
 from rbnorm.kernels.phases import positions, table_dtype
-from rbnorm.tables import Options, Vectors
 
 Running = tuple[Tensor, Tensor]
 

@@ -6,19 +6,16 @@ backend may override where one call for all is faster; see :mod:`rbnorm.kernels`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from rbnorm import batch as batches
-from rbnorm import tables
-from rbnorm.batch import Batch, Group, amplify
+from rbnorm.engine import batch as batches
+from rbnorm.engine import tables
+from rbnorm.engine.batch import Batch, Group, amplify
+from rbnorm.engine.tables import Options, Vectors
 from rbnorm.kernels import phases as portable
-from rbnorm.kernels.phases import Phases, positions
-from rbnorm.tables import Options, Vectors
-
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+from rbnorm.kernels.phases import Gradients, Phases, positions
 
 
 class Result(NamedTuple):
@@ -92,17 +89,6 @@ def differentiate(
         for vector, table in zip(p, b.gradients, strict=True)
     )
     return dx, dresidual, dweight, dbias, dcenter, dscale, dshift
-
-
-class Whole(NamedTuple):
-    """A backend's override: the layer by one call each, with the arguments of the ops' schemas.
-
-    ``forward`` and ``inference`` look at their arguments themselves, at less cost than we do.
-    """
-
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-    inference: Callable[..., Tensor]
-    backward: Callable[..., Gradients]
 
 
 def forward(

@@ -1,0 +1,1 @@
+"""What is done to the RBN layers of a whole model."""
