@@ -7,7 +7,7 @@ from typing import Any, Final
 from rbnorm_cli import names
 from rbnorm_cli.errors import UsageError
 
-_FILES: Final = ("source", "checkpoint", "converted", "weights", "kept")
+_FILES: Final = ("source", "checkpoint", "converted", "weights")
 """Options that name files that must be there."""
 
 
@@ -29,9 +29,6 @@ def check(options: argparse.Namespace) -> None:
     match options.command:
         case "study":
             names.study_names(names.items(options.names))
-        case "study location":
-            for condition in options.conditions:
-                names.check_condition(condition)
         case "diagnose":
             _check_diagnosis(options)
 

@@ -33,7 +33,7 @@ LAB: Final = (
     "torchvision",
 )
 _DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}
-OWN_STUDIES: Final = ("study domains", "study location", "study gradients")
+OWN_STUDIES: Final = ("study domains", "study gradients")
 BROKEN_PIPE: Final = 128 + 13
 """The status of a command whose reader has gone, as a shell reports SIGPIPE."""
 

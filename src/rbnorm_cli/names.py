@@ -252,18 +252,6 @@ def check_corruption(kind: str, severity: int | str) -> None:
         )
 
 
-def check_condition(name: str) -> tuple[str, int]:
-    """The kind and severity of a corruption that must be one.
-
-    Raises:
-        UsageError: It is none.
-    """
-    chosen = corruption(name)
-    if chosen is None:
-        raise unknown("corruption", name, CORRUPTIONS)
-    return chosen
-
-
 def check_weights(model: str, *, checkpoint: bool, pretrained: bool, random: bool) -> None:
     """Raise UsageError where a model to diagnose has no weights, or several."""
     given = checkpoint + pretrained + random

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 from rbnorm_cli.domains import add_domains_options
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.gradients import add_gradients_options
-from rbnorm_cli.location import add_location_options
 from rbnorm_cli.names import NETWORKS
 from rbnorm_cli.options import add_options
 
@@ -87,14 +86,6 @@ def make_parser(epilog: str) -> Parser:
         "Fine-tune a pretrained network on all domains but one and test it on that one, with "
         "BatchNorm and RBN; choose the learning rates on source images. The same command again "
         "continues what was interrupted.",
-    )
-    add(
-        _study_location,
-        "the same command again continues after the last condition",
-        "ask whether a diagnosis names the layers worth re-estimating",
-        "Re-estimate the statistics of every layer by itself on shifted images, and compare what "
-        "that wins with what a diagnosis says of the layer. The same command again continues after "
-        "the last condition.",
     )
     add(
         _study_gradients,
@@ -225,10 +216,6 @@ def _study(parser: Parser) -> None:
 
 def _study_domains(parser: Parser) -> None:
     add_domains_options(parser)
-
-
-def _study_location(parser: Parser) -> None:
-    add_location_options(parser)
 
 
 def _study_gradients(parser: Parser) -> None:

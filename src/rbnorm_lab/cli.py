@@ -51,13 +51,6 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
         draw(options.out, settings, command)
 
 
-def study_location(options: argparse.Namespace, command: str) -> None:
-    """``rbnorm study location``."""
-    from rbnorm_lab.location import command as module
-
-    module.location_study(options, command)
-
-
 def study_gradients(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study gradients``."""
     from rbnorm_lab import gradients as module

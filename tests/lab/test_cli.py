@@ -166,17 +166,6 @@ def test_an_interrupted_diagnosis_says_what_is_there(monkeypatch, capsys):
     assert capsys.readouterr().err == "rbnorm: interrupted; no file has changed.\n"
 
 
-def test_an_interrupted_study_of_location_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("rbnorm_lab.location.command.location_study", interrupt)
-    kept = tmp_path / "kept.safetensors"
-    kept.touch()
-    assert main(["study", "location", "--images", str(tmp_path), "--kept", str(kept)]) == 130
-    assert capsys.readouterr().err.endswith("again continues after the last condition.\n")
-
-
 def test_the_library_does_not_import_the_extra():
     names = {"rbnorm_lab", "rich", "pandas", "safetensors"}
     code = f"import sys, rbnorm; print({names} & set(sys.modules))"
@@ -199,8 +188,6 @@ SLIPS = (
     ["diagnose", "--model", "resnet18", "--random", "--data", "imagefolder:missing"],
     ["study", "domains", "--images", "missing"],
     ["study", "domains", "--images", ".", "--weights", "missing.pth"],
-    ["study", "location", "--images", ".", "--kept", "missing.safetensors"],
-    ["study", "location", "--images", ".", "--conditions", "fog"],
     ["convert", "missing.pt", "out.pt"],
 )
 HEAVY = ("torch", "timm", "torchvision", "plotly", "matplotlib", "rbnorm_lab")
