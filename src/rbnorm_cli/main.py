@@ -22,6 +22,7 @@ LAB: Final = (
     "filelock",
     "jinja2",
     "matplotlib",
+    "msgspec",
     "pandas",
     "rich",
     "safetensors",

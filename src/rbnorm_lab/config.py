@@ -5,10 +5,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Final, TypeVar, get_type_hints
+from typing import Any, ClassVar, Final, TypeVar
+
+import msgspec
 
 from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
-from rbnorm_lab.errors import UsageError, at_least, positive
+from rbnorm_lab.errors import UsageError, at_least, first_line, positive
 
 WHOLE: Final = ("whole", "whole-controls")
 SHIFTS: Final = ("none", "trained", "controls", *WHOLE)
@@ -91,25 +93,15 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:
-        """Build a config from exactly what :meth:`to_dict` gives.
+        """Build a config from what :meth:`to_dict` gives.
 
         Raises:
-            UsageError: A field is missing, unknown or of another type, or a value out of range.
+            UsageError: A field is missing or of another type, or a value out of range.
         """
-        hints = get_type_hints(cls)
-        kinds = {field.name: hints[field.name] for field in fields(cls)}
-        odd = (values.keys() ^ kinds.keys()) - set(cls.LATER)
-        if odd:
-            raise UsageError(
-                f"a {cls.WHAT} has exactly its fields, which does not hold for "
-                f"{', '.join(sorted(odd))}"
-            )
-        for name, value in values.items():
-            if not isinstance(value, kinds[name]) or (
-                isinstance(value, bool) and kinds[name] is not bool
-            ):
-                raise UsageError(f"the {cls.WHAT}'s {name} is {value!r}, which is no {kinds[name]}")
-        return cls(**values)
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"this is no {cls.WHAT} ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,6 @@ EPOCH = asdict(make_record().epochs[-1])
     "change",
     [
         {"epochs": []},
-        {"more": 1},
         {"shifted": None},
         {"shifted": {"trained": {"clean": 0.9}}},
         {"shifted": {"trained": dict.fromkeys(CONDITIONS, 7.5)}},
