@@ -273,10 +273,9 @@ def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
     resize = [v2.Resize(image_size)] if image_size else []
     augmented = v2.Compose([*resize, cropped_and_flipped, *finish])
     plain = v2.Compose([*resize, *finish])
-    decoded: dict[int, Tensor] = {}
-    train, unchanged = (JpegImages(folder / "train", t, decoded) for t in (augmented, plain))
-    test = JpegImages(folder / "test", plain, {})
-    return ImageData(train, unchanged, test, train.classes, 3, *moments, folder=folder)
+    train = JpegImages(folder / "train", augmented)
+    test = JpegImages(folder / "test", plain)
+    return ImageData(train, train.prepared(plain), test, train.classes, 3, *moments, folder=folder)
 
 
 def _camvid(folder: Path, side: int | None, held_out: bool) -> ImageData:

@@ -33,8 +33,8 @@ class Moments(NamedTuple):
 
 def moments_of(raw: Tensor) -> Moments:
     """Those of each image, of pixel values (N, C, H, W)."""
-    std, mean = torch.std_mean(raw, (1, 2, 3), correction=0, keepdim=True)
-    return Moments(mean, std)
+    mean = raw.mean((1, 2, 3), keepdim=True)
+    return Moments(mean, (raw - mean).square().mean((1, 2, 3), keepdim=True).sqrt())
 
 
 def matched(raw: Tensor, target: Moments) -> Tensor:

@@ -1,5 +1,6 @@
 """CIFAR-10 as folders of JPEG files, each decoded once into memory."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -23,18 +24,24 @@ class JpegImages(Dataset[Any]):
     Args:
         path: The folder.
         transform: What becomes of a batch (N, 3, 32, 32) of bytes.
-        decoded: Images that are decoded already, by index; those that are decoded now are added.
 
     Raises:
         UsageError: It is none; when indexed, an image cannot be decoded or has another size.
     """
 
-    def __init__(
-        self, path: Path, transform: Callable[[Tensor], Tensor], decoded: dict[int, Tensor]
-    ) -> None:
+    def __init__(self, path: Path, transform: Callable[[Tensor], Tensor]) -> None:
         self.folder: Any = folder_of(path, None)
-        self.transform, self.decoded = transform, decoded
+        self.transform = transform
         self.labels = torch.tensor(self.folder.targets)
+        # one tensor: as small ones among a training's large ones they would scatter its memory
+        self.decoded = torch.empty((len(self.labels), 3, _SIDE, _SIDE), dtype=torch.uint8)
+        self.known = [False] * len(self.labels)
+
+    def prepared(self, transform: Callable[[Tensor], Tensor]) -> "JpegImages":
+        """The same images, decoded once for both, with another transform."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
 
     @property
     def classes(self) -> int:
@@ -46,17 +53,18 @@ class JpegImages(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """The batch of these images and labels."""
-        images = torch.stack([self._image(index) for index in indices])
-        return self.transform(images), self.labels[indices]
+        for index in indices:
+            if not self.known[index]:
+                self._decode(index)
+        return self.transform(self.decoded[indices]), self.labels[indices]
 
-    def _image(self, index: int) -> Tensor:
-        if index not in self.decoded:
-            image, _ = self.folder[index]
-            if image.size != (_SIDE, _SIDE):
-                file, _ = self.folder.samples[index]
-                raise UsageError(f"{file} is {image.width} x {image.height}, not {_SIDE} x {_SIDE}")
-            self.decoded[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return self.decoded[index]
+    def _decode(self, index: int) -> None:
+        image, _ = self.folder[index]
+        if image.size != (_SIDE, _SIDE):
+            file, _ = self.folder.samples[index]
+            raise UsageError(f"{file} is {image.width} x {image.height}, not {_SIDE} x {_SIDE}")
+        self.decoded[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        self.known[index] = True
 
 
 def cropped_and_flipped(images: Tensor) -> Tensor:

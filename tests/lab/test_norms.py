@@ -200,11 +200,21 @@ def test_every_norm_has_its_swap():
         ("rbn-scale:preserve=yes", "rbn-scale:preserve=yes"),
         ("rbn-center:center_weight_init=-.5", "rbn-center:center_weight_init=-0.5"),
         ("rbn:preserve=no", "rbn"),
+        ("rbn:first_center_weight_init=-.90", "rbn:first_center_weight_init=-0.9"),
+        ("rbn:first_center_weight_init=0", "rbn:first_center_weight_init=0"),
     ],
 )
 def test_a_norm_has_one_spelling(spec, canonical):
     assert canonical_norm(spec) == canonical
     assert canonical_norm(canonical) == canonical
+
+
+def test_centring_can_begin_elsewhere_in_the_first_layer():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(3)), nn.BatchNorm2d(1))
+    spec = "rbn:center_weight_init=0.25:first_center_weight_init=-0.5:statistic=std"
+    layers = [m for m in swap(model, spec).modules() if hasattr(m, "center_weight")]
+    assert [layer.center_weight.unique().tolist() for layer in layers] == [[-0.5], [0.25], [0.25]]
+    assert {layer.calibration.statistic for layer in layers} == {"std"}
 
 
 @given(

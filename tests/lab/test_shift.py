@@ -116,6 +116,32 @@ def test_controls_are_only_measured_when_asked_for(model, digits):
     assert list(shifted_accuracy(model, digits, CPU, controls=False)) == ["trained"]
 
 
+@pytest.mark.parametrize(("name", "size"), [("test-batch-64", 64), ("test-batch-8", 8)])
+def test_all_images_are_tested_in_small_batches(model, digits, name, size):
+    found = shifted_accuracy(model, digits, CPU, controls=True, whole=True)
+    assert list(found) == ["trained", "test-batch-64", "test-batch-8"]
+    images, labels = (tensor[order(digits)] for tensor in digits.test.tensors)
+    changed = (corrupt(images, "contrast", 5, 0) - digits.mean[0]) / digits.std[0]
+    copy = build_model("cifar-resnet8", "bn", classes=10, channels=1, seed=0).train()
+    copy.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        scores = torch.cat([copy(part) for part in changed.split(size)])
+    right = int((scores.argmax(1) == labels).sum())
+    assert found[name]["contrast/5"] == pytest.approx(right / 500, abs=1.5 / 500)
+    assert found["trained"]["contrast/5"] == pytest.approx(
+        literally(model, digits, "contrast", 5), abs=1.5 / 500
+    )
+
+
+def test_stored_images_give_the_same_and_are_corrupted_once(model, digits, tmp_path, monkeypatch):
+    plain = shifted_accuracy(model, digits, CPU, controls=False, whole=True)
+    stored = replace(digits, folder=tmp_path / "digits")
+    assert shifted_accuracy(model, stored, CPU, controls=False, whole=True) == plain
+    assert len(list(tmp_path.glob("digits-corrupted/*/*"))) == len(CONDITIONS) - 1
+    monkeypatch.setattr(shift, "Corrupted", None)
+    assert shifted_accuracy(model, stored, CPU, controls=False, whole=True) == plain
+
+
 def test_images_too_many_to_keep_give_the_same(found, model, digits, monkeypatch):
     monkeypatch.setattr(shift, "_KEPT_BYTES", 0)
     assert shifted_accuracy(model, digits, CPU, controls=False)["trained"] == found["trained"]

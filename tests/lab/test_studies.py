@@ -64,7 +64,7 @@ def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
     assert study.name == name
     labels = [(arm.group, arm.label) for arm in study.arms]
     assert len(set(labels)) == len(labels)
-    assert len(study.runs()) == 3 * len(study.arms)
+    assert len(study.runs()) == sum(len(arm.runs(study.seeds)) for arm in study.arms)
     for arm in study.arms:
         assert arm.baseline is None or (arm.group, arm.baseline) in labels
     for comparison in study.primary:
@@ -91,6 +91,50 @@ def test_the_primary_comparisons_are_the_three_named_before_the_runs():
         ("rbn", "bn", "shifted", None),
         ("rbn", "bn", "clean", 2),
     ]
+
+
+def cifar(chosen=rate, seeds=5):
+    return CATALOGUE["cifar"](replace(SETTINGS, seeds=seeds), chosen)
+
+
+def test_the_primary_comparisons_of_cifar_are_pairs_that_differ_in_the_norm_alone():
+    study = cifar()
+    arms = {arm.label: arm for arm in study.arms}
+    pairs = [(arms[c.treatment], arms[c.control], c.measure) for c in study.primary]
+    assert [(c.config.norm, c.config.match_moments, measure) for _, c, measure in pairs] == [
+        ("bn", False, "clean"),
+        ("bn", False, "shifted"),
+        ("bn", True, "shifted"),
+    ]
+    for treatment, control, _ in pairs:
+        assert replace(treatment.config, norm="bn", shift=control.config.shift) == control.config
+        assert treatment.seeds is control.seeds is None
+    assert study.paired_t
+
+
+def test_cifar_tests_all_images_and_the_first_pair_with_small_batches_too():
+    shifts = {arm.label: arm.config.shift for arm in cifar().arms}
+    assert {label for label, shift in shifts.items() if shift == "whole-controls"} == {"bn", "rbn"}
+    assert set(shifts.values()) == {"whole", "whole-controls"}
+
+
+def test_arms_of_few_seeds_run_with_the_first_and_whole_pairs_come_first():
+    study = cifar(lambda _, norm, *__, **___: {"rbn": 0.2, "gn": 0.4}.get(norm, 0.1))
+    runs = study.runs()
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    by_seed = [[run for run in runs if run.seed == seed] for seed in study.seeds]
+    assert [len(of) for of in by_seed] == [9, 9, 9, 4, 4]
+    first = [(run.norm, run.match_moments) for run in by_seed[0][:4]]
+    assert first == [("bn", False), ("rbn", False), ("bn", True), ("rbn", True)]
+    rates = {arm.label: arm.config.lr for arm in study.arms}
+    assert rates["rbn, BatchNorm's learning rate"] == rates["gn, BatchNorm's learning rate"] == 0.1
+    assert rates["centring only"] == rates["rbn, mean and contrast set"] == 0.2
+
+
+def test_rates_are_chosen_by_runs_of_the_tuning_epochs():
+    rates = Rates(replace(SETTINGS, tuning_epochs=7), {}, ())
+    rates("cifar-resnet8", "bn")
+    assert {run.epochs for run in rates.runs()} == {7}
 
 
 def test_a_pair_differs_in_the_norm_alone():

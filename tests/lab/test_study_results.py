@@ -1,7 +1,10 @@
 """From simulated records to the numbers and the sentence of a study."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from simulated import comparison, corrupted, failures_of, make_study, records_of
 
 from rbnorm_lab.statistics import estimate, sign_flip
@@ -41,6 +44,28 @@ def test_an_arm_is_paired_with_its_baseline_seed_by_seed():
     assert results["gn"].gain["clean"].estimate.mean == pytest.approx(-0.02)
     assert results["bn"].gain == {}
     assert results["bn"].accuracy["clean"].values == BASE
+
+
+def test_primary_comparisons_are_judged_by_the_t_test_where_the_study_says_so():
+    study = make_study(primary=(comparison(),), seeds=tuple(range(5)), paired_t=True)
+    (result,) = found(study, accuracies(rbn=0.01)).primary
+    expected = ttest_1samp([0.01 + noise for noise in NOISE[:5]], 0).pvalue
+    assert result.difference.p == pytest.approx(expected)
+    assert result.adjusted == pytest.approx(expected)
+    assert result.detectable
+    assert result.resolvable
+    (flipped,) = found(replace(study, paired_t=False), accuracies(rbn=0.01)).primary
+    assert flipped.difference.p == 1 / 16
+    assert not flipped.resolvable
+
+
+def test_an_arm_of_few_seeds_misses_no_others():
+    study = make_study()
+    arms = tuple(replace(arm, seeds=2) if arm.label == "gn" else arm for arm in study.arms)
+    results = found(replace(study, arms=arms), accuracies(rbn=0.01, gn=0.01))
+    assert by_label(results)["gn"].missing == ()
+    assert len(by_label(results)["gn"].accuracy["clean"].values) == 2
+    assert results.complete_seeds == 6
 
 
 def test_only_seeds_that_both_have_are_paired():

@@ -313,7 +313,7 @@ def cifar(settings: Settings, rate: Rate) -> Study:
             "rbn",
             few,
         ),
-        arm("gn", "gn", "gn"),
+        arm("gn", "gn", "gn", few),
     ]
     for norm in ("rbn", "gn"):
         if rate(settings.model, norm) != rate(settings.model, "bn"):

@@ -138,7 +138,7 @@ def collect(
     arms = tuple(_arm_result(arm, study, records, failures) for arm in study.arms)
     primary, others = (_differences(c, arms) for c in (study.primary, study.others))
     if study.paired_t:
-        primary = [d and replace(d, p=d.estimate.p or 1.0) for d in primary]
+        primary = [d and replace(d, p=_p_of_t(d.estimate)) for d in primary]
     adjusted = holm([1.0 if d is None else d.p for d in primary])
     return Results(
         study,
@@ -155,6 +155,10 @@ def collect(
         ),
         tuple(map(OtherResult, study.others, others)),
     )
+
+
+def _p_of_t(estimate: Estimate) -> float:
+    return 1.0 if estimate.p is None else estimate.p
 
 
 def _arm_result(
