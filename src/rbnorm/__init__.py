@@ -30,7 +30,7 @@ from rbnorm.models.convert import convert_batchnorm
 from rbnorm.models.record import convert_as_recorded, record_layers
 from rbnorm.models.revert import RevertReport, revert_batchnorm
 from rbnorm.models.tuning import freeze, parameter_groups, unfreeze
-from rbnorm.remedy import FineTuning, Remedies, Remedy, remedies
+from rbnorm.remedy import FineTuning, MatchMoments, Remedies, Remedy, remedies
 
 __all__ = [
     "Diagnosis",
@@ -39,6 +39,7 @@ __all__ = [
     "LazyRepresentativeBatchNorm1d",
     "LazyRepresentativeBatchNorm2d",
     "LazyRepresentativeBatchNorm3d",
+    "MatchMoments",
     "NoKernelsWarning",
     "Remedies",
     "Remedy",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import rbnorm
 from rbnorm.diagnosis.passes import call, labels_of, normalisers, run, unchanged
+from rbnorm.diagnosis.scores import logits_of
 from rbnorm.layers.base import _RepresentativeBatchNorm
-from rbnorm.remedy.scores import logits_of
 from rbnorm_lab.errors import first_line
 from rbnorm_lab.text import Text
 

@@ -34,7 +34,7 @@ def remedy(name: str, kind: str, first: float, second: float, base: float, **opt
 
 def result(first: float, second: float, *others: Remedy) -> Remedies:
     unchanged = remedy("as it is", "unchanged", first, second, second)
-    return Remedies((unchanged, *others), (100, 100), ("conv",))
+    return Remedies((unchanged, *others), (100, 100))
 
 
 def re_estimated(second: float, base: float) -> Remedy:
@@ -68,17 +68,9 @@ def test_the_best_remedy_comes_with_its_gain_and_price() -> None:
     line = verdict(result(0.9, 0.6, re_estimated(0.75, 0.6)))[1]
     assert line.en == (
         "Best: statistics re-estimated on the second data: +15.0 [+13.0, +17.0] points, 50 % of "
-        "the loss; it needs unlabelled images of the second kind, and here they are the images "
-        "that it is tested on."
+        "the loss; it needs unlabelled images of the second kind."
     )
     assert "在第二个数据集上重新估计统计量" in line.zh
-    assert "挽回损失的 50 %" in line.zh
-
-
-def test_more_than_the_loss_is_the_whole_loss() -> None:
-    line = verdict(result(0.9, 0.6, re_estimated(0.93, 0.6)))[1]
-    assert "+33.0 [+31.0, +35.0] points, the whole loss;" in line.en
-    assert "挽回了全部损失" in line.zh
 
 
 def test_a_remedy_that_takes_less_and_wins_as_much_is_preferred() -> None:
@@ -109,7 +101,7 @@ def test_rbn_that_was_not_tried_is_said() -> None:
 def test_without_labels_there_is_no_accuracy() -> None:
     base = result(0.9, 0.6).unchanged
     blind = Remedy(**{**vars(base), "first": NOWHERE, "second": NOWHERE})
-    (line,) = verdict(Remedies((blind,), (100, 100), ()))
+    (line,) = verdict(Remedies((blind,), (100, 100)))
     assert line.en.startswith("Without labels no accuracy can be told; the mean confidence is 90.0")
 
 
@@ -125,6 +117,7 @@ def test_numbers_of_nothing_are_a_dash() -> None:
         tuned(0.7, 0.6, rbn=True),
         remedy("statistics of the test batch, batches of 4", "test-batch", 1, 1, 1, batch_size=4),
         remedy("mixed", "mixed", 1, 1, 1, batch_size=4),
+        remedy("each image's own mean and contrast set", "moments", 1, 1, 1),
     ],
 )
 def test_every_remedy_has_a_chinese_name(row) -> None:

@@ -9,7 +9,7 @@ from test_revert import train_calibration
 from torch import nn
 
 import rbnorm
-from rbnorm.remedy.scores import interval
+from rbnorm.diagnosis.scores import interval
 from rbnorm.remedy.statistics import Rebatched, mixed_statistics
 
 
@@ -34,15 +34,6 @@ def test_mean_and_variance_are_mixed(make, shape, weight: float) -> None:
     torch.testing.assert_close(found, layer(x).detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_only_the_chosen_layers_mix() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).eval()
-    x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    with torch.no_grad(), mixed_statistics(model, 1.0, ["1"]):
-        found = model(x)
-    expected = nn.functional.batch_norm(model[0](x), None, None, training=True)
-    torch.testing.assert_close(found, expected)
-
-
 def test_an_empty_batch_changes_nothing() -> None:
     layer = nn.BatchNorm2d(2).eval()
     with mixed_statistics(layer, 1.0):
@@ -60,6 +51,20 @@ def test_instances_are_cut_anew_in_their_order(count: int, size: int, expected) 
     assert [len(part) for part, _ in parts] == expected
     assert all(torch.equal(2 * a, b) for a, b in parts)
     assert torch.equal(torch.cat([a for a, _ in parts]) if parts else x, x)
+
+
+def test_mappings_and_single_tensors_are_cut_too() -> None:
+    x = torch.arange(6)
+    mappings = list(Rebatched([{"x": a, "y": -a} for a in x.split(4)], 3))
+    assert all(torch.equal(found["y"], -found["x"]) for found in mappings)
+    assert [found["x"].tolist() for found in mappings] == [[0, 1, 2], [3, 4, 5]]
+    assert [found.tolist() for found in Rebatched(x.split(4), 3)] == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("batch", [(torch.ones(2), torch.ones(3)), [torch.ones(2), "ab"], {}])
+def test_what_has_no_rows_is_not_cut(batch) -> None:
+    with pytest.raises(ValueError, match="tensors with a row for each instance"):
+        list(Rebatched([batch], 2))
 
 
 def test_the_interval_is_that_of_a_percentile_bootstrap() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import rbnorm
 
 RE_ESTIMATED = "statistics re-estimated on the second data"
-ONLY_NAMED = f"{RE_ESTIMATED}, only in the named layers"
+OWN_MEAN = "each image's own mean set"
 
 
 def state(model: nn.Module):
@@ -30,22 +31,46 @@ def assert_same(before, after) -> None:
     assert torch.equal(before[3], after[3])
 
 
-def test_a_shifted_mean_in_one_layer_is_repaired_by_that_layer(model, first, second) -> None:
+def test_brighter_images_are_repaired_by_their_own_mean(model, first, second) -> None:
     result = rbnorm.remedies(model, first, second)
     clean = result.unchanged.first.value
-    assert result.named == ("1",)
     assert clean > 0.9
     assert result.unchanged.second.value < clean - 0.3
-    repaired = result[ONLY_NAMED]
+    repaired = result[OWN_MEAN]
     assert repaired.second.value == pytest.approx(clean, abs=0.02)
     assert repaired.difference.low > 0.3
     assert repaired in result.helpful()
+    assert (repaired.passes, repaired.needs_labels, repaired.needs_batches) == (0, False, False)
+    assert not repaired.needs_data
 
 
-def test_the_other_layer_repairs_nothing_of_it(model, first, second) -> None:
-    result = rbnorm.remedies(model, first, second, layers=["1"])
-    other = rbnorm.remedies(model, first, second, layers=["4"])
-    assert other[ONLY_NAMED].second.value < result[ONLY_NAMED].second.value
+def test_the_own_mean_is_that_of_the_transform(model, first, second) -> None:
+    row = rbnorm.remedies(model, first, second, batch_sizes=())[OWN_MEAN]
+    match = rbnorm.MatchMoments.of(first, "mean")
+    right = [model.eval()(match(x)).argmax(1) == y for x, y in second]
+    assert row.second.value == pytest.approx(float(torch.cat(right).double().mean()), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda x: x - 3, "mean"),
+        (lambda x: x.mean((1, 2, 3), keepdim=True).lerp(x, 0.3), "contrast"),
+        (lambda x: 0.3 * x - 2, "mean and contrast"),
+    ],
+)
+def test_what_is_set_is_what_differs(model, first, change, what: str) -> None:
+    other = [(change(x), labels) for x, labels in first]
+    result = rbnorm.remedies(model, first, other, batch_sizes=())
+    assert [row.name for row in result.rows if row.kind == "moments"] == [
+        f"each image's own {what} set"
+    ]
+
+
+def test_images_alike_are_not_matched(model, first) -> None:
+    result = rbnorm.remedies(model, first, batches(*images(200, 3)), batch_sizes=())
+    assert all(row.kind != "moments" for row in result.rows)
+    assert "already" in result.skipped["each image's own mean and contrast set"]
 
 
 def test_a_model_without_a_fault_has_no_remedy(model, first) -> None:
@@ -103,15 +128,27 @@ def test_the_model_is_left_as_found(model, first, second, convert: bool) -> None
     assert_same(before, state(model))
 
 
-def test_the_model_is_left_as_found_when_it_raises(model, first, second) -> None:
+def test_a_remedy_that_fails_is_skipped_and_the_others_stand(model, first, second) -> None:
     before = state(model)
     calls = []
 
     def forward(model, batch):
         calls.append(1)
-        if len(calls) > 14:
+        if len(calls) in (16, 41):
             raise RuntimeError("out of luck")
         return model(batch[0])
+
+    result = rbnorm.remedies(model, first, second, forward=forward)
+    assert [why.count("out of luck") for why in result.skipped.values()] == [1, 1]
+    assert len(result.rows) > 4
+    assert_same(before, state(model))
+
+
+def test_the_model_is_left_as_found_when_it_raises_at_once(model, first, second) -> None:
+    before = state(model)
+
+    def forward(model, batch):
+        raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
         rbnorm.remedies(model, first, second, forward=forward)
@@ -144,17 +181,60 @@ def test_both_fine_tunings_see_the_same_augmented_images(model, first, second) -
         assert torch.equal(plain, converted)
 
 
-def test_tent_is_tried_where_torch_ttt_is_installed(model, first, second) -> None:
-    pytest.importorskip("torch_ttt")
+@pytest.mark.parametrize("convert", [False, True])
+def test_tent_wins_back_brighter_images(model, first, second, convert: bool) -> None:
+    model = rbnorm.convert_batchnorm(model) if convert else model
     row = rbnorm.remedies(model, first, second, batch_sizes=(40,))["TENT, batches of 40"]
     assert row.difference.low > 0.3
     assert row.needs_batches
 
 
-def test_without_torch_ttt_there_is_no_tent(model, first, second, monkeypatch) -> None:
-    monkeypatch.setattr("rbnorm.remedy.run.has_tent", lambda: False)
-    result = rbnorm.remedies(model, first, second, batch_sizes=(40,))
+def vector_network(outputs: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, outputs))
+
+
+def vectors(classes: bool):
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    target = (x[:, 0] > 0).long() if classes else x[:, :1]
+    return [(x, target)]
+
+
+def test_tables_have_remedies_too() -> None:
+    data = vectors(classes=True)
+    result = rbnorm.remedies(vector_network(2), data, data, batch_sizes=(16,))
+    assert {row.kind for row in result.rows} == {
+        "unchanged", "re-estimated", "test-batch", "mixed", "tent"
+    }  # fmt: skip
+    assert list(result.skipped) == ["each image's own mean and contrast set"]
+
+
+def test_regression_has_no_tent_and_says_why_there_is_no_accuracy() -> None:
+    data = vectors(classes=False)
+    result = rbnorm.remedies(vector_network(1), data, data, batch_sizes=(16,))
     assert all(row.kind != "tent" for row in result.rows)
+    assert result.skipped["TENT"] == "needs scores of two classes or more"
+    assert "pass metric=" in result.notes[0]
+
+
+def test_without_affine_parameters_tent_is_skipped(first) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False), nn.Flatten())
+    result = rbnorm.remedies(model, first, first, batch_sizes=(40,))
+    assert "affine parameters" in result.skipped["TENT, batches of 40"]
+
+
+@pytest.mark.parametrize("key", ["labels", "label", "target"])
+def test_batches_that_are_mappings_are_measured(model, first, second, key: str) -> None:
+    def mapped(batches):
+        return [{"pixels": x, key: y} for x, y in batches]
+
+    found = rbnorm.remedies(
+        model, mapped(first), mapped(second), forward=lambda model, batch: model(batch["pixels"])
+    )
+    plain = rbnorm.remedies(model, first, second)
+    assert [row.name for row in found.rows] == [row.name for row in plain.rows]
+    assert [row.second for row in found.rows] == [row.second for row in plain.rows]
+    assert found.notes == ()
 
 
 def test_without_labels_there_is_agreement_and_confidence(model, first, second) -> None:
@@ -166,6 +246,7 @@ def test_without_labels_there_is_agreement_and_confidence(model, first, second) 
     assert 0 < row.agreement[1] < 1
     assert 1 / CLASSES < row.confidence[1] <= 1
     assert result.helpful() == ()
+    assert "no accuracy on the second data" in result.notes[1]
 
 
 def test_a_metric_of_ones_own(model, first, second) -> None:
@@ -204,7 +285,7 @@ def test_positions_of_a_segmentation_are_counted_but_for_void_ones() -> None:
 def test_what_does_not_fit_the_budget_is_named(model, first, second) -> None:
     result = rbnorm.remedies(model, first, second, budget=0)
     assert [row.kind for row in result.rows] == ["unchanged"]
-    assert RE_ESTIMATED in result.skipped
+    assert "more than is left" in result.skipped[RE_ESTIMATED]
 
 
 def test_progress_ends_before_one(model, first, second) -> None:
@@ -228,6 +309,20 @@ def test_frame_and_json_have_a_row_a_remedy(model, first, second, tmp_path) -> N
     assert found["remedies"][1]["difference"] == result.rows[1].difference.value
 
 
+def test_a_printed_result_fits_a_terminal_and_needs_no_pandas(
+    model, first, second, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    result = rbnorm.remedies(model, first, second)
+    lines = str(result).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split()[-5:] == ["right", "won", "[95", "%", "interval]"]
+    assert lines[1].startswith("as it is")
+    assert f"{100 * result.rows[1].second.value:.1f}" in lines[2]
+    assert all(row.name.split(", batches")[0] in str(result) for row in result.rows)
+    assert repr(result) == str(result)
+
+
 def test_data_sorted_by_class_is_said(model, first) -> None:
     x, labels = images(200, 2)
     order = labels.argsort()
@@ -247,22 +342,17 @@ def test_what_can_be_gone_through_once_is_refused(model, first, second) -> None:
         rbnorm.remedies(model, first, iter(second))
 
 
-@pytest.mark.parametrize(
-    ("once", "message"),
-    [
-        (iter, "fine_tuning.batches must be something to iterate over many times"),
-        (lambda batches: batches[:0], "fine_tuning.batches must give at least one batch, got none"),
-    ],
-)
-def test_fine_tuning_on_nothing_ends(model, first, second, once, message: str) -> None:
-    tuning = rbnorm.FineTuning(once(list(first)), steps=2)
-    with pytest.raises(ValueError, match=message):
+def test_fine_tuning_on_what_can_be_gone_through_once_is_refused(model, first, second) -> None:
+    tuning = rbnorm.FineTuning(iter(list(first)), steps=2)
+    with pytest.raises(ValueError, match="must be something to iterate over many times"):
         rbnorm.remedies(model, first, second, batch_sizes=(), fine_tuning=tuning)
 
 
-def test_an_unknown_layer_is_refused(model, first, second) -> None:
-    with pytest.raises(ValueError, match="layers must be normalisers of the model, got 'head'"):
-        rbnorm.remedies(model, first, second, layers=["head"])
+def test_fine_tuning_on_nothing_ends_and_says_so(model, first, second) -> None:
+    tuning = rbnorm.FineTuning([], steps=2)
+    result = rbnorm.remedies(model, first, second, batch_sizes=(), fine_tuning=tuning)
+    why = result.skipped["fine-tuned as it is, 2 steps"]
+    assert why == "fine_tuning.batches must give at least one batch, got none"
 
 
 def test_a_metric_that_is_one_number_is_refused(model, first, second) -> None:

@@ -1,5 +1,6 @@
 """What batch statistics do to the instances of a model's own data, and what RBN learnt."""
 
+from rbnorm.diagnosis.images import ImageShift
 from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.diagnosis.recalibration import recalibrate
 from rbnorm.diagnosis.result import BatchSpread, Counterfactual, Diagnosis, LayerDiagnosis
@@ -9,6 +10,7 @@ __all__ = [
     "BatchSpread",
     "Counterfactual",
     "Diagnosis",
+    "ImageShift",
     "LayerDiagnosis",
     "Thresholds",
     "diagnose",

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._pytree import tree_leaves
 
 from rbnorm.layers.base import input_of
 
 Forward = Callable[[nn.Module, Any], Any]
 Listener = Callable[[_BatchNorm, Tensor, Tensor | None], None]
+_TARGETS = ("labels", "label", "target")
 
 
 def normalisers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -89,13 +91,35 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(inputs.to(device, non_blocking=True))
 
 
+def again(name: str, batches: Iterable[Any]) -> None:
+    """Refuse batches that can be gone through once alone."""
+    if iter(batches) is batches:
+        raise ValueError(
+            f"{name} must be something to iterate over many times, such as a list or a DataLoader, "
+            f"got {type(batches).__name__}"
+        )
+
+
+def target_in(batch: Any) -> Any:
+    """What belongs to the inputs: the second item of a sequence, or the labels of a mapping."""
+    if isinstance(batch, Mapping):
+        return next((batch[name] for name in _TARGETS if name in batch), None)
+    return batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+
+
 def labels_of(batch: Any) -> Tensor | None:
-    """The second item of a batch if it is a vector of whole numbers: the class of each instance."""
-    labels = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+    """The target of a batch if it is a vector of whole numbers: the class of each instance."""
+    labels = target_in(batch)
     kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     if isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in kinds:
         return labels.long()
     return None
+
+
+def first_tensor(arguments: Any) -> Tensor | None:
+    """The first tensor of floating numbers among arguments, else the first tensor."""
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    return next((x for x in tensors if x.is_floating_point()), next(iter(tensors), None))
 
 
 def run(
@@ -104,6 +128,7 @@ def run(
     forward: Forward,
     listeners: Mapping[str, Listener],
     on_output: Callable[[Any, Any], None] = lambda batch, output: None,
+    on_input: Callable[[Tensor], None] = lambda x: None,
 ) -> int:
     """One pass without gradients, in the mode the model is in.
 
@@ -114,6 +139,7 @@ def run(
         listeners: By name of the layer, what is called with the layer, its input, and the labels
             of the batch where there is one for every instance of that input.
         on_output: Called with every batch and the model's output.
+        on_input: Called with the :func:`first_tensor` of the model's arguments, before its hooks.
 
     Returns:
         The number of batches.
@@ -134,8 +160,14 @@ def run(
 
         return before
 
+    def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
+        x = first_tensor((args, kwargs))
+        if x is not None:
+            on_input(x)
+
     layers = normalisers(model)
-    handles = [
+    handles = [model.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)]
+    handles += [
         layers[name].register_forward_pre_hook(hook(name, listen), with_kwargs=True)
         for name, listen in listeners.items()
     ]

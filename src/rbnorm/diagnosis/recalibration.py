@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.diagnosis.meter import normalised
-from rbnorm.diagnosis.passes import Forward, call, labels_of, normalisers, run, unchanged
-from rbnorm.diagnosis.result import Counterfactual
+from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unchanged
+from rbnorm.diagnosis.result import Counterfactual, mean
+from rbnorm.diagnosis.scores import Collector
+from rbnorm.diagnosis.tally import Tally
 from rbnorm.kernels.phases import positions
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.models.originals import refuse_replaced
@@ -20,28 +22,33 @@ from rbnorm.models.originals import refuse_replaced
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Pooled:
-    """Mean and variance of everything a layer normalises, merged batch by batch (Chan et al.)."""
+class _Pooled:
+    """Mean and variance of everything a layer normalises."""
 
     def __init__(self) -> None:
         self.calls = self.count = 0
-        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+        self.tally = Tally()
 
     def __call__(self, layer: _BatchNorm, x: Tensor, _: Tensor | None) -> None:
         """Take in one batch, as a listener of :func:`rbnorm.diagnosis.passes.run`."""
         seen = normalised(layer, x)
-        count = len(x) * positions(x)
-        if not count:
-            return
-        mean = seen.mean.mean(0)
-        squares = (seen.var + (seen.mean - mean).square()).sum(0) * positions(x)
-        if self.count:
-            share = count / (self.count + count)
-            step = mean - self.mean
-            mean = self.mean + step * share
-            squares = self.squares + squares + step.square() * self.count * share
-        self.calls, self.count = self.calls + 1, self.count + count
-        self.mean, self.squares = mean, squares
+        if x.numel():
+            self.tally.add(torch.stack([seen.mean, seen.var], 1), positions(x))
+            self.calls, self.count = self.calls + 1, self.count + len(x) * positions(x)
+
+    def check(self, name: str) -> None:
+        """Refuse values that were left out since they are not finite."""
+        if self.count and bool((self.tally.count < self.count).any()):
+            raise ValueError(f"layer {name!r} got activations that are not finite; check the data")
+
+    def store(self, layer: _BatchNorm) -> None:
+        """Give a layer these running statistics."""
+        if self.count and layer.running_mean is not None and layer.running_var is not None:
+            _, (mean, within), (between, _) = self.tally.result()
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_((within + between) * self.count / max(self.count - 1, 1))
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.fill_(self.calls)
 
 
 def recalibrate(
@@ -49,7 +56,6 @@ def recalibrate(
     batches: Iterable[Any],
     *,
     forward: Forward | None = None,
-    layers: Container[str] | None = None,
 ) -> Model:
     r"""Re-estimate the running statistics of every BatchNorm and RBN layer, in place.
 
@@ -62,16 +68,14 @@ def recalibrate(
     ``momentum=None`` gives, would leave out the spread of the batch means.
 
     Layers without running statistics, those whose statistics are frozen (:func:`rbnorm.freeze`),
-    and layers that are not reached stay as they are. Where
-    several processes each call this, each has the statistics of its own batches.
+    and layers that are not reached stay as they are. Where several processes each call this, each
+    has the statistics of its own batches.
 
     Args:
         model: The model.
         batches: As in :func:`rbnorm.diagnose`; those of training, with more than one value per
             channel.
         forward: See there.
-        layers: Names of the layers to re-estimate; the others normalise by their running
-            statistics meanwhile. None for every layer.
 
     Returns:
         ``model`` itself, with the training flags it had.
@@ -81,7 +85,7 @@ def recalibrate(
             activation is not finite. Nothing has changed then.
         RuntimeError: The model raised. Nothing has changed then.
     """
-    every = {n: m for n, m in normalisers(model).items() if layers is None or n in layers}
+    every = normalisers(model)
     tracked = {
         name: layer
         for name, layer in every.items()
@@ -89,7 +93,7 @@ def recalibrate(
     }
     if not tracked:
         raise ValueError("model must have running statistics to re-estimate, got none")
-    pooled = {name: Pooled() for name in tracked}
+    pooled = {name: _Pooled() for name in tracked}
     momenta = [(layer, layer.momentum) for layer in every.values()]
     with unchanged(model):
         model.eval()
@@ -101,28 +105,14 @@ def recalibrate(
         finally:
             for layer, momentum in momenta:
                 layer.momentum = momentum
-    _check(pooled)
-    with torch.no_grad():
-        for name, layer in tracked.items():
-            store(layer, pooled[name])
-    return model
-
-
-def _check(pooled: dict[str, Pooled]) -> None:
-    if not any(p.count for p in pooled.values()):
+    if not any(seen.count for seen in pooled.values()):
         raise ValueError("batches must reach a normaliser with running statistics, got none there")
-    for name, p in pooled.items():
-        if p.count and not (p.mean + p.squares).isfinite().all():
-            raise ValueError(f"layer {name!r} got activations that are not finite; check the data")
-
-
-def store(layer: _BatchNorm, p: Pooled) -> None:
-    """Give a layer these running statistics; a caller without gradients."""
-    if p.count and layer.running_mean is not None and layer.running_var is not None:
-        layer.running_mean.copy_(p.mean)
-        layer.running_var.copy_(p.squares / max(p.count - 1, 1))
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.fill_(p.calls)
+    for name, seen in pooled.items():
+        seen.check(name)
+    with torch.no_grad():
+        for name, seen in pooled.items():
+            seen.store(tracked[name])
+    return model
 
 
 @contextmanager
@@ -139,28 +129,23 @@ def _without(vectors: list[Tensor]) -> Iterator[None]:
                 vector.copy_(values)
 
 
-def accuracy(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> float:
+def accuracy(model: nn.Module, batches: Iterable[Any], forward: Forward) -> float:
     """Share of instances whose highest score is their label's, in evaluation mode.
 
     Raises:
-        ValueError: A batch has no labels, or the output is no (N, classes) tensor for them.
+        ValueError: No batch has labels that belong to the output's scores.
     """
-    right = total = 0
-
-    def count(batch: Any, scores: Any) -> None:
-        nonlocal right, total
-        labels = labels_of(batch)
-        if labels is None:
-            raise ValueError("an accuracy needs batches of (inputs, labels), got one without")
-        if not isinstance(scores, Tensor) or scores.shape[:1] != labels.shape or scores.ndim != 2:
-            raise ValueError("an accuracy needs a model that gives (N, classes) scores")
-        right += int((scores.argmax(1) == labels.to(scores.device)).sum())
-        total += len(labels)
-
+    collect = Collector(None)
     with unchanged(model):
         model.eval()
-        run(model, batches, forward or call, {}, count)
-    return right / total if total else torch.nan
+        run(model, batches, forward, {}, collect)
+    right = collect.scores().score
+    if not len(right):
+        raise ValueError(
+            "an accuracy needs batches of (inputs, labels) and a model that gives (N, classes) "
+            "scores, got none"
+        )
+    return mean(right)
 
 
 def changes(model: nn.Module) -> list[tuple[str | None, str, list[Tensor]]]:
@@ -203,18 +188,13 @@ def counterfactuals(
         ValueError: As :func:`accuracy` and :func:`recalibrate`, or batches that can be iterated
             over only once.
     """
-    for name, given in (("batches", batches), ("recalibration", recalibration)):
-        if iter(given) is given:
-            raise ValueError(
-                f"{name} must be something to iterate over many times for counterfactuals, such "
-                f"as a list or a DataLoader, got {type(given).__name__}"
-            )
+    again("batches", batches)
+    again("recalibration", recalibration)
     found = []
     with unchanged(model):
         for layer, without, zeroed in changes(model):
             with _without(zeroed):
                 recalibrate(model, recalibration, forward=forward)
-                found.append(
-                    Counterfactual(layer, without, accuracy(model, batches, forward=forward))
-                )
+                right = accuracy(model, batches, forward or call)
+                found.append(Counterfactual(layer, without, right))
     return tuple(found)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rbnorm.diagnosis.images import ImageShift
 from rbnorm.diagnosis.meter import Thresholds
-from rbnorm.models.files import replace
-
-if TYPE_CHECKING:
-    import pandas
+from rbnorm.models.report import Table, finite, number, paragraph, percent, table
 
 SCHEMA = 1
 COLUMNS = (
@@ -109,8 +105,8 @@ class Counterfactual:
     accuracy: float
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Table):
     """What :func:`rbnorm.diagnose` found.
 
     Attributes:
@@ -119,6 +115,8 @@ class Diagnosis:
         batches: Number of batches.
         shifted: The same for the shifted batches, or None.
         counterfactuals: Accuracies without parts of the calibration; empty if not asked for.
+        images: How far the shifted images themselves lie from the others, before any layer; None
+            without shifted batches, or where the model's inputs have no positions.
     """
 
     layers: tuple[LayerDiagnosis, ...]
@@ -126,6 +124,7 @@ class Diagnosis:
     batches: int
     shifted: Diagnosis | None = field(default=None, repr=False)
     counterfactuals: tuple[Counterfactual, ...] = ()
+    images: ImageShift | None = None
 
     def __getitem__(self, layer: str) -> LayerDiagnosis:
         for found in self.layers:
@@ -149,17 +148,9 @@ class Diagnosis:
         known = [d for d in self.layers if not math.isnan(d["shift"])]
         return sorted(known, key=lambda d: -d["shift"])
 
-    def to_frame(self) -> pandas.DataFrame:
-        """One row per layer, in the order of the model.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        try:
-            import pandas  # noqa: PLC0415 - the library depends on torch alone
-        except ImportError:
-            raise ImportError("to_frame needs pandas: install it with pip install pandas") from None
-        return pandas.DataFrame([layer.row for layer in self.layers])
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """One row per layer, in the order of the model."""
+        return [layer.row for layer in self.layers]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, the channels too, as JSON has it: None for what is not finite."""
@@ -180,20 +171,26 @@ class Diagnosis:
         if self.shifted is not None:
             found["ranking"] = [layer.layer for layer in self.ranking()]
             found["shifted"] = self.shifted.to_dict()
-        return _finite(found)  # type: ignore[no-any-return]
+        if self.images is not None:
+            found["images"] = {**vars(self.images), "moved": self.images.moved}
+        return finite(found)  # type: ignore[no-any-return]
 
-    def to_json(self, path: str | Path) -> None:
-        """Write :meth:`to_dict` to a file, whole or not at all."""
-        text = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"))
-        replace(Path(path), f"{text}\n".encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    def __str__(self) -> str:
+        names = ("mean_below", "mean_above", "var_below", "var_above", "between_share")
+        header = ("layer", "< mean", "> mean", "< var", "> var", "between", "shift")
+        layers = self.layers if self.shifted is None else self.ranking()
+        rows = [
+            (d.layer or d.kind, *(percent(d[n]) for n in names), number(d.values.get("shift")))
+            for d in layers
+        ]
+        said = [] if self.images is None else [paragraph(self.images.sentence)]
+        return "\n".join(
+            [
+                *said,
+                "In % of the pairs of instance and channel, and of the variance:",
+                table(header, rows),
+            ]
+        )
 
 
 def mean(values: Tensor) -> float:

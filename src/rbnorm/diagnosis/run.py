@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rbnorm.diagnosis.build import layer_diagnosis, with_shift
+from rbnorm.diagnosis.images import Images, ImageShift
 from rbnorm.diagnosis.meter import LayerMeter, Thresholds
 from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
 from rbnorm.diagnosis.recalibration import counterfactuals
@@ -67,7 +68,7 @@ def diagnose(
             numbers. Shuffle them: neighbours form the batches of ``batch_spread``. They are moved
             to the model's device.
         shifted: A second data set; every layer then has ``mean_shift``, ``log_var_shift`` and
-            ``shift``, and the result a ranking.
+            ``shift``, and the result a ranking, and how far the images themselves moved.
         recalibration: Batches of training data. When given, the accuracy on ``batches`` is measured
             without the centring and without the scaling of each RBN layer and of all, after the
             running statistics were re-estimated on these. That takes two passes for each.
@@ -83,12 +84,14 @@ def diagnose(
         RuntimeError: The model raised; the sentence names the batch and the last layer before it.
     """
     layers = normalisers(model)
-    first = _measure(model, batches, thresholds, forward or call)
+    images = Images(None, thresholds)
+    first = _measure(model, batches, images, forward or call)
     if shifted is not None:
-        second = _measure(model, shifted, thresholds, forward or call)
+        others = Images(images, thresholds)
+        second = _measure(model, shifted, others, forward or call)
         pairs = zip(first.layers, second.layers, strict=True)
         moved = tuple(with_shift(a, b, layers[a.layer].eps) for a, b in pairs)
-        first = replace(first, layers=moved, shifted=second)
+        first = replace(first, layers=moved, shifted=second, images=ImageShift.of(others))
     if recalibration is not None:
         found = counterfactuals(model, batches, recalibration, forward=forward)
         first = replace(first, counterfactuals=found)
@@ -96,16 +99,17 @@ def diagnose(
 
 
 def _measure(
-    model: nn.Module, batches: Iterable[Any], thresholds: Thresholds, forward: Forward
+    model: nn.Module, batches: Iterable[Any], images: Images, forward: Forward
 ) -> Diagnosis:
-    meters = {n: LayerMeter(layer, thresholds) for n, layer in normalisers(model).items()}
+    limits = images.thresholds
+    meters = {n: LayerMeter(layer, limits) for n, layer in normalisers(model).items()}
     with unchanged(model):
         model.eval()
-        count = run(model, batches, forward, meters)
+        count = run(model, batches, forward, meters, on_input=images)
     if not any(meter.instances for meter in meters.values()):
         raise ValueError(
             f"batches must reach a normaliser, and of {len(meters)} in the model none got an "
             "instance"
         )
     layers = tuple(layer_diagnosis(name, meter) for name, meter in meters.items())
-    return Diagnosis(layers, thresholds, count)
+    return Diagnosis(layers, limits, count)

@@ -18,12 +18,13 @@ class Tally:
     def __init__(self) -> None:
         self.count = self.mean = self._squares = torch.zeros(())
 
-    def add(self, table: Tensor) -> None:
-        """Take in a batch."""
+    def add(self, table: Tensor, weight: int = 1) -> None:
+        """Take in a batch, whose rows count as often as ``weight`` says."""
         finite = table * 0 == 0  # isfinite() takes four ops
         count = finite.sum(0, dtype=table.dtype)
         mean = table.where(finite, 0).sum(0) / count.clamp_min(1)
-        squares = (table - mean).square_().where(finite, 0).sum(0)
+        squares = (table - mean).square_().where(finite, 0).sum(0) * weight
+        count = count * weight
         if not self.count.ndim:
             self.count, self.mean, self._squares = count, mean, squares
             return

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from rbnorm.models.files import replace
-from rbnorm.remedy.scores import Interval
+from rbnorm.diagnosis.scores import Interval
+from rbnorm.models.report import Table, finite, number, paragraph, percent, table
 
-if TYPE_CHECKING:
-    import pandas
-
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +19,7 @@ class Remedy:
 
     Attributes:
         name: In words.
-        kind: "unchanged", "re-estimated", "test-batch", "mixed", "tent" or "fine-tuned".
+        kind: "unchanged", "moments", "re-estimated", "test-batch", "mixed", "tent" or "fine-tuned".
         first: Mean score on the first data set with its interval; the accuracy, unless another
             metric was given. NaN without labels.
         second: The same on the second data set.
@@ -40,7 +35,6 @@ class Remedy:
         seconds: What trying it took.
         batch_size: Of the test batches; None where predictions do not depend on batches.
         weight: Of the test batch in the mixture of statistics.
-        layers: Layers it changes; None for all.
     """
 
     name: str
@@ -59,59 +53,49 @@ class Remedy:
     seconds: float
     batch_size: int | None = None
     weight: float | None = None
-    layers: tuple[str, ...] | None = None
 
     @property
     def row(self) -> dict[str, Any]:
         """Everything, under the names of the table's columns."""
-        return {
+        plain = "needs_labels needs_data needs_batches passes kind batch_size weight seconds"
+        row: dict[str, Any] = {
             "remedy": self.name,
             "accuracy_first": self.first.value,
             "accuracy_second": self.second.value,
             "difference": self.difference.value,
             "low": self.difference.low,
             "high": self.difference.high,
-            "needs_labels": self.needs_labels,
-            "needs_data": self.needs_data,
-            "needs_batches": self.needs_batches,
-            "passes": self.passes,
-            "kind": self.kind,
-            "accuracy_first_low": self.first.low,
-            "accuracy_first_high": self.first.high,
-            "accuracy_second_low": self.second.low,
-            "accuracy_second_high": self.second.high,
-            "difference_first": self.difference_first.value,
-            "difference_first_low": self.difference_first.low,
-            "difference_first_high": self.difference_first.high,
-            "loss_first": self.loss[0],
-            "loss_second": self.loss[1],
-            "agreement_first": self.agreement[0],
-            "agreement_second": self.agreement[1],
-            "confidence_first": self.confidence[0],
-            "confidence_second": self.confidence[1],
-            "batch_size": self.batch_size,
-            "weight": self.weight,
-            "layers": self.layers,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in plain.split()},
         }
+        for name, interval in (
+            ("accuracy_first", self.first),
+            ("accuracy_second", self.second),
+            ("difference_first", self.difference_first),
+        ):
+            row |= {
+                name: interval.value,
+                f"{name}_low": interval.low,
+                f"{name}_high": interval.high,
+            }
+        for name in ("loss", "agreement", "confidence"):
+            row[f"{name}_first"], row[f"{name}_second"] = getattr(self, name)
+        return row
 
 
-@dataclass(frozen=True)
-class Remedies:
+@dataclass(frozen=True, repr=False)
+class Remedies(Table):
     """What :func:`rbnorm.remedies` found: the unchanged model, then the others, the best first.
 
     Attributes:
         rows: The remedies.
         instances: Instances of the first and of the second data set.
-        named: The layers that the second data set moves the furthest by themselves.
-        skipped: Names of the remedies that did not fit the budget.
+        skipped: By their names, why remedies were not tried, or failed.
         notes: What a reader must know of the data, in sentences.
     """
 
     rows: tuple[Remedy, ...]
     instances: tuple[int, int]
-    named: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Remedy:
@@ -134,35 +118,36 @@ class Remedies:
         """The remedies whose interval of the difference lies above zero, the best first."""
         return tuple(row for row in self.rows[1:] if row.difference.low > 0)
 
-    def to_frame(self) -> pandas.DataFrame:
-        """One row per remedy, the unchanged model first; scores are fractions.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        try:
-            import pandas  # noqa: PLC0415 - the library depends on torch alone
-        except ImportError:
-            raise ImportError("to_frame needs pandas: install it with pip install pandas") from None
-        return pandas.DataFrame([row.row for row in self.rows])
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """One row per remedy, the unchanged model first."""
+        return [row.row for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it: None for what is not finite."""
-        return {
+        found = {
             "schema": SCHEMA,
-            "instances": list(self.instances),
-            "named": list(self.named),
-            "skipped": list(self.skipped),
-            "notes": list(self.notes),
-            "remedies": [
-                {name: _plain(value) for name, value in row.row.items()} for row in self.rows
-            ],
+            "instances": self.instances,
+            "skipped": dict(self.skipped),
+            "notes": self.notes,
+            "remedies": self.rows_of_table(),
         }
+        return finite(found)  # type: ignore[no-any-return]
 
-    def to_json(self, path: str | Path) -> None:
-        """Write :meth:`to_dict` to a file, whole or not at all."""
-        text = json.dumps(self.to_dict(), allow_nan=False, indent=1)
-        replace(Path(path), f"{text}\n".encode())
+    def __str__(self) -> str:
+        header = ("remedy, in % of the second data", "batch", "right", "won [95 % interval]")
+        lines = [table(header, map(_line, self.rows))]
+        lines += [paragraph(f"Not tried: {name}: {why}.") for name, why in self.skipped.items()]
+        return "\n".join([*lines, *(paragraph(f"Note: {note}.") for note in self.notes)])
+
+
+def _line(row: Remedy) -> tuple[str, ...]:
+    value, low, high = (percent(share, "+.1f") for share in row.difference)
+    return (
+        row.name.removesuffix(f", batches of {row.batch_size}"),
+        number(row.batch_size, "d"),
+        percent(row.second.value),
+        "" if row.kind == "unchanged" else f"{value} [{low}, {high}]",
+    )
 
 
 def ranked(rows: Sequence[Remedy]) -> tuple[Remedy, ...]:
@@ -174,9 +159,3 @@ def ranked(rows: Sequence[Remedy]) -> tuple[Remedy, ...]:
         return math.inf if math.isnan(value) else -value
 
     return first, *sorted(others, key=order)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value

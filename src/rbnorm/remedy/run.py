@@ -4,83 +4,65 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
-from rbnorm.remedy.named import named_layers, own_shifts
+from rbnorm.diagnosis.images import Images, ImageShift, image_table
+from rbnorm.diagnosis.meter import Thresholds
+from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unchanged
+from rbnorm.diagnosis.result import mean
+from rbnorm.diagnosis.scores import Collector, Metric, Scores, agreement, interval
+from rbnorm.remedy.moments import MatchMoments
 from rbnorm.remedy.result import Remedies, Remedy, ranked
-from rbnorm.remedy.scores import Collector, Metric, Scores, agreement, interval
 from rbnorm.remedy.statistics import Rebatched
 from rbnorm.remedy.trials import (
     FineTuning,
     Trial,
     as_it_is,
     fine_tuned,
-    has_tent,
-    statistics_trials,
+    of_the_batch,
+    own_moments_set,
+    re_estimated,
     tent,
 )
 
 _SORTED = 0.5  # share of neighbours of one class that shuffled data with two classes has
 
 
-class _Data(NamedTuple):
-    """A data set; what its instances look like at every pass, so that pairs are pairs."""
-
-    name: str
-    batches: Iterable[Any]
-    seen: list[Tensor]
+class _NotRepeatedError(ValueError):
+    """A data set gave other instances than before, so that nothing could be paired."""
 
 
-class _Fingerprint:
-    """A number for every instance of a pass; None where batches are no tensors."""
+class _Data:
+    """A data set, and the mean and standard deviation of its instances at the first pass."""
 
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
+    def __init__(self, name: str, batches: Iterable[Any]) -> None:
+        self.name, self.batches = name, batches
+        self.table: Tensor | None = None
+        self.images = False
 
-    def __call__(self, batch: Any) -> None:
-        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        if isinstance(inputs, Tensor):
-            self.parts.append(inputs.flatten(1).double().sum(1).cpu())
+    def pass_over(
+        self, model: nn.Module, forward: Forward, size: int | None, on_output: Any
+    ) -> None:
+        """Run a model; refuse instances other than those of the first pass."""
+        parts: list[Tensor] = []
 
-    def value(self) -> Tensor:
-        return torch.cat(self.parts) if self.parts else torch.empty(0, dtype=torch.float64)
+        def on_input(x: Tensor) -> None:
+            self.images = x.ndim > 2
+            parts.append(image_table(x))
 
-
-def _measured(
-    model: nn.Module, forward: Forward, data: _Data, size: int | None, metric: Metric | None
-) -> Scores:
-    collect, seen = Collector(metric), _Fingerprint()
-
-    def on_output(batch: Any, output: Any) -> None:
-        collect(batch, output)
-        seen(batch)
-
-    batches = data.batches if size is None else Rebatched(data.batches, size)
-    run(model, batches, forward, {}, on_output)
-    if not data.seen:
-        data.seen.append(seen.value())
-    elif not _same(data.seen[0], seen.value()):
-        raise ValueError(
-            f"{data.name} must give the same instances in the same order every time, got others: "
-            "turn shuffling and random augmentation off, or pass a list of batches"
-        )
-    return collect.scores()
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
-
-
-def _check(name: str, batches: Iterable[Any]) -> None:
-    if iter(batches) is batches:
-        raise ValueError(
-            f"{name} must be something to iterate over many times, such as a list or a DataLoader, "
-            f"got {type(batches).__name__}"
-        )
+        batches = self.batches if size is None else Rebatched(self.batches, size)
+        run(model, batches, forward, {}, on_output, on_input)
+        seen = torch.cat(parts) if parts else torch.empty(0, 2)
+        if self.table is None:
+            self.table = seen
+        elif seen.shape != self.table.shape or not torch.allclose(seen, self.table, equal_nan=True):
+            raise _NotRepeatedError(
+                f"{self.name} must give the same instances in the same order every time, got "
+                "others: turn shuffling and random augmentation off, or pass a list of batches"
+            )
 
 
 def remedies(
@@ -89,7 +71,6 @@ def remedies(
     second: Iterable[Any],
     *,
     batch_sizes: Sequence[int] = (64, 16, 4),
-    layers: Sequence[str] | None = None,
     fine_tuning: FineTuning | None = None,
     metric: Metric | None = None,
     forward: Forward | None = None,
@@ -98,14 +79,15 @@ def remedies(
 ) -> Remedies:
     r"""Try what may win back the accuracy that a model loses on a second data set.
 
-    The model is measured in evaluation mode on both data sets: as it is; with its running
-    statistics re-estimated (:func:`rbnorm.recalibrate`) on the first, and on the unlabelled second
-    data set, in all layers and only in those named below; with the statistics of the test batch at
-    several batch sizes; with a mixture :math:`(1-\alpha)` running
+    The model is measured in evaluation mode on both data sets: as it is; with each image's own
+    mean, contrast, or both set to those of the first data (:class:`rbnorm.MatchMoments`), where the
+    second data's images differ from them in that; with its running statistics re-estimated
+    (:func:`rbnorm.recalibrate`) on the first, and on the unlabelled second data set; with the
+    statistics of the test batch at several batch sizes; with a mixture :math:`(1-\alpha)` running
     :math:`+\,\alpha` test batch, whose weight is the one of 0.25, 0.5 and 0.75 with the largest
     mutual information of instance and prediction on the second data set, without labels; with TENT
-    (Wang et al., ICLR 2021) if the package torch-ttt is installed; and, given ``fine_tuning``,
-    after training for some steps as it is and converted to RBN.
+    (Wang et al., ICLR 2021), which adapts affine parameters and calibration; and, given
+    ``fine_tuning``, after training for some steps as it is and converted to RBN.
 
     Differences are paired instance by instance, intervals are 95 % percentile bootstrap intervals
     over instances (2,000 resamples, always the same). They tell how sure the difference is on
@@ -113,47 +95,41 @@ def remedies(
 
     Args:
         model: A model with BatchNorm or RBN layers.
-        first: Batches like those of training: tensors, or sequences of a tensor and a target, in
-            the same order at every pass; shuffled beforehand, since neighbours form test batches.
+        first: Batches like those of training: tensors, sequences of a tensor and a target, or
+            mappings with the target under "labels", "label" or "target"; in the same order at
+            every pass; shuffled beforehand, since neighbours form test batches.
             The target is (N,) classes, or (N, ...) for each position of a segmentation, where
             classes that the model does not have (255, -1) are left out.
         second: Batches of the data where the model is to be used.
         batch_sizes: Of the test batches, the largest first. Sizes beyond the second data set's are
             left out.
-        layers: The layers of the remedies in few layers; None for those that moved at least half
-            as far as the one that moved the furthest, the layers before them repaired.
         fine_tuning: Labelled training batches and how long to train.
         metric: Called with the model's output and the target of a batch; one number per instance,
             (N,), higher is better. None for the accuracy; of a segmentation that of its positions.
-        forward: Called with the model and a batch, for models and batches of another form.
-            Batches are then taken as they come.
-        budget: Seconds after which no further remedy is begun; they are named in ``skipped``.
+        forward: Called with the model and a batch, for models and batches of another form. Batches
+            of another size are made of the rows of their tensors.
+        budget: Seconds after which no further remedy is begun.
         on_trial: Called with a remedy's name and the share of the work that is done.
 
     Returns:
-        A :class:`rbnorm.Remedies`: the unchanged model first, then the best remedy. Without labels
-        or a metric accuracies and differences are NaN; agreement with the unchanged model and
-        confidence are there.
+        A :class:`rbnorm.Remedies`: the unchanged model first, then the best remedy. What was not
+        tried or failed stands in ``skipped`` with the reason. Without labels or a metric accuracies
+        and differences are NaN; agreement with the unchanged model and confidence are there.
 
     Raises:
         ValueError: No normaliser, no batch, batches that cannot be gone through again in the same
-            order, an unknown layer, or a metric of the wrong form. The model is as it was.
-        RuntimeError: The model raised. The model is as it was.
+            order, or a metric of the wrong form. The model is as it was.
+        RuntimeError: The unchanged model raised. The model is as it was.
     """
-    _check("first", first)
-    _check("second", second)
+    again("first", first)
+    again("second", second)
     if fine_tuning is not None:
-        _check("fine_tuning.batches", fine_tuning.batches)
-    known = normalisers(model)
-    unknown = [name for name in layers or () if name not in known]
-    if unknown:
-        raise ValueError(f"layers must be normalisers of the model, got {unknown[0]!r}")
+        again("fine_tuning.batches", fine_tuning.batches)
+    normalisers(model)
     with unchanged(model):
         model.eval()
         session = _Session(model, first, second, metric, forward or call)
-        return session.result(
-            batch_sizes if forward is None else (), layers, fine_tuning, budget, on_trial
-        )
+        return session.result(batch_sizes, fine_tuning, budget, on_trial)
 
 
 class _Session:
@@ -163,76 +139,104 @@ class _Session:
         self, model: nn.Module, first: Any, second: Any, metric: Metric | None, forward: Forward
     ) -> None:
         self.model, self.metric, self.forward = model, metric, forward
-        self.data = (_Data("first", first, []), _Data("second", second, []))
+        self.data = (_Data("first", first), _Data("second", second))
         self.begun = time.perf_counter()
         self.trial = as_it_is(model, forward)
-        self.base = self._both(self.trial, model, forward)
+        self.base = self._both(self.trial, 1.0)
+        self.tables = [data.table for data in self.data if data.table is not None]
         self.seconds = (time.perf_counter() - self.begun) / 2  # of a pass
-
-    def _both(self, trial: Trial, model: nn.Module, forward: Forward) -> tuple[Scores, Scores]:
-        first, second = (
-            _measured(model, forward, data, trial.batch_size, self.metric) for data in self.data
-        )
-        return first, second
+        self.skipped: dict[str, str] = {}
 
     def result(
         self,
         batch_sizes: Sequence[int],
-        layers: Sequence[str] | None,
         fine_tuning: FineTuning | None,
         budget: float | None,
         on_trial: Callable[[str, float], None],
     ) -> Remedies:
-        named = self._named(layers)
-        trials = self._trials(batch_sizes, named, fine_tuning)
+        rows = [self._row(self.trial, self.base, 2 * self.seconds, None)]
+        trials = self._trials(batch_sizes, fine_tuning)
         total, done = sum(trial.cost for trial in trials), 0.0
-        rows, skipped = [self._row(self.trial, self.base, 2 * self.seconds, None)], []
         for trial in trials:
             on_trial(trial.name, done / total)
-            spent = time.perf_counter() - self.begun
-            if budget is not None and spent + trial.cost * self.seconds > budget:
-                skipped.append(trial.name)
+            spent, cost = time.perf_counter() - self.begun, trial.cost * self.seconds
+            if budget is not None and spent + cost > budget:
+                self.skipped[trial.name] = f"takes about {cost:.0f} s, more than is left"
             else:
-                rows.append(self._tried(trial))
+                try:
+                    rows.append(self._tried(trial))
+                except _NotRepeatedError:
+                    raise
+                except Exception as error:  # the others stand
+                    self.skipped[trial.name] = str(error) or type(error).__name__
             done += trial.cost
-        sizes = len(self.data[0].seen[0]), len(self.data[1].seen[0])
-        return Remedies(ranked(rows), sizes, named, tuple(skipped), tuple(self._notes()))
+        sizes = len(self.tables[0]), len(self.tables[1])
+        return Remedies(ranked(rows), sizes, self.skipped, tuple(self._notes()))
 
-    def _named(self, layers: Sequence[str] | None) -> tuple[str, ...]:
-        if layers is not None:
-            return tuple(layers)
+    def _trials(self, batch_sizes: Sequence[int], fine_tuning: FineTuning | None) -> list[Trial]:
+        model, forward = self.model, self.forward
         first, second = (data.batches for data in self.data)
-        return named_layers(own_shifts(self.model, first, second, forward=self.forward))
-
-    def _trials(
-        self, batch_sizes: Sequence[int], named: tuple[str, ...], fine_tuning: FineTuning | None
-    ) -> list[Trial]:
-        first, second = (data.batches for data in self.data)
-        most = len(self.data[1].seen[0])
-        sizes = [size for size in batch_sizes if size <= most]
-        trials = statistics_trials(self.model, self.forward, first, second, sizes, named)
-        if sizes and has_tent() and self.base[1].confidence.numel():
-            trials.append(tent(self.model, sizes[0]))
+        sizes = [size for size in batch_sizes if size <= len(self.tables[1])]
+        trials = [
+            *self._own_moments(),
+            re_estimated(model, forward, second, "second"),
+            *(of_the_batch(model, forward, size) for size in sizes),
+            re_estimated(model, forward, first, "first"),
+            *(of_the_batch(model, forward, size, mixed=True) for size in sizes),
+        ]
+        if len(self.base[1].confidence):
+            trials += [tent(model, forward, size) for size in sizes[:1]]
+        else:
+            self.skipped["TENT"] = "needs scores of two classes or more"
         if fine_tuning is not None:
             cost = fine_tuning.steps / max(1, sum(1 for _ in first))
             for convert in (False, True):
-                trials.append(
-                    fine_tuned(self.model, self.forward, fine_tuning, convert=convert, cost=cost)
-                )
+                trials.append(fine_tuned(model, forward, fine_tuning, convert=convert, cost=cost))
         return trials
+
+    def _own_moments(self) -> list[Trial]:
+        """Set what the second data's images have other than the first's."""
+        name, why = "each image's own mean and contrast set", "there are no images"
+        if all(data.images for data in self.data):
+            first = Images(None, Thresholds())
+            second = Images(first, Thresholds())
+            first.add(self.tables[0])
+            second.add(self.tables[1])
+            shift, why = ImageShift.of(second), "both are the first data's already"
+            if shift is not None and shift.moved is not None:
+                M, S = self.tables[0].nanmean(0).tolist()
+                match = MatchMoments(M, S, shift.moved)
+                return [own_moments_set(self.model, self.forward, match)]
+        self.skipped[name] = why
+        return []
 
     def _tried(self, trial: Trial) -> Remedy:
         begun, weight = time.perf_counter(), None
         if trial.weights:
-            weight = max(trial.weights, key=lambda weight: self._information(trial, weight))
-        with trial.enter(1.0 if weight is None else weight) as (model, forward):
-            scores = self._both(trial, model, forward)
+            second = self.data[1:]
+            weight = max(
+                trial.weights, key=lambda w: self._entered(trial, w, second)[0].information
+            )
+        scores = self._both(trial, 1.0 if weight is None else weight)
         return self._row(trial, scores, time.perf_counter() - begun, weight)
 
-    def _information(self, trial: Trial, weight: float) -> float:
+    def _both(self, trial: Trial, weight: float) -> tuple[Scores, Scores]:
+        if trial.online:
+            first, second = (self._entered(trial, weight, (data,))[0] for data in self.data)
+        else:
+            first, second = self._entered(trial, weight, self.data)
+        return first, second
+
+    def _entered(self, trial: Trial, weight: float, wanted: Iterable[_Data]) -> list[Scores]:
         with trial.enter(weight) as (model, forward):
-            data = self.data[1]
-            return _measured(model, forward, data, trial.batch_size, self.metric).information
+            return [self._measured(model, forward, data, trial.batch_size) for data in wanted]
+
+    def _measured(
+        self, model: nn.Module, forward: Forward, data: _Data, size: int | None
+    ) -> Scores:
+        collect = Collector(self.metric)
+        data.pass_over(model, forward, size, collect)
+        return collect.scores()
 
     def _row(
         self, trial: Trial, scores: tuple[Scores, Scores], seconds: float, weight: float | None
@@ -248,9 +252,9 @@ class _Session:
             second=interval(scores[1].score),
             difference=differences[1],
             difference_first=differences[0],
-            loss=(_mean(scores[0].loss), _mean(scores[1].loss)),
+            loss=(mean(scores[0].loss), mean(scores[1].loss)),
             agreement=(agreement(*pairs[0]), agreement(*pairs[1])),
-            confidence=(_mean(scores[0].confidence), _mean(scores[1].confidence)),
+            confidence=(mean(scores[0].confidence), mean(scores[1].confidence)),
             needs_labels=trial.needs_labels,
             needs_data=trial.needs_data,
             needs_batches=trial.needs_batches,
@@ -258,12 +262,20 @@ class _Session:
             seconds=seconds,
             batch_size=trial.batch_size,
             weight=weight,
-            layers=trial.layers,
         )
 
     def _notes(self) -> list[str]:
         notes = []
         for data, scores in zip(self.data, self.base, strict=True):
+            if not len(scores.score):
+                notes.append(
+                    f"no accuracy on the {data.name} data: its batches have no classes that belong "
+                    "to the model's output; a target is the second item of a sequence, or a "
+                    "mapping's labels, label or target"
+                    if len(scores.confidence)
+                    else f"no accuracy on the {data.name} data: the model's output has no scores "
+                    "of two classes or more; pass metric="
+                )
             classes = scores.target
             if classes.ndim == 1 and len(classes) > 1 and len(classes.unique()) > 2:
                 same = (classes[1:] == classes[:-1]).double().mean()
@@ -273,7 +285,3 @@ class _Session:
                         "say little about shuffled or single images"
                     )
         return notes
-
-
-def _mean(values: Tensor) -> float:
-    return float(values[~values.isnan()].mean()) if len(values) else torch.nan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.diagnosis.meter import normalised
-from rbnorm.diagnosis.passes import normalisers
+from rbnorm.diagnosis.passes import normalisers, unchanged
 from rbnorm.layers.base import input_of
 
 
 @contextmanager
-def mixed_statistics(
-    model: nn.Module, weight: float, layers: Container[str] | None = None
-) -> Iterator[None]:
+def mixed_statistics(model: nn.Module, weight: float) -> Iterator[None]:
     r"""Normalise in evaluation by :math:`(1-\alpha)` running and :math:`\alpha` batch statistics.
 
     Mean and (biased) variance are mixed, as alpha-BN does (You et al., *Test-time batch statistics
@@ -29,31 +27,18 @@ def mixed_statistics(
     Args:
         model: The model, in evaluation mode.
         weight: :math:`\alpha`, from 0 to 1.
-        layers: Names of the layers to do it in; None for all that have running statistics.
     """
-    chosen = [
-        layer
-        for name, layer in normalisers(model).items()
-        if layer.running_mean is not None and (layers is None or name in layers)
-    ]
-    saved = [
-        (buffer, buffer.clone())
-        for layer in chosen
-        for buffer in (layer.running_mean, layer.running_var)
-        if buffer is not None
-    ]
-    handles = [
-        layer.register_forward_pre_hook(_mixing(layer, weight), with_kwargs=True)
-        for layer in chosen
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        with torch.no_grad():
-            for buffer, values in saved:
-                buffer.copy_(values)
+    layers = [m for m in normalisers(model).values() if m.running_mean is not None]
+    with unchanged(model):
+        handles = [
+            layer.register_forward_pre_hook(_mixing(layer, weight), with_kwargs=True)
+            for layer in layers
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _mixing(layer: _BatchNorm, weight: float) -> Callable[..., None]:
@@ -83,24 +68,45 @@ class Rebatched:
     What is left for a last batch of less than half the size goes into the one before.
 
     Args:
-        batches: Tensors, or sequences of tensors that have an instance in each row.
+        batches: Tensors, or sequences or mappings of tensors that have an instance in each row.
         size: Instances of a batch.
     """
 
     def __init__(self, batches: Iterable[Any], size: int) -> None:
         self.batches, self.size = batches, size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        held: tuple[Tensor, ...] | None = None
+    def __iter__(self) -> Iterator[Any]:
+        held: dict[Any, Tensor] = {}
+        batch: Any = None
         for batch in self.batches:
-            parts = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
-            held = parts if held is None else tuple(map(_joined, held, parts))
-            while len(held[0]) >= self.size + (self.size + 1) // 2:
-                yield tuple(part[: self.size] for part in held)
-                held = tuple(part[self.size :] for part in held)
-        if held is not None and len(held[0]):
-            yield held
+            parts = _rows(batch)
+            held = {k: torch.cat([held[k], part]) if held else part for k, part in parts.items()}
+            while _count(held) >= self.size + (self.size + 1) // 2:
+                yield _like(batch, {k: part[: self.size] for k, part in held.items()})
+                held = {k: part[self.size :] for k, part in held.items()}
+        if held and _count(held):
+            yield _like(batch, held)
 
 
-def _joined(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cat([a, b])
+def _count(parts: dict[Any, Tensor]) -> int:
+    return len(next(iter(parts.values())))
+
+
+def _rows(batch: Any) -> dict[Any, Tensor]:
+    if isinstance(batch, Mapping):
+        parts = dict(batch)
+    else:
+        parts = dict(enumerate(batch if isinstance(batch, (list, tuple)) else (batch,)))
+    sizes = {len(p) if isinstance(p, Tensor) and p.ndim else None for p in parts.values()}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            "batches must consist of tensors with a row for each instance to be cut to a size, got "
+            f"{type(batch).__name__} of {', '.join(type(p).__name__ for p in parts.values())}"
+        )
+    return parts
+
+
+def _like(batch: Any, parts: dict[Any, Tensor]) -> Any:
+    if isinstance(batch, Mapping):
+        return parts
+    return tuple(parts.values()) if isinstance(batch, (list, tuple)) else parts[0]

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
 
-from rbnorm.diagnosis.passes import Forward, unchanged
+from rbnorm.diagnosis.passes import Forward, target_in, unchanged
 from rbnorm.diagnosis.recalibration import recalibrate
+from rbnorm.diagnosis.scores import logits_of
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm.models.tuning import parameter_groups
-from rbnorm.remedy.scores import logits_of
+from rbnorm.remedy.moments import MatchMoments, matched
 from rbnorm.remedy.statistics import mixed_statistics
+from rbnorm.remedy.tent import Tent
 
 WEIGHTS = (0.25, 0.5, 0.75)
-_TENT_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,8 @@ class Trial:
     needs_data: bool = False
     needs_batches: bool = False
     batch_size: int | None = None
-    weights: tuple[float, ...] = field(default=())
-    layers: tuple[str, ...] | None = None
-
-
-def _in(layers: tuple[str, ...] | None) -> str:
-    return "" if layers is None else ", only in the named layers"
+    weights: tuple[float, ...] = ()
+    online: bool = False  # it learns from what it predicts on: each data set needs a fresh one
 
 
 def as_it_is(model: nn.Module, forward: Forward) -> Trial:
@@ -84,100 +78,61 @@ def as_it_is(model: nn.Module, forward: Forward) -> Trial:
     return Trial("as it is", "unchanged", enter)
 
 
-def re_estimated(
-    model: nn.Module,
-    forward: Forward,
-    batches: Iterable[Any],
-    of: str,
-    layers: tuple[str, ...] | None = None,
-) -> Trial:
+def own_moments_set(model: nn.Module, forward: Forward, match: MatchMoments) -> Trial:
+    """Each image's own mean, contrast or both set to those of the first data."""
+
+    @contextmanager
+    def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
+        with matched(model, match):
+            yield model, forward
+
+    what = "mean and contrast" if match.match == "both" else match.match
+    return Trial(f"each image's own {what} set", "moments", enter)
+
+
+def re_estimated(model: nn.Module, forward: Forward, batches: Iterable[Any], of: str) -> Trial:
     """The running statistics of a data set in place of those of training."""
 
     @contextmanager
     def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
         with unchanged(model):
-            recalibrate(model, batches, forward=forward, layers=layers)
+            recalibrate(model, batches, forward=forward)
             yield model, forward
 
-    return Trial(
-        f"statistics re-estimated on the {of} data{_in(layers)}",
-        "re-estimated",
-        enter,
-        passes=1,
-        cost=3,
-        needs_data=of == "second",
-        layers=layers,
-    )
+    name = f"statistics re-estimated on the {of} data"
+    return Trial(name, "re-estimated", enter, passes=1, cost=3, needs_data=of == "second")
 
 
-def of_the_batch(
-    model: nn.Module,
-    forward: Forward,
-    size: int,
-    weights: tuple[float, ...] = (1.0,),
-    layers: tuple[str, ...] | None = None,
-) -> Trial:
+def of_the_batch(model: nn.Module, forward: Forward, size: int, *, mixed: bool = False) -> Trial:
     """Statistics of each test batch, or a mixture with the running ones."""
-    mixed = weights != (1.0,)
 
     @contextmanager
     def enter(weight: float) -> Iterator[tuple[nn.Module, Forward]]:
-        with mixed_statistics(model, weight, layers):
+        with mixed_statistics(model, weight):
             yield model, forward
 
     name = "running and test batch statistics mixed" if mixed else "statistics of the test batch"
+    weights = WEIGHTS if mixed else ()
     return Trial(
-        f"{name}, batches of {size}{_in(layers)}",
+        f"{name}, batches of {size}",
         "mixed" if mixed else "test-batch",
         enter,
-        passes=len(weights) if mixed else 0,
-        cost=2 + (len(weights) if mixed else 0),
+        passes=len(weights),
+        cost=2 + len(weights),
         needs_data=mixed,
         needs_batches=True,
         batch_size=size,
-        weights=weights if mixed else (),
-        layers=layers,
+        weights=weights,
     )
 
 
-def has_tent() -> bool:
-    """Whether the package torch-ttt is there, and einops, which it needs and does not declare."""
-    return all(importlib.util.find_spec(name) for name in ("torch_ttt", "einops"))
-
-
-class _OfScores(nn.Module):
-    """Gives the scores of the classes alone, and keeps what a model's output was."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.output = model, None
-
-    def forward(self, x: Tensor) -> Tensor | None:
-        self.output = self.model(x)
-        return logits_of(self.output)
-
-
-def tent(model: nn.Module, size: int) -> Trial:
-    """TENT by torch-ttt: the affine parameters follow the entropy of the predictions, online."""
+def tent(model: nn.Module, forward: Forward, size: int) -> Trial:
+    """TENT, by :class:`rbnorm.remedy.tent.Tent`."""
 
     @contextmanager
     def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
-        from torch_ttt.engine.tent_engine import TentEngine  # noqa: PLC0415 - optional
-
-        options = {"lr": _TENT_RATE, "num_steps": 1, "copy_model": False}
-        twin = _OfScores(copy.deepcopy(model))
-        engine = TentEngine(twin, options).eval()
-        for layer in engine.model.modules():
-            layer.training = isinstance(layer, _BatchNorm)
-        device = next(engine.parameters()).device
-
-        def adapted(_: nn.Module, batch: Any) -> Any:
-            inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
-            with torch.enable_grad():
-                engine(inputs.to(device))
-            return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, twin.output)
-
-        yield engine.model, adapted
+        adapting = Tent(model, forward)
+        yield adapting.model, adapting
 
     return Trial(
         f"TENT, batches of {size}",
@@ -187,6 +142,7 @@ def tent(model: nn.Module, size: int) -> Trial:
         cost=8,
         needs_batches=True,
         batch_size=size,
+        online=True,
     )
 
 
@@ -239,26 +195,6 @@ def _trained(model: nn.Module, forward: Forward, tuning: FineTuning) -> nn.Modul
         for _ in range(tuning.steps):
             batch = next(batches)
             optimizer.zero_grad()
-            loss_of(forward(model, batch), batch[1]).backward()
+            loss_of(forward(model, batch), target_in(batch)).backward()
             optimizer.step()
     return model.eval()
-
-
-def statistics_trials(
-    model: nn.Module,
-    forward: Forward,
-    first: Iterable[Any],
-    second: Iterable[Any],
-    sizes: Sequence[int],
-    named: tuple[str, ...],
-) -> list[Trial]:
-    """Every remedy that changes statistics alone, the cheap ones first."""
-    trials = [
-        re_estimated(model, forward, second, "second"),
-        *(of_the_batch(model, forward, size) for size in sizes),
-        re_estimated(model, forward, first, "first"),
-    ]
-    if named:
-        trials.append(re_estimated(model, forward, second, "second", named))
-        trials += [of_the_batch(model, forward, size, layers=named) for size in sizes[:1]]
-    return trials + [of_the_batch(model, forward, size, WEIGHTS) for size in sizes]

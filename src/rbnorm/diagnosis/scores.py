@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rbnorm.diagnosis.passes import target_in
+
 Metric = Callable[[Any, Any], Tensor]
 
 RESAMPLES = 2000
 _LEVEL = 0.95
 _BLOCK = 2**22  # resampled values at a time
 _SEED = 0
+_CLASSES = 2  # at least: a single number is no score of a class
 
 
 class Interval(NamedTuple):
@@ -59,8 +62,8 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def target_of(batch: Any, logits: Tensor | None) -> Tensor | None:
-    """The classes that belong to the logits: the second item of a batch, if it is such."""
-    target = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+    """The classes that belong to the logits: the target of a batch, if it is such."""
+    target = target_in(batch)
     if logits is None or not isinstance(target, Tensor) or target.is_floating_point():
         return None
     fits = target.shape == logits.shape[:1] + logits.shape[2:]
@@ -94,7 +97,7 @@ class Collector:
         target = target_of(batch, logits)
         if self.metric is not None:
             self._add("score", self._measured(output, batch))
-        if logits is None or not len(logits):
+        if logits is None or not len(logits) or logits.shape[1] < _CLASSES:
             return
         p = logits.double().softmax(1)
         top, prediction = p.max(1)
@@ -116,9 +119,8 @@ class Collector:
         self._add("loss", _per_instance(loss.reshape(column.shape), valid))
 
     def _measured(self, output: Any, batch: Any) -> Tensor:
-        target = batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
         assert self.metric is not None
-        score = self.metric(output, target)
+        score = self.metric(output, target_in(batch))
         if not isinstance(score, Tensor) or score.ndim != 1:
             given = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else repr(score)
             raise ValueError(f"metric must return one number per instance, a vector, got {given}")
