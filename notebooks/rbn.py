@@ -192,7 +192,7 @@ X_no = X - E(X)
 same(X_cal - X_no, (w_m * (K_m - E(X))).expand_as(X))
 
 # %% [markdown]
-# $|w_m|$ 接近 0 时只依赖批次的统计量。$w_m > 0$ 且 $K_m > E(X)$ 时特征增强；$w_m < 0$ 且 $K_m > E(X)$ 时噪声受到抑制；反之亦然。
+# $|w_m|$ 接近 0 时只依赖批统计量。$w_m > 0$ 且 $K_m > E(X)$ 时特征增强；$w_m < 0$ 且 $K_m > E(X)$ 时噪声受到抑制；反之亦然。
 #
 # With $|w_m|$ near 0 only the statistics of the batch count. With $w_m > 0$ and $K_m > E(X)$ the feature
 # is strengthened; with $w_m < 0$ and $K_m > E(X)$ noise is suppressed; and the other way round.
@@ -373,7 +373,7 @@ for b, value, slope in zip(start.tolist(), R.tolist(), (R * (1 - R)).tolist(), s
 # %% [markdown]
 # ## 总结 · Conclusion
 #
-# RBN 把批次的统计量与实例自身的特征结合起来，每层只多三个参数向量。它何时有用、何时不该用，见 [README](../README.zh-CN.md)。
+# RBN 把批统计量与实例自身的特征结合起来，每层只多三个参数向量。它何时有用、何时不该用，见 [README](../README.zh-CN.md)。
 #
 # RBN joins the statistics of the batch with the instance's own features, for three more vectors of
 # parameters per layer. When it helps and when not to use it: [README](../README.md).

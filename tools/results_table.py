@@ -39,7 +39,7 @@ SMALL: Final = 2
 HEAD: Final = (
     Text("", ""),
     Text("clean images, %", "干净图像，%"),
-    Text("corrupted, %", "损坏图像，%"),
+    Text("corrupted, %", "退化图像，%"),
     Text("new domain, %", "新的域，%"),
     Text(f"{SMALL} images normalised together, %", f"每 {SMALL} 张图像一起归一化，%"),
     Text("time of a training step / inference", "训练步 / 推理耗时"),

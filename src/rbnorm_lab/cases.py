@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,60 @@ from rbnorm.diagnosis.meter import batch_or_running, gate, normalised, wide
 from rbnorm.diagnosis.passes import call, run, unchanged
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm_lab.feature_maps import photographs, strip
+from rbnorm_lab.text import Text
 
-CASES: Final = ("mean_below", "mean_above", "var_below", "var_above")
 _LEAST: Final = 4  # positions a side: a smaller map is no picture
+
+
+class Case(NamedTuple):
+    """One of the four ways in which an image can leave the running statistics.
+
+    Attributes:
+        name: Its name.
+        limit: Where it begins, by ``mean`` running standard deviations or the ``factor`` of the
+            running variance.
+        effect: What it does to the features, by the paper.
+    """
+
+    name: Text
+    limit: Text
+    effect: Text
+
+
+CASES: Final = {
+    "mean_below": Case(
+        Text("below the running mean", "均值低于滑动均值"),
+        Text(
+            "a mean more than {mean:g} running standard deviations below the running mean",
+            "均值比滑动均值低 {mean:g} 个滑动标准差以上",
+        ),
+        Text("representative features are removed", "有代表性的特征被去除"),
+    ),
+    "mean_above": Case(
+        Text("above the running mean", "均值高于滑动均值"),
+        Text(
+            "a mean more than {mean:g} running standard deviations above the running mean",
+            "均值比滑动均值高 {mean:g} 个滑动标准差以上",
+        ),
+        Text("noise is let through", "噪声被保留"),
+    ),
+    "var_below": Case(
+        Text("below the running variance", "方差低于滑动方差"),
+        Text(
+            "a variance less than 1/{factor:.3g} of the running one",
+            "方差不到滑动方差的 1/{factor:.3g}",
+        ),
+        Text("the intensity becomes too small", "特征强度变得过小"),
+    ),
+    "var_above": Case(
+        Text("above the running variance", "方差高于滑动方差"),
+        Text(
+            "a variance more than {factor:.3g} times the running one",
+            "方差超过滑动方差的 {factor:.3g} 倍",
+        ),
+        Text("the intensity becomes too large", "特征强度变得过大"),
+    ),
+}
 
 
 @dataclass(frozen=True)

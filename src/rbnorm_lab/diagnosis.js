@@ -31,6 +31,7 @@ const LABELS = {
   log_var_shift: ["shift of ln variance", "ln 方差的偏移"], shift: ["shift", "偏移"],
 };
 const WORDS = {
+  first: ["the first data", "第一个数据集"], second: ["the second data", "第二个数据集"],
   layer: ["layer", "层"], channels: ["channels", "通道数"], batch: ["batch size", "批量"],
   batches: ["batches of", "批量"],
   spreadMean: ["spread of the mean (σ)", "均值的波动（σ）"],
@@ -84,6 +85,9 @@ function colour(name, value) {
   return `rgb(${end.map((c) => Math.round(247 + (c - 247) * share)).join(",")})`;
 }
 
+// The numbers of a layer on the data that the heat map shows.
+const shownOf = (layer) => byId("which")?.value === "second" ? data.second[layer.layer] : layer;
+
 function heat() {
   const head = document.createElement("tr");
   for (const text of [word("layer"), ...HEAT.map(label)]) {
@@ -102,7 +106,7 @@ function heat() {
     button.onclick = () => { byId("layer").value = i; chooseLayer(); };
     row.insertCell().append(button);
     for (const name of HEAT) {
-      const cell = row.insertCell(), value = layer[name];
+      const cell = row.insertCell(), value = shownOf(layer)[name];
       cell.textContent = value == null ? "–"
         : SIGNED.has(name) ? (+value.toFixed(1) || 0).toFixed(1).replace("-", "−") : String(Math.round(100 * value));
       cell.style.background = colour(name, value);
@@ -273,6 +277,7 @@ function speak(language) {
   document.title = document.querySelector(`h1 [lang="${language}"]`).textContent;
   for (const select of ["column", "parameter"])
     for (const one of byId(select).options) one.textContent = label(one.value);
+  for (const one of byId("which")?.options ?? []) one.textContent = word(one.value);
   if (data.step > 1) byId("step").textContent = word("onePart").replace("{}", data.step);
   heat();
   histogram();
@@ -295,8 +300,9 @@ byId("calibration").hidden = !calibrated.length;
 const parameters = ["center_weight", "gate_mean", "gate_spread", "gain"]
   .filter((name) => calibrated.some((l) => l.per_channel[name]));
 byId("parameter").replaceChildren(...parameters.map((name) => option(label(name), name)));
+if (byId("which")) byId("which").onchange = heat;
 heat();
 chooseLayer();
-speak(navigator.language.startsWith("zh") ? "zh-Hans" : "en");
+speak((location.hash.slice(1) || navigator.language).startsWith("zh") ? "zh-Hans" : "en");
 byId("language").onclick = () => speak(root.lang === "en" ? "zh-Hans" : "en");
 document.body.dataset.ready = "true";

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 import rbnorm
 from rbnorm.diagnosis.result import COLUMNS
-from rbnorm_lab.cases import Extreme
+from rbnorm_lab.cases import CASES, Extreme
 from rbnorm_lab.conversion import Conversion
 from rbnorm_lab.feature_maps import FeatureMaps
-from rbnorm_lab.findings import CASES, percent
+from rbnorm_lab.findings import percent
 from rbnorm_lab.records import environment
 from rbnorm_lab.templates import render
 from rbnorm_lab.text import Text
@@ -171,6 +171,10 @@ def page_data(result: rbnorm.Diagnosis, maps: FeatureMaps) -> dict[str, Any]:
             }
             for layer in result.layers
         ],
+        "second": {
+            layer.layer or "(the layer)": {name: layer.values.get(name) for name in COLUMNS}
+            for layer in (result.shifted.layers if result.shifted else ())
+        },
         "images": maps.images,
     }
 

@@ -2,29 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Final
 
 import rbnorm
 from rbnorm import LayerDiagnosis
+from rbnorm_lab.cases import CASES
 from rbnorm_lab.text import Text
 
-CASES: Final = {
-    "mean_below": Text(
-        "below the running mean: representative features are removed",
-        "低于滑动均值：有代表性的特征被去除",
-    ),
-    "mean_above": Text("above the running mean: noise is let through", "高于滑动均值：噪声被保留"),
-    "var_below": Text(
-        "below the running variance: the intensity becomes too small",
-        "低于滑动方差：特征强度变得过小",
-    ),
-    "var_above": Text(
-        "above the running variance: the intensity becomes too large",
-        "高于滑动方差：特征强度变得过大",
-    ),
-}
 _OFF: Final = 0.25  # mean offset, or log variance ratio, at which running statistics are off
 _APART: Final = 0.2  # share of variance between instances that centring can act on
 _NOISY: Final = 0.2  # spread of the means of small batches, in standard deviations
@@ -32,19 +18,29 @@ _SMALL_BATCH: Final = 8
 
 
 def findings(result: rbnorm.Diagnosis, images: int) -> list[Text]:
-    """Which layers, which of the four cases, how large, and what to try."""
-    layers = [layer for layer in result.layers if layer.instances]
+    """Which layers, which of the four cases, how large, and what to try; each names its data.
+
+    Args:
+        result: What was measured.
+        images: How many images the first data set has.
+    """
+    layers = _reached(result)
     kinds = Counter(layer.kind for layer in result.layers)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    counted_zh = "、".join(f"{count} 个 {kind} 层" for kind, count in kinds.items())
+    of_first = Text(" of the first data", "第一个数据集的") if result.shifted else Text("", "")
     sentences = [
-        Text(f"Measured on {images} images: {counted}.", f"在 {images} 张图像上测得：{counted}。")
+        Text(
+            f"Measured on {images} images{of_first.en}: {counted}.",
+            f"在{of_first.zh} {images} 张图像上测得：共 {counted_zh}。",
+        )
     ]
     sentences += _images(result)
-    sentences += [s for case in CASES if (s := _case(case, layers, result))]
+    sentences += [s for case in CASES if (s := _case(case, result))]
     sentences += _broken(result)
     sentences += _small_batches(layers)
     sentences += _shift(result)
-    sentences += _calibration(layers)
+    sentences += _calibration(result)
     sentences += _effect(result)
     return [*sentences, *advice(layers)]
 
@@ -64,6 +60,20 @@ def _images(result: rbnorm.Diagnosis) -> list[Text]:
             + (advice if shift.moved else "问题不在于此。"),
         )
     ]
+def _reached(result: rbnorm.Diagnosis) -> list[LayerDiagnosis]:
+    return [layer for layer in result.layers if layer.instances]
+
+
+def _each(result: rbnorm.Diagnosis, say: Callable[[rbnorm.Diagnosis], str]) -> Text:
+    """A number on the first data and, where there is one, on the second."""
+    first = say(result)
+    if result.shifted is None:
+        return Text(first, first)
+    second = say(result.shifted)
+    return Text(
+        f"{first} on the first data and {second} on the second",
+        f"第一个数据集 {first}、第二个 {second}",
+    )
 
 
 def percent(share: float) -> str:
@@ -84,28 +94,30 @@ def _known(layers: Sequence[LayerDiagnosis], name: str) -> list[LayerDiagnosis]:
     return [layer for layer in layers if math.isfinite(layer.values.get(name, math.nan))]
 
 
-def _case(case: str, layers: Sequence[LayerDiagnosis], result: rbnorm.Diagnosis) -> Text | None:
-    known = _known(layers, case)
+def _case(case: str, result: rbnorm.Diagnosis) -> Text | None:
+    def share(of: rbnorm.Diagnosis) -> float:
+        known = [layer[case] for layer in _known(_reached(of), case)]
+        return fmean(known) if known else math.nan
+
+    known = _known(_reached(result.shifted or result), case)
     if not known:
         return None
+    _, limit, effect = CASES[case]
+    values = {"mean": result.thresholds.mean, "factor": math.exp(result.thresholds.log_var)}
+    shares = _each(result, lambda of: percent(share(of)))
     worst = max(known, key=lambda layer: layer[case])
-    mean, factor = result.thresholds.mean, math.exp(result.thresholds.log_var)
-    limit = (
-        Text(f"more than {mean:g} running standard deviations", f"超过 {mean:g} 个滑动标准差")
-        if case.startswith("mean")
-        else Text(f"by more than a factor of {factor:.3g}", f"超过 {factor:.3g} 倍")
-    )
-    which = CASES[case]
-    if not worst[case]:
-        return Text(
-            f"No pair of image and channel lies {limit.en} {which.en.split(':')[0]}.",
-            f"没有任何（图像，通道）对{which.zh.split('：')[0]}{limit.zh}。",
+    most = Text("", "")
+    if worst[case]:
+        on = Text(" of the second data", "第二个数据集上") if result.shifted else Text("", "")
+        where = layer_name(worst), percent(worst[case])
+        most = Text(
+            f" (the paper: {effect.en}); most{on.en} in {', '.join(where)}",
+            f"（论文：{effect.zh}）；{on.zh}最多的是 {'，'.join(where)}",
         )
-    share = percent(fmean(layer[case] for layer in known))
-    most = f"{layer_name(worst)}, {percent(worst[case])}"
     return Text(
-        f"{share} of the pairs of image and channel lie {limit.en} {which.en}; most in {most}.",
-        f"{share} 的（图像，通道）对{limit.zh}地{which.zh}；最多的是 {most}。",
+        f"Of the pairs of image and channel, {shares.en} have {limit.en.format(**values)}"
+        f"{most.en}.",
+        f"（图像，通道）对中，{shares.zh} 的{limit.zh.format(**values)}{most.zh}。",
     )
 
 
@@ -138,12 +150,15 @@ def _small_batches(layers: Sequence[LayerDiagnosis]) -> list[Text]:
         return []
     most, where = max(spreads)
     average = fmean(value for value, _ in spreads)
+    prefer = Text("", "")
+    if most > _NOISY:
+        prefer = Text(": prefer larger batches in training", "：训练时批量宜更大")
     return [
         Text(
-            f"From one batch of {_SMALL_BATCH} to the next the batch mean varies by "
-            f"{average:.2f} standard deviations, in {where} by {most:.2f}.",
-            f"批量为 {_SMALL_BATCH} 时，批均值在各批之间的波动平均为 {average:.2f} 个标准差，"
-            f"在 {where} 中为 {most:.2f}。",
+            f"From one batch of {_SMALL_BATCH} images of the first data to the next the batch mean "
+            f"varies by {average:.2f} standard deviations, in {where} by {most:.2f}{prefer.en}.",
+            f"第一个数据集按 {_SMALL_BATCH} 张一批时，批均值在各批之间的波动平均为 "
+            f"{average:.2f} 个标准差，在 {where} 中为 {most:.2f}{prefer.zh}。",
         )
     ]
 
@@ -168,18 +183,16 @@ def _shift(result: rbnorm.Diagnosis) -> list[Text]:
     ]
 
 
-def _calibration(layers: Sequence[LayerDiagnosis]) -> list[Text]:
+def _calibration(result: rbnorm.Diagnosis) -> list[Text]:
+    def mean_of(name: str, of: rbnorm.Diagnosis) -> float:
+        return fmean(layer[name] for layer in _known(_reached(of), name))
+
     found = []
-    centred = _known(layers, "center_weight")
-    if centred:
+    if _known(_reached(result), "center_weight"):
         shares = {
-            name: percent(fmean(layer[f"center_{name}"] for layer in centred))
+            name: percent(mean_of(f"center_{name}", result))
             for name in ("removes", "damps", "neutral", "amplifies", "reverses")
         }
-        before, after = (
-            percent(fmean(layer[name] for layer in _known(centred, name)))
-            for name in ("between_share", "between_share_centred")
-        )
         found.append(
             Text(
                 "Of the channels' centring weights {removes} remove the instance mean, {damps} "
@@ -191,24 +204,29 @@ def _calibration(layers: Sequence[LayerDiagnosis]) -> list[Text]:
                 ),
             )
         )
+        before, after = (
+            _each(result, lambda of, n=name: percent(mean_of(n, of)))  # type: ignore[misc]
+            for name in ("between_share", "between_share_centred")
+        )
         found.append(
             Text(
-                f"Before centring {before} of the variance lies between images, after it {after}.",
-                f"中心化校准前，{before} 的方差来自图像之间；校准后为 {after}。",
+                f"Share of the variance that lies between images, before centring: {before.en}; "
+                f"after it: {after.en}.",
+                f"来自图像之间的方差占比，中心化校准前：{before.zh}；校准后：{after.zh}。",
             )
         )
-    gated = _known(layers, "gate_inert")
-    if gated:
-        mean, spread, inert = (
-            fmean(layer[name] for layer in gated)
-            for name in ("gate_mean", "gate_spread", "gate_inert")
+    if _known(_reached(result), "gate_inert"):
+        mean, spread = (
+            _each(result, lambda of, n=name: f"{mean_of(n, of):.3f}")  # type: ignore[misc]
+            for name in ("gate_mean", "gate_spread")
         )
+        inert = _each(result, lambda of: percent(mean_of("gate_inert", of)))
         found.append(
             Text(
-                f"The gate is {mean:.3f} on average and varies by {spread:.3f} over images; in "
-                f"{percent(inert)} of the channels it is inert and could be absorbed into gamma.",
-                f"门控的平均值为 {mean:.3f}，在图像之间变化 {spread:.3f}；"
-                f"在 {percent(inert)} 的通道中它几乎不变，可并入 γ。",
+                f"The gate's mean: {mean.en}; how much it varies over images: {spread.en}; "
+                f"channels where it is inert and could be absorbed into gamma: {inert.en}.",
+                f"门控的平均值：{mean.zh}；在图像之间的变化：{spread.zh}；"
+                f"几乎不变、可并入 γ 的通道：{inert.zh}。",
             )
         )
     return found
@@ -221,10 +239,11 @@ def _effect(result: rbnorm.Diagnosis) -> list[Text]:
     names = {"centring": "中心化校准", "scaling": "缩放校准"}
     return [
         Text(
-            f"Without {without} in any layer the accuracy goes from {percent(whole['nothing'])} to "
-            f"{percent(accuracy)}, running statistics re-estimated.",
+            f"Without {without} in any layer, and with re-estimated running statistics, the "
+            f"accuracy on the first data goes from {percent(whole['nothing'])} to "
+            f"{percent(accuracy)}.",
             f"所有层都去掉{names[without]}并重新估计滑动统计量后，"
-            f"准确率从 {percent(whole['nothing'])} 变为 {percent(accuracy)}。",
+            f"第一个数据集上的准确率从 {percent(whole['nothing'])} 变为 {percent(accuracy)}。",
         )
         for without, accuracy in whole.items()
         if without != "nothing"
@@ -232,7 +251,7 @@ def _effect(result: rbnorm.Diagnosis) -> list[Text]:
 
 
 def advice(layers: Sequence[LayerDiagnosis]) -> list[Text]:
-    """What is worth a look, each with the number that says so."""
+    """What is worth a look by the first data, each with the number that says so."""
     found = []
     off = [
         layer
@@ -243,13 +262,15 @@ def advice(layers: Sequence[LayerDiagnosis]) -> list[Text]:
         found.append(
             Text(
                 f"Try rbnorm.recalibrate: in {_count(off)}, the first {layer_name(off[0])}, "
-                f"the channels' means over all images are more than {_OFF} standard deviations off "
-                "the running means, so these statistics are not those of this data.",
+                "the channels' means over all images of the first data are more than "
+                f"{_OFF} standard deviations off the running means, so these statistics are not "
+                "those of that data.",
                 f"可试 rbnorm.recalibrate：有 {len(off)} 层（第一个是 {layer_name(off[0])}）的通道"
-                f"均值偏离滑动均值超过 {_OFF} 个标准差，即这些统计量不属于这份数据。",
+                f"在第一个数据集上的均值偏离滑动均值超过 {_OFF} 个标准差，"
+                "即这些统计量不属于这份数据。",
             )
         )
-    return [*found, *_centring(layers), *_batches(layers), *_scaling(layers)]
+    return [*found, *_centring(layers), *_scaling(layers)]
 
 
 def _centring(layers: Sequence[LayerDiagnosis]) -> list[Text]:
@@ -260,38 +281,23 @@ def _centring(layers: Sequence[LayerDiagnosis]) -> list[Text]:
         most = layer_name(max(apart, key=lambda layer: layer["between_share"]))
         return [
             Text(
-                f"In {_count(apart)} more than {share} of the variance lies between images, above "
-                f"all {most}: there RBN's centring has something to act on; whether that gains "
-                "accuracy only training tells.",
-                f"有 {len(apart)} 层超过 {share} 的方差来自图像之间，尤其是 {most}："
-                "RBN 的中心化校准在那里有作用对象；能否提高准确率，只有训练才知道。",
+                f"In {_count(apart)}, above all {most}, more than {share} of the variance of the "
+                "first data lies between images: RBN's centring has something to act on there; "
+                "whether that gains accuracy, only training tells.",
+                f"第一个数据集上有 {len(apart)} 层超过 {share} 的方差来自图像之间，尤其是 {most}："
+                "中心化校准在这些层才有用武之地；能否提高准确率，要训练后再看。",
             )
         ]
     if plain:
         return [
             Text(
-                f"In no BatchNorm layer more than {share} of the variance lies between "
-                "images: RBN's centring has little to act on here.",
-                f"没有任何 BatchNorm 层超过 {share} 的方差来自图像之间：RBN 的中心化校准作用不大。",
+                f"In no BatchNorm layer does more than {share} of the variance of the first data "
+                "lie between images: RBN's centring has little to act on here.",
+                f"第一个数据集上没有任何 BatchNorm 层超过 {share} 的方差来自图像之间："
+                "RBN 的中心化校准作用不大。",
             )
         ]
     return []
-
-
-def _batches(layers: Sequence[LayerDiagnosis]) -> list[Text]:
-    noisy = [
-        d for d in layers for s in d.batch_spread if s.size == _SMALL_BATCH and s.mean > _NOISY
-    ]
-    if not noisy:
-        return []
-    return [
-        Text(
-            f"Prefer batches of more than {_SMALL_BATCH} in training: in {_count(noisy)} the "
-            f"means of such batches vary by more than {_NOISY} standard deviations.",
-            f"训练时批量宜大于 {_SMALL_BATCH}：有 {len(noisy)} 层在该批量下批均值的波动"
-            f"超过 {_NOISY} 个标准差。",
-        )
-    ]
 
 
 def _scaling(layers: Sequence[LayerDiagnosis]) -> list[Text]:

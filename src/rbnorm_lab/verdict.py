@@ -44,7 +44,7 @@ _ZH: Final[dict[str, Callable[[Remedy], str]]] = {
     "re-estimated": lambda remedy: (
         f"在{'第二' if remedy.needs_data else '第一'}个数据集上重新估计统计量"
     ),
-    "test-batch": lambda remedy: f"用测试批的统计量，批量 {remedy.batch_size}",
+    "test-batch": lambda remedy: f"用测试批统计量，批量 {remedy.batch_size}",
     "mixed": lambda remedy: f"滑动统计量与测试批统计量混合，批量 {remedy.batch_size}",
     "tent": lambda remedy: f"TENT，批量 {remedy.batch_size}",
     "fine-tuned": lambda remedy: (
@@ -111,11 +111,19 @@ def _best(result: Remedies) -> Text:
     name, gain, need = remedy_name(best), points(best.difference), needs(best)
     share = best.difference.value / result.lost if result.lost >= _LOST else math.nan
     back = Text("", "")
-    if 0 < share < 1.5:
-        back = Text(f", {100 * share:.0f} % of the loss", f"，占损失的 {100 * share:.0f} %")
+    if 0 < share < 1:
+        back = Text(f", {100 * share:.0f} % of the loss", f"，挽回损失的 {100 * share:.0f} %")
+    elif share >= 1:
+        back = Text(", the whole loss", "，挽回了全部损失")
+    seen = Text("", "")
+    if best.kind == "re-estimated" and best.needs_data:
+        seen = Text(
+            ", and here they are the images that it is tested on",
+            "（这里用的就是测试它的那些图像）",
+        )
     return Text(
-        f"Best: {name.en}: {gain} points{back.en}; it needs {need.en}.",
-        f"最佳：{name.zh}：{gain} 个百分点{back.zh}；需要：{need.zh}。",
+        f"Best: {name.en}: {gain} points{back.en}; it needs {need.en}{seen.en}.",
+        f"最佳：{name.zh}：{gain} 个百分点{back.zh}；需要：{need.zh}{seen.zh}。",
     )
 
 

@@ -40,7 +40,7 @@ def out(models):
     done = run("diagnose", "--model", models["rbn"], *extra, "--out", "d", cwd=models["folder"])
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "Measured on 200 images: 9 RepresentativeBatchNorm2d." in done.stdout
+    assert "Measured on 200 images of the first data: 9 RepresentativeBatchNorm2d." in done.stdout
     assert done.stdout.index("RBN was not tried") < done.stdout.index("Measured on")
     assert done.stdout.rstrip().endswith("Report: d/report.html")
     return models["folder"] / "d"
@@ -293,6 +293,14 @@ def test_the_figures_have_the_numbers_of_the_file(page, found):
     assert all(name.endswith(bar.removeprefix("…")) for bar, name in pairs)
 
 
+def test_the_heat_map_shows_either_data(page, found):
+    page.select_option("#which", "second")
+    shown = [row.locator("td").all_inner_texts() for row in page.locator("#heat tbody tr").all()]
+    expected = [round(100 * layer["var_below"]) for layer in found["shifted"]["layers"]]
+    assert [int(cells[3]) for cells in shown] == pytest.approx(expected, abs=0.51)
+    page.select_option("#which", "first")
+
+
 def test_a_click_on_the_heat_map_chooses_its_layer(page, found):
     page.locator("#heat tbody button").nth(4).click()
     chosen = page.locator("#layer option:checked").inner_text()
@@ -318,8 +326,8 @@ def test_the_page_shows_images_next_to_their_feature_maps(page, found):
 def test_the_page_says_what_was_found_and_compared(page, found):
     body = page.locator("body").text_content()
     for text in (
-        "Measured on 200 images: 9 RepresentativeBatchNorm2d.",
-        "below the running mean: representative features are removed",
+        "Measured on 200 images of the first data: 9 RepresentativeBatchNorm2d.",
+        "(the paper: representative features are removed); most of the second data in",
         "reverted to BatchNorm",
         "--shifted contrast:4 --counterfactuals",
     ):

@@ -26,10 +26,13 @@ def x() -> torch.Tensor:
 def test_nothing_is_wrong_with_the_data_of_the_running_statistics(model, x) -> None:
     text = said(rbnorm.recalibrate(model, [x]), x)
     assert "Measured on 32 images: 2 BatchNorm2d." in text
-    for case in ("below the running mean", "above the running variance"):
+    for case in ("deviations below the running mean", "than 2 times the running one"):
         assert f" {case}." in text
+    assert "Of the pairs of image and channel, 0.0 % have a mean more than" in text
     assert "recalibrate" not in text
-    assert "In no BatchNorm layer more than 20.0 % of the variance lies between images" in text
+    assert (
+        "In no BatchNorm layer does more than 20.0 % of the variance of the first data lie" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,9 +41,9 @@ def test_nothing_is_wrong_with_the_data_of_the_running_statistics(model, x) -> N
 def test_a_wrong_running_mean_is_named_with_its_size(model, x, offset, case) -> None:
     rbnorm.recalibrate(model, [x])[1].running_mean[0] += offset
     text = said(model, x)
-    assert "12.5 % of the pairs of image and channel lie more than 0.5 running standard" in text
-    assert f" {case}: " in text
-    assert "most in 1, 25.0 %." in text
+    limit = f"have a mean more than 0.5 running standard deviations {case} (the paper: "
+    assert f"Of the pairs of image and channel, 12.5 % {limit}" in text
+    assert "); most in 1, 25.0 %." in text
     # a quarter of the channels is one deviation off: just what is reported
     model[1].running_mean[0] += offset
     assert "Try rbnorm.recalibrate: in 1 layer, the first 1," in said(model, x)
@@ -49,8 +52,8 @@ def test_a_wrong_running_mean_is_named_with_its_size(model, x, offset, case) -> 
 def test_images_that_differ_are_worth_a_centring(model, x) -> None:
     x = x + 2 * torch.randn(32, 4, 1, 1, generator=torch.Generator().manual_seed(1))
     text = said(rbnorm.recalibrate(model, [x]), x)
-    assert "In 2 layers more than 20.0 % of the variance lies between images" in text
-    assert "Prefer batches of more than 8 in training: in 2 layers" in text
+    assert "In 2 layers, above all 1, more than 20.0 % of the variance of the first data" in text
+    assert ": prefer larger batches in training." in text
 
 
 def test_what_is_broken_is_said(model, x) -> None:
@@ -81,6 +84,13 @@ def test_what_rbn_learnt_is_said(x) -> None:
         "25.0 % remove the instance mean, 25.0 % damp it, 25.0 % are BatchNorm, 25.0 % amplify it, "
         "0.0 % reverse it" in text
     )
-    assert "in 100.0 % of the channels it is inert" in text
+    assert "gamma: 100.0 % on the first data and 100.0 % on the second." in text
     assert "Try scale=False in 1 layer, the first (the layer)" in text
     assert "moves these layers furthest, in standard deviations: (the layer) (" in text
+
+
+def test_every_number_names_its_data(model, x) -> None:
+    text = said(rbnorm.recalibrate(model, [x]), x, shifted=[x - 3])
+    assert "Measured on 32 images of the first data" in text
+    assert "0.0 % on the first data and 100.0 % on the second have a mean more than" in text
+    assert "(the paper: representative features are removed); most of the second data in 0" in text

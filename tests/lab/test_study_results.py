@@ -216,7 +216,7 @@ def test_the_answer_of_a_study_of_controls_says_what_they_do_for_the_baseline():
     assert "bn with statistics of the test batch against bn as trained" in said.en
     assert "+20.00 points" in said.en
     assert "rbn with statistics" not in said.en
-    assert "bn 由训练时的统计量改用测试批的统计量" in said.zh
+    assert "bn 由训练时的统计量改用测试批统计量" in said.zh
 
 
 def test_an_answer_says_how_much_was_run():

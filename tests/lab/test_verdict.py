@@ -68,9 +68,17 @@ def test_the_best_remedy_comes_with_its_gain_and_price() -> None:
     line = verdict(result(0.9, 0.6, re_estimated(0.75, 0.6)))[1]
     assert line.en == (
         "Best: statistics re-estimated on the second data: +15.0 [+13.0, +17.0] points, 50 % of "
-        "the loss; it needs unlabelled images of the second kind."
+        "the loss; it needs unlabelled images of the second kind, and here they are the images "
+        "that it is tested on."
     )
     assert "在第二个数据集上重新估计统计量" in line.zh
+    assert "挽回损失的 50 %" in line.zh
+
+
+def test_more_than_the_loss_is_the_whole_loss() -> None:
+    line = verdict(result(0.9, 0.6, re_estimated(0.93, 0.6)))[1]
+    assert "+33.0 [+31.0, +35.0] points, the whole loss;" in line.en
+    assert "挽回了全部损失" in line.zh
 
 
 def test_a_remedy_that_takes_less_and_wins_as_much_is_preferred() -> None:

@@ -23,7 +23,7 @@ from rbnorm_lab.text import Text, joined
 
 MEASURES: Final = {
     CLEAN: Text("accuracy on clean test images", "干净测试图像上的准确率"),
-    SHIFTED: Text("mean accuracy under corruptions", "各种图像损坏下的平均准确率"),
+    SHIFTED: Text("mean accuracy under corruptions", "各种图像退化下的平均准确率"),
     IOU: Text("mean IoU", "平均 IoU"),
 }
 STATISTICS: Final = {
@@ -31,7 +31,7 @@ STATISTICS: Final = {
     "re-estimated": Text(
         "statistics re-estimated on clean training images", "在干净训练图像上重新估计的统计量"
     ),
-    "test-batch": Text("statistics of the test batch", "测试批的统计量"),
+    "test-batch": Text("statistics of the test batch", "测试批统计量"),
     "test-batch-64": Text("statistics of 64 test images", "64 张测试图像的统计量"),
     "test-batch-8": Text("statistics of 8 test images", "8 张测试图像的统计量"),
 }
@@ -212,7 +212,7 @@ def _control(control: Control) -> Text:
     evidence = _evidence(control.gain)
     return Text(
         f"{name} with {words.en} against {name} as trained, under corruptions: {evidence.en}",
-        f"图像损坏时，{chinese(name)} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
+        f"图像退化时，{chinese(name)} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
     )
 
 

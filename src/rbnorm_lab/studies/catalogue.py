@@ -43,7 +43,7 @@ def primary(settings: Settings, rate: Rate) -> Study:
     )
     comparisons = (
         (whole, "clean", "accuracy on clean test images", "干净测试图像上的准确率"),
-        (whole, "shifted", "mean accuracy under corruptions", "各种图像损坏下的平均准确率"),
+        (whole, "shifted", "mean accuracy under corruptions", "各种图像退化下的平均准确率"),
         (
             small,
             "clean",
@@ -57,7 +57,7 @@ def primary(settings: Settings, rate: Rate) -> Study:
         Text(
             "Is RBN more accurate than BatchNorm on clean images, on corrupted images, and where "
             "batch statistics are those of two images?",
-            "在干净图像上、在损坏图像上，以及当批统计量只来自两张图像时，"
+            "在干净图像上、在退化图像上，以及当批统计量只来自两张图像时，"
             "RBN 是否比 BatchNorm 更准确？",
         ),
         (limits.SMALL_STUDY, limits.SEEDS_ONLY, limits.RATES, limits.BATCHES, limits.SHIFT),
@@ -212,7 +212,7 @@ def shift(settings: Settings, rate: Rate) -> Study:
     arms = arms_of(settings, rate, "whole batch", {norm: norm for norm in SHIFT_NORMS})
     return Study(
         "shift",
-        Text("Corrupted test images", "损坏的测试图像"),
+        Text("Corrupted test images", "退化的测试图像"),
         Text(
             "Is RBN more accurate than BatchNorm where the test images do not follow the training "
             "distribution, and would other statistics do the same for BatchNorm?",
@@ -329,7 +329,7 @@ def cifar(settings: Settings, rate: Rate) -> Study:
         Text(
             "Does RBN help a network that reaches the accuracy it is known for, on clean and on "
             "corrupted images, and also where every image's own mean and contrast are equal?",
-            "当网络达到公认的准确率时，RBN 在干净图像和损坏图像上是否有帮助？"
+            "当网络达到公认的准确率时，RBN 在干净图像和退化图像上是否有帮助？"
             "当每张图像自身的均值与对比度都已统一时，是否仍有帮助？",
         ),
         (

@@ -39,7 +39,7 @@ BATCHES: Final = Text(
 SHIFT: Final = Text(
     "Corrupted accuracies are those of 2,000 fixed test images; statistics of the test batch are "
     "those of 250 of them under one corruption, which a single image at a time does not have.",
-    "损坏图像上的准确率取自固定的 2,000 张测试图像；测试批统计量取自同一种损坏下的 250 张图像，"
+    "退化图像上的准确率取自固定的 2,000 张测试图像；测试批统计量取自同一种退化下的 250 张图像，"
     "逐张测试时无法得到。",
 )
 SCENES: Final = Text(
@@ -71,7 +71,7 @@ IMAGE_MOMENTS: Final = Text(
     "standard deviation, one number each over channels and positions, after crops, flips and "
     "corruptions.",
     "“图像的均值与对比度已统一”：网络首先把每张图像的均值和标准差（各为遍及通道与位置的一个数）"
-    "设为训练图像的平均值，在裁剪、翻转和损坏之后进行。",
+    "设为训练图像的平均值，在裁剪、翻转和退化之后进行。",
 )
 PAIRED_T: Final = Text(
     "The exact sign-flip test of five seeds cannot fall below 0.0625: the primary comparisons are "

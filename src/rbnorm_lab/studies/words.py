@@ -39,7 +39,7 @@ _PHRASES: Final = {
     ", video order": "，视频顺序",
     ", frozen statistics": "（冻结统计量）",
     "mean IoU (%)": "平均 IoU（%）",
-    "mean corruption accuracy (%)": "损坏图像上的平均准确率（%）",
+    "mean corruption accuracy (%)": "退化图像上的平均准确率（%）",
     "minus the baseline of the same seed (points)": "减去同一种子的基线（百分点）",
     "minus the baseline (points)": "减去基线（百分点）",
 }
