@@ -136,8 +136,8 @@ def test_links_to_other_places_are_whole_addresses(page):
         assert not link.endswith((".", ",")), link
 
 
-def test_the_page_to_touch_says_of_the_initial_values_what_the_results_say():
+def test_the_interactive_page_says_of_the_initial_values_what_the_records_say():
     page = (ROOT / "src/rbnorm_lab/explain/page.html").read_text()
     results = (DOCS / "results.md").read_text()
-    assert "two seeds of most variants so far, which cannot tell any initial value" in page
-    assert "Two seeds cannot tell any initial value from the default" in results
+    assert "five seeds detect no difference between w_b = 0, 1, 2 and 4. Leave it at 1." in page
+    assert "$w_b$ from 0 to 4 makes no difference that five seeds detect" in results

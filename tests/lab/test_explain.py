@@ -1,6 +1,7 @@
 """``rbnorm explain``: the page's math against the layer, its data, and the page in a browser."""
 
 import base64
+import inspect
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from support import VIEWPORTS, assert_fits, opened, run
 from torch import nn
 
 import rbnorm
+from rbnorm.definition import literal_rbn
 from rbnorm_lab.explain.network import layer_facts
 from rbnorm_lab.explain.page import PAGE, write_page
 from rbnorm_lab.explain.photographs import SIDE, photograph_parts
@@ -40,7 +42,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def facts(model, data):
-    return layer_facts(model, data)
+    spreads = {"bn": [0.5, 0.4, 0.6], "rbn": [0.4, 0.45, 0.3]}
+    return {**layer_facts(model, data), "spreads": spreads}
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,9 @@ def test_the_command_trains_and_leaves_one_file(tmp_path):
     written = (tmp_path / "o" / PAGE).read_text(encoding="utf-8")
     accuracy = float(re.search(r"its accuracy is ([\d.]+) %", written)[1])
     assert accuracy > 90
+    embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', written)
+    learnt = json.loads(embedded[1])["channels"]
+    assert max(abs(channel["w_m"]) for channel in learnt) > 0.2
     assert "<code>rbnorm explain --out o</code>" in written
     assert not re.search(r'(src|href)="(?!data:|https://)', written)
 
@@ -174,6 +180,40 @@ def test_a_case_is_what_it_says_and_calibration_helps(page):
         page.click("#set-calibrated")
         after = float(rows(page, "#seen")[2][column].replace("−", "-"))
         assert abs(after - before) < abs(moved - before)
+
+
+def test_the_verdict_says_what_rbn_does_and_whose_weights_it_has(page):
+    verdict, presets = page.locator("#verdict"), ("set-bn", "set-learnt", "set-calibrated")
+    words = ("RBN is off.", "as this network learnt it", "fitted to this one image")
+    for preset, said in zip(presets, words, strict=True):
+        page.click(f"#{preset}")
+        assert said in verdict.inner_text()
+        assert [page.get_attribute(f"#{p}", "aria-pressed") == "true" for p in presets] == [
+            p == preset for p in presets
+        ]
+    page.fill("#w_m", "-0.5")
+    assert "as it is set" in verdict.inner_text()
+    _, plain, now = (row[0] for row in rows(page, "#seen"))
+    assert f"from {plain} to {now}" in verdict.inner_text()
+
+
+def test_the_page_opens_with_what_the_network_learnt(page, facts):
+    assert page.get_attribute("#set-learnt", "aria-pressed") == "true"
+    learnt = facts["channels"][0]["w_m"]
+    shown = page.locator("#w_m-value").inner_text().replace("−", "-")
+    assert float(shown) == pytest.approx(learnt, abs=0.006)
+
+
+def test_every_formula_stands_beside_its_line_of_the_definition(page):
+    lines = page.locator("#flow code").all_inner_texts()
+    assert len(lines) == 6
+    source = inspect.getsource(literal_rbn)
+    assert all(line in source for line in lines)
+
+
+def test_the_spread_of_the_channels_is_counted(page):
+    said = page.locator("#spreads-said").inner_text()
+    assert said == "Lower with RBN in 2 of 3 layers; mean 0.38 against 0.50. One training of each."
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])

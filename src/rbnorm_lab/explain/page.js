@@ -17,9 +17,10 @@ for (const channel of data.channels) {
 }
 
 const SLIDERS = ["brightness", "contrast", "w_m", "w_v", "w_b"];
+const PRESETS = ["set-bn", "set-learnt", "set-calibrated"];
 const CASES = ["mean-below", "mean-above", "var-below", "var-above"];
 const state = { image: 0, channel: 0, statistics: "running", brightness: 0, contrast: 1,
-  w_m: 0, w_v: 0, w_b: 1, chosen: null };
+  w_m: 0, w_v: 0, w_b: 1, chosen: null, weights: "set-bn" };
 
 const shown = (value, digits = 2) => {
   const text = value.toFixed(digits);
@@ -106,9 +107,29 @@ function verdict({ instances }) {
     : ratio < 1
       ? say("the intensity comes out too small", "输出的强度偏小")
       : say("the intensity comes out too large", "输出的强度偏大");
-  byId("verdict").textContent = say(
+  byId("verdict").textContent = `${say(
     `This image's mean lies ${shown(Math.abs(offset))} σ ${offset < 0 ? "below" : "above"} the ${whose} mean: ${mean}. Its variance is ${shown(ratio)} times the ${whose} variance: ${spread}.`,
-    `这张图像的均值比${whose}均值${offset < 0 ? "低" : "高"} ${shown(Math.abs(offset))}σ：${mean}。方差是${whose}方差的 ${shown(ratio)} 倍：${spread}。`);
+    `这张图像的均值比${whose}均值${offset < 0 ? "低" : "高"} ${shown(Math.abs(offset))}σ：${mean}。方差是${whose}方差的 ${shown(ratio)} 倍：${spread}。`)} ${effect()}`;
+}
+
+// What RBN as it is set does to the chosen image, and where its weights come from.
+function effect() {
+  const whose = {
+    "set-bn": null,
+    "set-learnt": ["as this network learnt it", "按该网络学到的值"],
+    "set-calibrated": ["fitted to this one image, which no training would do", "只为这张图像拟合，训练并不会这样做"],
+    hand: ["as it is set", "按当前设置"],
+  }[state.weights];
+  if (!whose) return say("RBN is off.", "RBN 未起作用。");
+  const [wanted, plain, now] = [pass(1, 0, PLAIN), pass(state.contrast, state.brightness, PLAIN),
+    pass(state.contrast, state.brightness, weightsNow())].map(({ one }) => one);
+  const far = (one) => Math.abs(one.K_s - wanted.K_s);
+  const closer = far(now) < far(plain) - 0.05 ? say("nearer to", "更接近")
+    : far(now) > far(plain) + 0.05 ? say("further from", "更远离") : say("as far as before from", "同样远离");
+  const std = (one) => shown(Math.sqrt(rbn.moments(one.X_cs).v));
+  return say(
+    `RBN, ${whose[0]}, moves the mean after BN from ${signed(plain.K_s)} to ${signed(now.K_s)}, ${closer} the ${signed(wanted.K_s)} of the unchanged photograph, and the intensity from ${std(plain)} to ${std(now)} (unchanged: ${std(wanted)}).`,
+    `RBN（${whose[1]}）把 BN 之后的均值从 ${signed(plain.K_s)} 变为 ${signed(now.K_s)}，${closer}照片不变时的 ${signed(wanted.K_s)}；强度从 ${std(plain)} 变为 ${std(now)}（照片不变时为 ${std(wanted)}）。`);
 }
 
 function seen(now) {
@@ -228,6 +249,7 @@ function render() {
   byId("statistics").value = state.statistics;
   document.querySelector(`[name="image"][value="${state.image}"]`).checked = true;
   for (const name of CASES) byId(`case-${name}`).setAttribute("aria-pressed", name === state.chosen);
+  for (const name of PRESETS) byId(name).setAttribute("aria-pressed", name === state.weights);
   const now = pass(state.contrast, state.brightness, weightsNow());
   for (const draw of [stages, verdict, seen, identities, inPlace, histograms]) draw(now);
   photographs();
@@ -235,7 +257,7 @@ function render() {
 
 // A case moves the chosen channel by a standard deviation, or changes its contrast.
 function choose(name) {
-  Object.assign(state, { image: 0, statistics: "running", brightness: 0, contrast: 1, ...PLAIN, chosen: name });
+  Object.assign(state, { image: 0, statistics: "running", brightness: 0, contrast: 1, ...PLAIN, chosen: name, weights: "set-bn" });
   const moved = rbn.mean(channel().response) / sigma();
   const wanted = { "mean-below": -1.2, "mean-above": 1.2 }[name];
   if (wanted) {
@@ -251,7 +273,7 @@ function choose(name) {
 // A mean is drawn back by three quarters of its distance, and the gate set so that the intensity is
 // R(1), as far as a number below 1 can do that.
 function calibrate() {
-  Object.assign(state, PLAIN);
+  Object.assign(state, PLAIN, { weights: "set-calibrated" });
   const far = pass(state.contrast, state.brightness, PLAIN).one.K_s;
   if (Math.abs(far) > 0.5) state.w_m = -0.75;
   const { X_s } = pass(state.contrast, state.brightness, weightsNow()).one;
@@ -260,9 +282,36 @@ function calibrate() {
   render();
 }
 
+// The weights of the chosen channel as the network learnt them.
+function learnt() {
+  const { w_m, w_v, w_b } = channel();
+  Object.assign(state, { w_m, w_v, w_b, weights: "set-learnt" });
+  render();
+}
+
+// The spread of the channels' mean outputs, layer by layer, of both networks.
+function spreads() {
+  const { bn, rbn: own } = data.spreads, top = 1.05 * Math.max(...bn, ...own);
+  const x = (i) => 30 + i * (WIDTH - 50) / (bn.length - 1), y = (value) => HEIGHT - value / top * (HEIGHT - 8);
+  const line = (values, colour) => `<path d="M${values.map((v, i) => `${x(i)} ${y(v)}`).join("L")}" fill="none" stroke="var(--${colour})" stroke-width="2.5"/>`;
+  byId("spreads").innerHTML = [line(bn, "grey"), line(own, "orange"),
+    `<line x1="30" x2="${WIDTH - 20}" y1="${HEIGHT}" y2="${HEIGHT}" stroke="currentColor"/>`,
+    `<text x="26" y="${HEIGHT}" text-anchor="end">0</text><text x="26" y="14" text-anchor="end">${shown(top, 1)}</text>`,
+    ...bn.map((_, i) => `<text x="${x(i)}" y="${HEIGHT + 15}" text-anchor="middle">${i + 1}</text>`)].join("");
+  const lower = own.filter((v, i) => v < bn[i]).length;
+  byId("spreads-said").textContent = say(
+    `Lower with RBN in ${lower} of ${bn.length} layers; mean ${shown(rbn.mean(own))} against ${shown(rbn.mean(bn))}. One training of each.`,
+    `${bn.length} 层中有 ${lower} 层 RBN 更低；平均为 ${shown(rbn.mean(own))}，BatchNorm 为 ${shown(rbn.mean(bn))}。各只训练一次。`);
+  byId("spreads").setAttribute("aria-label", byId("spreads-said").textContent);
+}
+
 function listen() {
   for (const name of SLIDERS) {
-    byId(name).addEventListener("input", () => { state[name] = Number(byId(name).value); render(); });
+    byId(name).addEventListener("input", () => {
+      state[name] = Number(byId(name).value);
+      if (name.startsWith("w_")) state.weights = "hand";
+      render();
+    });
   }
   for (const name of ["channel", "statistics"]) {
     byId(name).addEventListener("change", () => {
@@ -274,12 +323,11 @@ function listen() {
     input.addEventListener("change", () => { state.image = Number(input.value); render(); });
   }
   for (const name of CASES) byId(`case-${name}`).addEventListener("click", () => choose(name));
-  const set = (id, weights) => byId(id).addEventListener("click", () => {
-    Object.assign(state, weights());
+  byId("set-bn").addEventListener("click", () => {
+    Object.assign(state, PLAIN, { weights: "set-bn" });
     render();
   });
-  set("set-bn", () => PLAIN);
-  set("set-learnt", () => ({ w_m: channel().w_m, w_v: channel().w_v, w_b: channel().w_b }));
+  byId("set-learnt").addEventListener("click", learnt);
   byId("set-calibrated").addEventListener("click", calibrate);
   byId("language").addEventListener("click", () => show(chinese() ? "en" : "zh-Hans"));
 }
@@ -304,6 +352,7 @@ function show(language) {
     option.textContent = say(option.dataset.en, option.dataset.zh);
   }
   starts();
+  spreads();
   render();
 }
 
@@ -316,7 +365,7 @@ strip.onload = () => {
   for (let k = 0; k < strip.width / SIDE; k++) sources.push(context.getImageData(k * SIDE, 0, SIDE, SIDE).data);
   listen();
   choose("mean-below");
-  calibrate();
+  learnt();
   show((location.hash.slice(1) || navigator.language).startsWith("zh") ? "zh-Hans" : "en");
   document.body.dataset.ready = "true";
 };

@@ -1,5 +1,6 @@
 """``rbnorm explain``: train, measure, write ``explain.html``."""
 
+import inspect
 import json
 import re
 from importlib.resources import files
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from rbnorm.definition import literal_rbn
 from rbnorm.models.files import replace
 from rbnorm_lab.explain.network import layer_facts, trained
 from rbnorm_lab.explain.photographs import PHOTOGRAPHS, photograph_parts
@@ -32,7 +34,8 @@ def explain(out: Path, command: str) -> None:
     check_folder(out)
     data = photograph_parts()
     network = trained(data)
-    page = write_page(layer_facts(network.model, data), network.accuracy, command)
+    facts = {**layer_facts(network.model, data), "spreads": network.spreads}
+    page = write_page(facts, network.accuracy, command)
     make_folder(out)
     replace(out / PAGE, page.encode())
     terminal().print(f"Page: {out / PAGE}", soft_wrap=True)
@@ -46,11 +49,25 @@ def letters(text: str) -> Markup:
     return Markup(_LETTER.sub(r"<i>\1</i><sub>\2</sub>", str(escape(text))))
 
 
+def literal_line(piece: str) -> str:
+    """The line of the literal definition that has this piece.
+
+    Raises:
+        LookupError: There is none, or there are several.
+    """
+    source = inspect.getsource(literal_rbn).splitlines()
+    found = [line.strip() for line in source if piece in line]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} lines of the literal definition have {piece!r}")
+    return found[0]
+
+
 def write_page(facts: dict[str, Any], accuracy: float, command: str) -> str:
     """The page as text: one file that needs no network.
 
     Args:
-        facts: See :func:`rbnorm_lab.explain.network.layer_facts`.
+        facts: See :func:`rbnorm_lab.explain.network.layer_facts`, with the ``spreads`` of
+            :class:`rbnorm_lab.explain.network.Trained`.
         accuracy: Of the network on held-out parts.
         command: The command line that makes this page again.
     """
@@ -62,6 +79,8 @@ def write_page(facts: dict[str, Any], accuracy: float, command: str) -> str:
         script=Markup(script),
         data=Markup(json.dumps(facts, allow_nan=False, separators=(",", ":"))),
         letters=letters,
+        line=literal_line,
+        faster=CALIBRATION_RATE,
         channels=[channel["index"] for channel in facts["channels"]],
         images=len(facts["channels"][0]["maps"]),
         photographs=PHOTOGRAPHS,

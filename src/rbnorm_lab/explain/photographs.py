@@ -16,6 +16,7 @@ SIDE: Final = 48
 
 _SHRINK: Final = 3
 _TRAINING, _TEST = 480, 160  # parts
+_CONTRAST, _BRIGHTNESS = 0.4, 0.25  # the most by which ln c, and b, differ from 0
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,25 @@ def photographs() -> list[Tensor]:
 
 
 def photograph_parts() -> ImageData:
-    """Square parts of the photographs, standardised; those of the right halves are held out."""
+    """Square parts of the photographs, standardised; those of the right halves are held out.
+
+    The light of the training parts varies: each is ``c (x - mean) + mean + b`` of its part x, with
+    random contrast c and brightness b of its own, so that a norm has something to calibrate.
+    """
     whole = photographs()
     flat = torch.cat([image.flatten(1) for image in whole], 1)
     mean, std = flat.mean(1), flat.std(1)
     generator = torch.Generator().manual_seed(0)
-    train, test = (
-        TensorDataset((images - mean[:, None, None]) / std[:, None, None], labels)
-        for images, labels in (
-            _parts(whole, (0, 0.5), _TRAINING, generator),
-            _parts(whole, (0.5, 1), _TEST, generator),
-        )
+    seen, labels = _parts(whole, (0, 0.5), _TRAINING, generator)
+    held_out, held_out_labels = _parts(whole, (0.5, 1), _TEST, generator)
+    contrast, brightness = (
+        limit * (2 * torch.rand(len(seen), 1, 1, 1, generator=generator) - 1)
+        for limit in (_CONTRAST, _BRIGHTNESS)
     )
+    centre, scale = mean[:, None, None], std[:, None, None]
+    seen = contrast.exp() * (seen - centre) + brightness
+    train = TensorDataset(seen / scale, labels)
+    test = TensorDataset((held_out - centre) / scale, held_out_labels)
     moments = tuple(mean.tolist()), tuple(std.tolist())
     return ImageData(train, train, test, len(whole), 3, *moments)
 
