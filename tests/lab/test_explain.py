@@ -258,6 +258,7 @@ def test_the_whole_page_can_be_worked_by_keyboard(page):
     page.locator("#w_m").focus()
     page.keyboard.press("ArrowLeft")
     assert page.locator("#w_m-value").inner_text() == "−0.01"
+    page.keyboard.press("PageDown")
     assert page.locator("#facts-X_cm").inner_text() != before
     page.locator('[name="image"]:checked').focus()
     page.keyboard.press("ArrowRight")

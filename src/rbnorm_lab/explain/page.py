@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from rbnorm.definition import literal_rbn
 from rbnorm.models.files import replace
-from rbnorm_lab.explain.network import layer_facts, trained
+from rbnorm_lab.explain.network import CALIBRATION_RATE, layer_facts, trained
 from rbnorm_lab.explain.photographs import PHOTOGRAPHS, photograph_parts
 from rbnorm_lab.folders import check_folder, make_folder
 from rbnorm_lab.progress import terminal
