@@ -60,6 +60,8 @@ def _images(result: rbnorm.Diagnosis) -> list[Text]:
             + (advice if shift.moved else "问题不在于此。"),
         )
     ]
+
+
 def _reached(result: rbnorm.Diagnosis) -> list[LayerDiagnosis]:
     return [layer for layer in result.layers if layer.instances]
 
