@@ -108,7 +108,6 @@ def compare(comparison: Comparison, out: Path, command: str, *, save_models: boo
         rgb=needs_rgb(configs[0].model),
         limit=comparison.run.limit,
         image_size=comparison.run.image_size,
-        quiet=not accelerator.is_main_process,
     )
     choose_threads(data)
     models = out / "models" if save_models else None

@@ -1,42 +1,48 @@
 """Images to classify: found, checked and prepared; datasets and transforms are torchvision's."""
 
-import contextlib
-import os
+import gzip
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
-from torchvision.datasets.utils import extract_archive
 from torchvision.transforms import v2
 
 from rbnorm_cli.names import FOLDER
-from rbnorm_lab.camvid import CAMVID, CLASSES, Scenes
+from rbnorm_lab.camvid import CAMVID, CLASSES, mirrored, scenes
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.evaluate import CLASSIFICATION, Task, segmentation
-from rbnorm_lab.imagefolder import image_folder
+from rbnorm_lab.imagefolder import folder_of, image_folder, load_image
 from rbnorm_lab.imagenet import IMAGENET_MOMENTS
-from rbnorm_lab.jpegs import CIFAR10_JPEG, JpegImages, cropped_and_flipped
 
+CIFAR10_JPEG: Final = "cifar10-jpeg"
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
 
+_CIFAR_SIDE: Final = 32
+_CIFAR10: Final = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR: Final = {
-    "cifar10": (CIFAR10, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
+    "cifar10": (CIFAR10, _CIFAR10),
     "cifar100": (CIFAR100, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))),
 }
 _FOLDER_SIDE: Final = 224
-_Moments = tuple[tuple[float, ...], tuple[float, ...]]
 _HELD_OUT_DIGITS: Final = 500
 _HELD_OUT_PARTS: Final = 6
 _SPLIT_SEED: Final = 0
+
+Labelled = tuple[Any, Tensor]
+"""Images (N, C, H, W), or what is indexed like them, and labels of images or of their pixels."""
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel of raw values from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +79,41 @@ class ImageData:
         return len(self.train)  # type: ignore[arg-type]
 
 
-class Tensors(TensorDataset):
+class Tensors(Dataset[Any]):
     """Images that fit into memory, indexed a whole batch at a time.
 
     Indexing and transforming a batch at once instead of image by image makes an epoch of small
     images several times faster.
+
+    Args:
+        images: Images (N, C, H, W), or what is indexed like them.
+        labels: A label for each, or for each of their pixels.
+        transform: What becomes of a batch of images.
+        together: What then becomes of the images and their labels.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]):
-        super().__init__(images, labels)
-        self.transform = transform
+    def __init__(
+        self,
+        images: Any,
+        labels: Tensor,
+        transform: Callable[[Tensor], Tensor],
+        together: Callable[[Tensor, Tensor], Labelled] | None = None,
+    ) -> None:
+        self.tensors = images, labels
+        self.transform, self.together = transform, together
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int:
+        return len(self.tensors[1])
+
+    def __getitem__(self, index: int) -> Labelled:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> Labelled:
         """The batch of these images and labels."""
-        images, labels = self[indices]
-        return self.transform(images), labels
+        images, labels = (tensor[indices] for tensor in self.tensors)
+        images = self.transform(images)
+        return self.together(images, labels) if self.together else (images, labels)
 
 
 def collate(batch: Any) -> Any:
@@ -111,7 +137,6 @@ def load_data(
     image_size: int | None = None,
     held_out: bool = False,
     evaluation: bool = False,
-    quiet: bool = False,
 ) -> ImageData:
     """Load a data set, or fail before anything is written.
 
@@ -126,26 +151,25 @@ def load_data(
         held_out: Test on a fixed sixth of the training images, which are then not trained on; of
             CamVid, which has them, on the images for validation.
         evaluation: Nothing is trained, so that an image folder needs no training images.
-        quiet: Show no progress.
 
     Raises:
         UsageError: The data is missing or broken.
     """
+    home = root or Path("data")
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER))
-        side = image_size or _FOLDER_SIDE
-        parts = image_folder(path, side, quiet=quiet, evaluation=evaluation)
+        parts = image_folder(path, image_size or _FOLDER_SIDE, evaluation=evaluation)
         data = ImageData(*parts, 3, *IMAGENET_MOMENTS)
     elif name == CAMVID:
-        data = _camvid((root or Path("data")) / name, image_size, held_out)
+        data = _camvid(home / name, image_size, held_out)
     elif name == CIFAR10_JPEG:
-        data = _cifar10_jpeg((root or Path("data")) / name, image_size)
+        data = replace(_cifar10_jpeg(home / name, image_size), folder=home / name)
     elif name in _CIFAR:
-        data = _cifar(*_CIFAR[name], root or Path("data"), image_size)
+        data = _cifar(*_CIFAR[name], home, image_size)
     elif name == "fashion-mnist":
-        data = _fashion_mnist(root, rgb, image_size)
+        data = _in_memory(*_fashion_mnist(root), None, image_size, rgb=rgb)
     else:
-        data = _digits(rgb, image_size)
+        data = _in_memory(*_digits(), None, image_size, rgb=rgb)
     order = torch.randperm(data.size, generator=torch.Generator().manual_seed(_SPLIT_SEED))
     if held_out and name != CAMVID:
         first = data.size - data.size // _HELD_OUT_PARTS
@@ -167,7 +191,7 @@ def _some(dataset: Any, limit: int) -> Subset[Any]:
     return Subset(dataset, order[:limit].tolist())
 
 
-def _digits(rgb: bool, image_size: int | None) -> ImageData:
+def _digits() -> tuple[Labelled, Labelled]:
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(digits.target).long()
@@ -177,111 +201,149 @@ def _digits(rgb: bool, image_size: int | None) -> ImageData:
         stratify=labels,
         random_state=_SPLIT_SEED,
     )
-    return _in_memory((images[train], labels[train]), (images[test], labels[test]), rgb, image_size)
+    return (images[train], labels[train]), (images[test], labels[test])
 
 
 def _in_memory(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rgb: bool, image_size: int | None
+    train: Labelled,
+    test: Labelled,
+    moments: Moments | None,
+    image_size: int | None,
+    *,
+    rgb: bool = False,
+    augment: Callable[[Tensor], Tensor] | None = None,
 ) -> ImageData:
-    """Grey images (N, 1, H, W) of both parts, standardised by the training images' moments."""
-    values = v2.functional.to_dtype(train[0], torch.float32, scale=True)
-    transform = v2.Compose(
-        [
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([values.mean().item()], [values.std().item()]),
-            *([v2.Resize(image_size)] if image_size else []),
-            *([v2.RGB()] if rgb else []),
-        ]
+    """Images of both parts, standardised by these moments or those of grey training images."""
+    if moments is None:
+        values = v2.functional.to_dtype(train[0], torch.float32, scale=True)
+        moments = (values.mean().item(),), (values.std().item(),)
+    resize = [v2.Resize(image_size)] if image_size else []
+    finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*moments)]
+    finish += [v2.RGB()] if rgb else []
+    plain = v2.Compose([*resize, *finish])
+    augmented = v2.Compose([*resize, augment, *finish]) if augment else plain
+    channels = 3 if rgb else train[0].shape[1]
+    mean, std = (moment * (channels // len(moment)) for moment in moments)
+    return ImageData(
+        Tensors(*train, augmented),
+        Tensors(*train, plain),
+        Tensors(*test, plain),
+        int(train[1].max()) + 1,
+        channels,
+        mean,
+        std,
     )
-    classes = int(train[1].max()) + 1
-    dataset, channels = Tensors(*train, transform), 3 if rgb else 1
-    mean, std = ((moment.item(),) * channels for moment in (values.mean(), values.std()))
-    return ImageData(dataset, dataset, Tensors(*test, transform), classes, channels, mean, std)
 
 
-def _fashion_mnist(root: Path | None, rgb: bool, image_size: int | None) -> ImageData:
-    with _fashion_mnist_root(root) as folder:
-        try:
-            parts = [FashionMNIST(folder, train=train) for train in (True, False)]
-        except (RuntimeError, AssertionError, TypeError, ValueError, OSError) as error:
-            raise UsageError(
-                f"the Fashion-MNIST files in {root or folder} are broken ({first_line(error)})"
-            ) from error
-    train, test = ((part.data.unsqueeze(1), part.targets) for part in parts)
-    return _in_memory(train, test, rgb, image_size)
+def cropped_and_flipped(images: Tensor) -> Tensor:
+    """Each image moved by up to an eighth of its side, with zeros behind it, and half mirrored."""
+    count, _, height, width = images.shape
+    pad = height // 8
+    padded = F.pad(images, 4 * (pad,))
+    rows = torch.randint(2 * pad + 1, (count, 1)) + torch.arange(height)
+    columns = torch.randint(2 * pad + 1, (count, 1)) + torch.arange(width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    image = torch.arange(count)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-@contextlib.contextmanager
-def _fashion_mnist_root(root: Path | None) -> Iterator[Path]:
-    """A folder in torchvision's layout, made of one flat folder of idx or idx.gz if need be."""
+def _fashion_mnist(root: Path | None) -> tuple[Labelled, Labelled]:
+    """From torchvision's folder or a flat one, of files of idx or idx.gz, which Debian has too."""
     home = root or Path("data")
-    with tempfile.TemporaryDirectory() as scratch:
-        raw = Path(scratch, "FashionMNIST", "raw")
-        for folder in (
-            home / "FashionMNIST" / "raw",
-            home,
-            *([] if root else [DEBIAN_FASHION_MNIST]),
-        ):
-            files = sorted(folder.glob("*-ubyte*")) if folder.is_dir() else []
-            if files:
-                raw.mkdir(parents=True)
-                for file in files:
-                    _unpack(file, raw)
-                yield Path(scratch)
-                return
-        yield _download(FashionMNIST, home)
-
-
-def _unpack(file: Path, folder: Path) -> None:
-    if file.suffix != ".gz":
-        (folder / file.name).symlink_to(file.resolve())
-        return
+    raw = home / "FashionMNIST" / "raw"
+    for folder in (raw, home, *([] if root else [DEBIAN_FASHION_MNIST])):
+        if any(folder.glob("*-ubyte*")):
+            break
+    else:
+        folder = _download(FashionMNIST, home) / "FashionMNIST" / "raw"
     try:
-        extract_archive(os.fspath(file), os.fspath(folder))
-    except (OSError, EOFError) as error:
-        raise UsageError(f"{file} cannot be unpacked ({first_line(error)})") from error
+        return _idx(folder, "train"), _idx(folder, "t10k")
+    except (OSError, EOFError, ValueError) as error:
+        raise UsageError(
+            f"the Fashion-MNIST files in {folder} are broken ({first_line(error)})"
+        ) from error
+
+
+def _idx(folder: Path, part: str) -> Labelled:
+    """Images (N, 1, 28, 28) and labels, behind headers of 16 and 8 bytes."""
+
+    def read(name: str, header: int) -> Tensor:
+        path = folder / f"{part}-{name}-ubyte"
+        packed = Path(f"{path}.gz")
+        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        return torch.tensor(np.frombuffer(content, np.uint8, offset=header))
+
+    images, labels = read("images-idx3", 16).view(-1, 1, 28, 28), read("labels-idx1", 8)
+    if len(images) != len(labels):
+        raise ValueError(f"{part} has {len(images)} images and {len(labels)} labels")
+    return images, labels.long()
 
 
 def _cifar(
-    dataset: type[CIFAR10], moments: _Moments, root: Path, image_size: int | None
+    dataset: type[CIFAR10], moments: Moments, root: Path, image_size: int | None
 ) -> ImageData:
-    side = image_size or 32
-    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*moments)]
-    resize = [v2.Resize(side)] if image_size else []
-    augment = [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()]
     if not (root / dataset.base_folder).is_dir():
         root = _download(dataset, root)
-    augmented, plain = v2.Compose([*resize, *augment, *finish]), v2.Compose([*resize, *finish])
     try:
-        train, unchanged = (dataset(root, train=True, transform=t) for t in (augmented, plain))
-        test = dataset(root, train=False, transform=plain)
+        parts = [dataset(root, train=train) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise UsageError(
             f"the {dataset.__name__} files in {root} are broken ({first_line(error)})"
         ) from error
-    return ImageData(train, unchanged, test, len(train.classes), 3, *moments)
+    train, test = (
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in parts
+    )
+    data = _in_memory(train, test, moments, image_size, augment=cropped_and_flipped)
+    return replace(data, classes=len(parts[0].classes))
 
 
 def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
-    """As :func:`_cifar`, but cropped and flipped a whole batch at a time."""
     if not folder.is_dir():
         raise UsageError(
             f"there is no folder {folder}, which is to have train/CLASS/IMAGE and test/CLASS/IMAGE"
         )
-    moments = _CIFAR["cifar10"][1]
-    finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*moments)]
-    resize = [v2.Resize(image_size)] if image_size else []
-    augmented = v2.Compose([*resize, cropped_and_flipped, *finish])
-    plain = v2.Compose([*resize, *finish])
-    train = JpegImages(folder / "train", augmented)
-    test = JpegImages(folder / "test", plain)
-    return ImageData(train, train.prepared(plain), test, train.classes, 3, *moments, folder=folder)
+    parts = [folder_of(folder / part, None) for part in ("train", "test")]
+    train, test = ((_Files(part.samples), torch.tensor(part.targets)) for part in parts)
+    return _in_memory(train, test, _CIFAR10, image_size, augment=cropped_and_flipped)
+
+
+class _Files:
+    """Images in files in the place of a tensor (N, 3, 32, 32): decoded when asked for, and kept."""
+
+    def __init__(self, samples: list[tuple[str, int]]) -> None:
+        self.files = [file for file, _ in samples]
+        self.shape = (len(samples), 3, _CIFAR_SIDE, _CIFAR_SIDE)
+        # one tensor: as small ones among a training's large ones they would scatter its memory
+        self.decoded = torch.empty(self.shape, dtype=torch.uint8)
+        self.known = [False] * len(samples)
+
+    def __getitem__(self, indices: list[int]) -> Tensor:
+        for index in indices:
+            if not self.known[index]:
+                self._decode(index)
+        return self.decoded[indices]
+
+    def _decode(self, index: int) -> None:
+        image = load_image(self.files[index])
+        if image.size != (_CIFAR_SIDE, _CIFAR_SIDE):
+            raise UsageError(
+                f"{self.files[index]} is {image.width} x {image.height}, "
+                f"not {_CIFAR_SIDE} x {_CIFAR_SIDE}"
+            )
+        self.decoded[index] = v2.functional.pil_to_tensor(image)
+        self.known[index] = True
 
 
 def _camvid(folder: Path, side: int | None, held_out: bool) -> ImageData:
-    train, plain = (Scenes(folder, "train", side, flips=flips) for flips in (True, False))
-    test = Scenes(folder, "val" if held_out else "test", side, flips=False)
-    return ImageData(train, plain, test, CLASSES, 3, *IMAGENET_MOMENTS, segmentation(CLASSES))
+    train, test = (scenes(folder, part, side) for part in ("train", "val" if held_out else "test"))
+    mean, std = (torch.tensor(moment).view(3, 1, 1) for moment in IMAGENET_MOMENTS)
+
+    def plain(images: Tensor) -> Tensor:
+        return (images / 255 - mean) / std
+
+    parts = Tensors(*train, plain, mirrored), Tensors(*train, plain), Tensors(*test, plain)
+    return ImageData(*parts, CLASSES, 3, *IMAGENET_MOMENTS, segmentation(CLASSES))
 
 
 def _download(dataset: Any, root: Path) -> Path:

@@ -78,7 +78,7 @@ def gradients_study(options: argparse.Namespace) -> None:
     if not options.no_run:
         done = store.load()
         _check_steps(options, [done[config.key] for config in configs if config.key in done])
-        data = data_of(shared, options.data_root, quiet=False)
+        data = data_of(shared, options.data_root)
         most = steps_of_epoch(shared, data)
         if not 1 <= options.steps <= most:
             raise UsageError(

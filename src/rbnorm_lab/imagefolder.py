@@ -1,8 +1,7 @@
-"""A folder of images for every class: torchvision's ImageFolder, checked before it is used."""
+"""A folder of images for every class, as torchvision's ImageFolder reads it."""
 
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -10,7 +9,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.progress import Progress
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -19,11 +17,9 @@ from torchvision.transforms import v2
 
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.imagenet import IMAGENET_MOMENTS
-from rbnorm_lab.progress import terminal
 
 _FORMATS: Final = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What the suffixes that torchvision looks for stand for."""
-_CHECKED: Final = 20_000
 _HELD_OUT_SHARE: Final = 0.2
 _SPLIT_SEED: Final = 0
 
@@ -37,7 +33,7 @@ class Parts(NamedTuple):
     classes: int
 
 
-def image_folder(path: Path, side: int, *, quiet: bool, evaluation: bool = False) -> Parts:
+def image_folder(path: Path, side: int, *, evaluation: bool = False) -> Parts:
     """Training images with and without augmentation, test images and the number of classes.
 
     Args:
@@ -45,88 +41,80 @@ def image_folder(path: Path, side: int, *, quiet: bool, evaluation: bool = False
             images for every class; or one folder with those classes itself, of which a fixed fifth
             is then held out.
         side: Side of the square the images are cropped to.
-        quiet: Show no progress.
         evaluation: Nothing is trained: a folder with ``val`` (or ``test``) alone, or with too few
             images to hold some of each class back, is tested on as a whole.
 
     Raises:
-        UsageError: The folder has another layout, or an image that cannot be decoded.
+        UsageError: The folder has another layout.
     """
-    finish = [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(*IMAGENET_MOMENTS),
-    ]
-    for_training = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *finish])
-    for_test = v2.Compose([v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side), *finish])
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET_MOMENTS)]
+    augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *finish])
+    resize = v2.Compose([v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side), *finish])
+    train = path / "train"
     held_out = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
-    if not (evaluation and held_out):
-        _check_layout(path, held_out)
-    train: Any
-    plain: Any
-    test: Any
-    if held_out and (path / "train").is_dir():
-        train, plain, test = (
-            folder_of(path / "train", for_training),
-            folder_of(path / "train", for_test),
-            folder_of(held_out, for_test),
-        )
-        if not set(test.classes) <= set(train.classes):
-            raise UsageError(
-                f"{held_out} has {len(test.classes)} classes and {path / 'train'}, which gives the "
-                f"model its head, has {len(train.classes)}: the classes must be the same"
-            )
-        # a class that only the training part has must not shift the others' numbers
-        test.samples = [
-            (file, train.class_to_idx[test.classes[label]]) for file, label in test.samples
-        ]
-        files = [file for file, _ in (*train.samples, *test.samples)]
-        classes = len(train.classes)
-    else:
-        path = held_out if held_out and evaluation else path
-        whole = folder_of(path, for_training)
-        files, classes = [file for file, _ in whole.samples], len(whole.classes)
-        if classes < 2:
-            raise UsageError(f"{path} has one class, {whole.classes[0]}, and needs at least two")
-        try:
-            chosen = train_test_split(
-                range(len(files)),
-                test_size=_HELD_OUT_SHARE,
-                stratify=whole.targets,
-                random_state=_SPLIT_SEED,
-            )
-        except ValueError as error:
-            if not evaluation:
-                raise UsageError(f"{path} cannot be split ({first_line(error)})") from error
-            chosen = None
-        if chosen is None or path == held_out:
-            chosen = [list(range(len(files)))] * 2
-        unchanged = folder_of(path, for_test)
-        train, plain = (Subset(folder, chosen[0]) for folder in (whole, unchanged))
-        test = Subset(unchanged, chosen[1])
-    _check_images(files, quiet=quiet)
-    return Parts(train, plain, test, classes)
-
-
-def _check_layout(path: Path, held_out: Path | None) -> None:
-    """Refuse parts that would be taken for classes: what is in a class is images, not folders."""
-    parts = [path / name for name in ("train", "val", "test") if (path / name).is_dir()]
-    if (path / "train").is_dir() and held_out:
-        return
-    for part in parts:
-        if any(child.is_dir() for child in part.iterdir()):
-            lacks = "val or test beside it" if part.name == "train" else "train beside it"
+    if held_out and train.is_dir():
+        known = folder_of(train, augment)
+        test = folder_of(held_out, resize, known.class_to_idx)
+        return Parts(known, folder_of(train, resize), test, len(known.classes))
+    if held_out and evaluation:
+        test = folder_of(held_out, resize)
+        return Parts(folder_of(held_out, augment), test, test, len(test.classes))
+    for part in filter(Path.is_dir, (train, *filter(None, [held_out]))):
+        if any(child.is_dir() for child in part.iterdir()):  # in a class are images
+            lacks = "val or test beside it" if part == train else "train beside it"
             raise UsageError(f"{part} holds folders, as a part of a data set, and lacks {lacks}")
+    return _split(folder_of(path, augment), folder_of(path, resize), evaluation)
 
 
-def folder_of(path: Path, transform: v2.Compose | None) -> Any:
+def _split(augmented: Any, plain: Any, evaluation: bool) -> Parts:
+    every, classes = range(len(plain)), plain.classes
+    if len(classes) < 2:
+        raise UsageError(f"{plain.root} has one class, {classes[0]}, and needs at least two")
+    try:
+        train, test = train_test_split(
+            every, test_size=_HELD_OUT_SHARE, stratify=plain.targets, random_state=_SPLIT_SEED
+        )
+    except ValueError as error:
+        if not evaluation:
+            raise UsageError(f"{plain.root} cannot be split ({first_line(error)})") from error
+        train = test = every
+    parts = (Subset(augmented, train), Subset(plain, train), Subset(plain, test))
+    return Parts(*parts, len(classes))
+
+
+class _Folder(ImageFolder):  # type: ignore[misc]
+    """One whose classes may have the numbers of another's, of which it may lack some."""
+
+    def __init__(self, path: Path, transform: Any, numbers: dict[str, int] | None) -> None:
+        self.numbers = numbers
+        super().__init__(path, transform, loader=load_image, allow_empty=numbers is not None)
+
+    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+        """The names of the classes, and the number of each."""
+        names, numbers = super().find_classes(directory)
+        if self.numbers is None:
+            return names, numbers
+        if odd := sorted(set(names) - self.numbers.keys()):
+            raise UsageError(
+                f"{directory} has the class {odd[0]!r}, which the training images, that give the "
+                "model its head, do not have"
+            )
+        return list(self.numbers), self.numbers
+
+
+def folder_of(path: Path, transform: Any, numbers: dict[str, int] | None = None) -> Any:
     """An ImageFolder, whose images are PIL's where nothing transforms them.
 
+    Args:
+        path: The folder of the classes.
+        transform: What becomes of an image.
+        numbers: The number of every class; in alphabetical order unless given.
+
     Raises:
-        UsageError: The path is none.
+        UsageError: The path is no such folder, or has a class without a number.
     """
     try:
-        return ImageFolder(path, transform, loader=_load)
+        return _Folder(path, transform, numbers)
     except OSError as error:
         raise UsageError(
             f"{path} is no image folder, which has one folder of images for every class "
@@ -142,7 +130,7 @@ def squares(files: Iterable[str | Path], side: int) -> Tensor:
     """
 
     def square(file: str | Path) -> Any:
-        image: Image.Image = _load(file)
+        image: Image.Image = load_image(file)
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor() as pool:
@@ -150,33 +138,8 @@ def squares(files: Iterable[str | Path], side: int) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def _check_images(files: Sequence[str], *, quiet: bool) -> None:
-    """Decode images once, so that a broken one is named before training begins.
-
-    Beyond :data:`_CHECKED` images about as many, evenly spread: all of ImageNet would take hours.
-    """
-    chosen = files[:: math.ceil(len(files) / _CHECKED)]
-    console = terminal(stderr=True)
-    bar = Progress(transient=True, disable=quiet or not console.is_terminal, console=console)
-    with ThreadPoolExecutor() as pool, bar:
-        task = bar.add_task("checking images", total=len(chosen))
-        for fault in pool.map(_fault, chosen):
-            if fault:
-                pool.shutdown(cancel_futures=True)
-                raise fault
-            bar.advance(task)
-
-
-def _fault(file: str) -> UsageError | None:
-    try:
-        _load(file)
-    except UsageError as error:
-        return error
-    return None
-
-
-def _load(file: str | Path) -> Any:
-    """An image in colour.
+def load_image(file: str | Path) -> Any:
+    """An image in colour; a grey one of 16 bits is scaled, which Pillow would clip.
 
     Raises:
         UsageError: It cannot be decoded.
@@ -191,7 +154,6 @@ def _load(file: str | Path) -> Any:
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 bits scaled, which Pillow would clip; others as they are."""
     if image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))

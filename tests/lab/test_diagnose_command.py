@@ -444,7 +444,7 @@ def folder(tmp_path):
 def test_classes_are_found_by_the_names_of_a_file(folder):
     names = class_names(folder / "classes.txt")
     name = f"imagefolder:{folder / 'images'}"
-    data = load_data(name, image_size=32, evaluation=True, quiet=True)
+    data = load_data(name, image_size=32, evaluation=True)
     images = relabelled(name, data.test, names)
     assert sorted(label for _, label in images) == [0, 2, 3]
     assert data.classes == 3

@@ -167,7 +167,7 @@ def test_the_weights_are_those_of_a_plain_model(digits, whole, name):
     path = checkpoint.newest(whole[0])
     model = build_model("cifar-resnet8", "bn", classes=3, channels=3, seed=5)
     load_weights(model, path / f"{'model' if name == 'test' else name}.safetensors")
-    data = load_data(f"imagefolder:{digits}", image_size=16, quiet=True)
+    data = load_data(f"imagefolder:{digits}", image_size=16)
     images, labels = first_images(data.test, 27)
     scores = model.eval()(images)
     metrics = checkpoint._history(path / "history.json")[-1]
@@ -247,18 +247,6 @@ def test_the_folder_is_taken_before_its_checkpoint_is_read(tmp_path, capsys):
     assert "another process is training in" in capsys.readouterr().err
 
 
-# In a process of its own: with loader workers torch handles SIGCHLD from then on, on a signal stack
-# that other libraries in this process have made too small.
-UNCHECKED = """
-import sys
-from rbnorm_lab import imagefolder
-from rbnorm_cli.main import main
-
-imagefolder._CHECKED = 1
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_while_training_is_named(digits, tmp_path, workers):
     broken = tmp_path / "images"
@@ -267,7 +255,9 @@ def test_an_image_that_breaks_while_training_is_named(digits, tmp_path, workers)
         path.write_bytes(b"\x89PNG broken")
     given = arguments(broken, tmp_path / "out", f"--workers={workers}", "--tracker=none")
     given.remove("--sync-norm")
-    done = execute([sys.executable, "-c", UNCHECKED, *given], cwd=tmp_path)
+    # in a process of its own: with workers torch handles SIGCHLD from then on, on a signal stack
+    # that other libraries in this process have made too small
+    done = execute([sys.executable, "-m", "rbnorm", *given], cwd=tmp_path)
     assert done.returncode == 2
     assert ".png is no readable image" in done.stderr
     assert done.stderr.strip().count("\n") == 0  # a bar that had not begun leaves a line

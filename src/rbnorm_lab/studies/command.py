@@ -160,7 +160,7 @@ def _check(plans: Sequence[_Plan], data_root: Path | None) -> None:
     """Load the data and try a step of each study before anything is written."""
     for plan in plans:
         for config in plan.study.runs()[:1]:
-            check_run(config, data_of(config, data_root, quiet=False), torch.device("cpu"))
+            check_run(config, data_of(config, data_root), torch.device("cpu"))
 
 
 def _draw(plans: Sequence[_Plan], runner: Runner, out: Path, command: str) -> None:

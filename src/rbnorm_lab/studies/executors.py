@@ -23,7 +23,7 @@ LOCAL_RAY = "local"
 _OF_DATA: Final = ("limit", "test_limit", "image_size", "held_out")
 
 
-def data_of(config: RunConfig, root: Path | None, *, quiet: bool = True) -> ImageData:
+def data_of(config: RunConfig, root: Path | None) -> ImageData:
     """The data of a run, which runs of the same data share.
 
     Raises:
@@ -33,7 +33,7 @@ def data_of(config: RunConfig, root: Path | None, *, quiet: bool = True) -> Imag
     values = {name: getattr(config, name) for name in _OF_DATA}
     key = (config.data, root, rgb, *values.values())
     if key not in _loaded:
-        _loaded[key] = load_data(config.data, root, rgb=rgb, quiet=quiet, **values)
+        _loaded[key] = load_data(config.data, root, rgb=rgb, **values)
     return _loaded[key]
 
 

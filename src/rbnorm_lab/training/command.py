@@ -103,7 +103,6 @@ def train(request: Request, out: Path) -> None:
         rgb=needs_rgb(config.model),
         limit=config.limit,
         image_size=config.image_size,
-        quiet=not accelerator.is_main_process,
     )
     with ExitStack() as stack:
         if out.is_dir() and not request.evaluate:  # nobody else may write while this reads
