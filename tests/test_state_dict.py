@@ -1,10 +1,12 @@
 """Checkpoints: the layer's own, plain BatchNorm's, and the official implementation's."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import rbnorm
 
@@ -116,6 +118,56 @@ def test_single_entry_does_not_reset_the_calibration() -> None:
     layer.load_state_dict({"weight": torch.ones(3)}, strict=False)
     assert torch.equal(layer.center_weight, before)
     assert layer.weight.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"bias": False}])
+def test_batchnorm_checkpoint_keeps_its_function_in_a_model_that_preserves_it(
+    assign: bool, options: dict[str, Any]
+) -> None:
+    """Built, converted, then loaded: gamma is divided as conversion would have done."""
+    source = trained(nn.BatchNorm2d(3, **options)).double().eval()
+    state = copy.deepcopy(source.state_dict())
+    model = rbnorm.convert_batchnorm(nn.BatchNorm2d(3, **options).double()).eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for _ in range(2):
+        given = copy.deepcopy(state)
+        assert model.load_state_dict(given, assign=assign) == ([], [])
+        assert all(torch.equal(value, state[name]) for name, value in given.items())
+        torch.testing.assert_close(model(x), source(x), rtol=0, atol=1e-12)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+    own = copy.deepcopy(model.state_dict())
+    model.load_state_dict(own)
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
+def test_batchnorm_checkpoint_put_into_the_models_state_is_warned_of() -> None:
+    """Nothing tells it from training state: the calibration is given, and is the layer's own."""
+    model = rbnorm.convert_batchnorm(nn.Sequential(nn.BatchNorm2d(3)))
+    state = model.state_dict()
+    model.load_state_dict(state)
+    state.update(nn.Sequential(nn.BatchNorm2d(3)).state_dict())
+    with pytest.warns(UserWarning, match=r"'0' has the layer's own.* by itself, by model\.load_st"):
+        model.load_state_dict(state)
+    model.load_state_dict({**state, "0.center_weight": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda layer: prune.l1_unstructured(layer, "scale_weight", 1), ["_orig", "_mask"]),
+        (lambda layer: parametrize.register_parametrization(layer, "scale_weight", nn.Tanh()), []),
+    ],
+)
+def test_no_key_that_nobody_gave_is_named(change, missing: list[str]) -> None:
+    """Of a BatchNorm's checkpoint, into a layer whose calibration is not its own parameter."""
+    layer = rbnorm.RepresentativeBatchNorm2d(3)
+    change(layer)
+    found = layer.load_state_dict(nn.BatchNorm2d(3).state_dict(), strict=False)
+    assert found.unexpected_keys == []
+    keys = [f"scale_weight{end}" for end in missing]
+    assert found.missing_keys == (keys or ["parametrizations.scale_weight.original"])
 
 
 def test_partial_state_leaves_a_layer_without_keys_of_batchnorm_alone() -> None:

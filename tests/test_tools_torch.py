@@ -1,6 +1,7 @@
 """torch's own tools on models with RBN layers; each test is a row of docs/tools.md."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,38 +80,50 @@ def step(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("act", [True, False])
-def test_activation_checkpointing_counts_a_batch_once(
+def test_activation_checkpointing_counts_a_batch_twice(
     reentrant: bool, momentum: float | None, act: bool
 ) -> None:
+    """As in BatchNorm: each forward pass is an update, that of the backward pass too."""
     plain = net(act)
     plain[1].momentum = momentum
     saving = Checkpointed(copy.deepcopy(plain), reentrant)
     for x in (data(5), data(4)):
         assert torch.equal(step(saving, x), step(plain, x))
+        plain(x)
     for ours, expected in zip(saving.body.buffers(), plain.buffers(), strict=True):
         assert torch.equal(ours, expected)
     for ours, expected in zip(saving.body.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, expected.grad)
-    assert plain[1].num_batches_tracked == 2
+    assert plain[1].num_batches_tracked == 4
 
 
-def test_compiled_checkpointing_counts_a_batch_once() -> None:
-    torch._dynamo.reset()
+def test_momentum_that_makes_two_updates_one() -> None:
+    """What recipes for BatchNorm under checkpointing do."""
     plain = net()
     saving = Checkpointed(copy.deepcopy(plain), reentrant=False)
-    compiled = torch.compile(saving, backend="aot_eager", fullgraph=True)
-    assert_same(step(compiled, data()), step(plain, data()))
-    assert_same(saving.body[1].running_var, plain[1].running_var)
-    assert saving.body[1].num_batches_tracked == 1
+    saving.body[1].momentum = 1 - math.sqrt(1 - plain[1].momentum)
+    for x in (data(5), data(4)):
+        step(saving, x)
+        step(plain, x)
+    for name in ("running_mean", "running_var"):
+        assert_same(getattr(saving.body[1], name), getattr(plain[1], name))
 
 
-def test_checkpointing_around_compiled_code_counts_twice() -> None:
-    """The compiled code is run again as it is, and BatchNorm's counts twice everywhere."""
-    torch._dynamo.reset()
-    layer = rbnorm.RepresentativeBatchNorm2d(2)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    step(lambda x: checkpoint(compiled, x, use_reentrant=False), data())
-    assert layer.num_batches_tracked == 2
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("compiled", ["nothing", "the layer", "all"])
+def test_checkpointing_counts_what_batchnorm_counts(compiled: str, last: bool) -> None:
+    """Also where the layer is the last of the part, at whose end torch stops to compute again."""
+    counts = []
+    for kind in (nn.BatchNorm2d, rbnorm.RepresentativeBatchNorm2d):
+        torch._dynamo.reset()
+        layer = kind(2)
+        compile = lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)  # noqa: E731
+        norm = compile(layer) if compiled == "the layer" else layer
+        body = norm if last else nn.Sequential(norm, nn.Sigmoid())
+        part = Checkpointed(body, reentrant=False)
+        step(compile(part) if compiled == "all" else part, data())
+        counts.append(int(layer.num_batches_tracked))
+    assert counts[0] == counts[1] == (1 if compiled == "all" else 2)
 
 
 def test_functional_call_trains_on_given_state() -> None:
@@ -183,6 +196,77 @@ def test_export(training: bool, act: bool) -> None:
     assert_same(program(data(7)), model(data(7)))
     for ours, expected in zip(program.buffers(), model.buffers(), strict=True):
         assert_same(ours, expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_export_for_images_of_any_size(training: bool, strict: bool) -> None:
+    model = net().train(training)
+    sizes = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    program = torch.export.export(model, (data(),), dynamic_shapes=(sizes,), strict=strict).module()
+    x = torch.randn(7, 2, 9, 12)
+    assert_same(program(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_package_takes_the_library_as_external(tmp_path) -> None:
+    model, path = net().eval(), tmp_path / "model.pt"
+    with torch.package.PackageExporter(path) as exporter:
+        exporter.extern(["torch.**", "rbnorm.**"])
+        exporter.save_pickle("model", "model.pkl", model)
+    loaded = torch.package.PackageImporter(path).load_pickle("model", "model.pkl")
+    assert torch.equal(loaded(data()), model(data()))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_forward_replaced_for_all_layers_is_refused(compiled: bool, monkeypatch) -> None:
+    """As test-time adaptation replaces it; RBN's own would not run the new one."""
+    layers = (rbnorm.RepresentativeBatchNorm2d(2), rbnorm.RepresentativeBatchNormAct2d(2))
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda norm, x: x)
+    for layer in layers:
+        torch._dynamo.reset()
+        call = torch.compile(layer, backend="eager") if compiled else layer
+        with pytest.raises(RuntimeError, match=r"BatchNorm2d\.forward was replaced, which Repres"):
+            call(data())
+        assert layer.num_batches_tracked == 0
+    assert rbnorm.RepresentativeBatchNorm1d(2)(data()[..., 0]).shape == (5, 2, 6)
+    monkeypatch.setattr(rbnorm.RepresentativeBatchNorm2d, "forward", nn.BatchNorm2d.forward)
+    assert torch.equal(layers[0](data()), data())
+
+
+class Doubling:
+    """Gives something else for some attributes, as probabilistic and functional modules do."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        return 2 * value if name in {"weight", "scale_bias", "running_mean"} else value
+
+
+class Doubled(Doubling, rbnorm.RepresentativeBatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_class_that_reads_attributes_in_its_own_way_is_asked(training: bool) -> None:
+    layer, expected = Doubled(2).train(training), rbnorm.RepresentativeBatchNorm2d(2)
+    expected.train(training).running_mean.fill_(1)
+    layer.load_state_dict(expected.state_dict())
+    with torch.no_grad():
+        for tensor in (expected.weight, expected.scale_bias, expected.running_mean):
+            tensor.mul_(2)
+    assert torch.equal(layer(data()), expected(data()))
+
+
+def test_hooks_that_compare_statistics_need_those_of_z() -> None:
+    """Inversion of a network matches the running mean to its input's; RBN's is that of z."""
+    layer = net().train()[1]
+    layer.momentum = 1.0
+    x = torch.randn(5, 4, 6, 6) + 1
+    layer(x)
+    z = x + layer.center_weight[:, None, None] * x.mean((2, 3), keepdim=True)
+    assert_same(layer.running_mean, z.mean((0, 2, 3)))
+    assert_same(layer.running_var, z.var((0, 2, 3)))
+    assert_same(layer.running_mean / (1 + layer.center_weight), x.mean((0, 2, 3)))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")

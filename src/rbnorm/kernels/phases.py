@@ -13,6 +13,7 @@ ever touches temporaries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -105,7 +106,7 @@ def table_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def positions(x: Tensor) -> int:
     """The number L of positions per channel of one instance."""
-    return x.shape[2:].numel()
+    return math.prod(x.shape[2:])  # numel() would fix the sizes of a program that is traced
 
 
 def standard(y: Tensor) -> Tensor:

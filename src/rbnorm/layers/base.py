@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,26 +17,27 @@ from rbnorm.elementwise import ActivationName, RestrictionName
 from rbnorm.engine.batch import Group
 from rbnorm.functional import representative_batch_norm
 from rbnorm.kernels.phases import table_dtype
+from rbnorm.layers.checkpoints import complete_batchnorm, flatten_official
 from rbnorm.layers.deferred import with_initial_value
 from rbnorm.layers.guard import Guarded
 from rbnorm.layers.options import NAMES, Calibration
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _VECTORS = ("weight", "bias", *NAMES)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _FLAGS = ("frozen_stats", "synchronised")
+# The BatchNorm for inputs of each rank.
+_KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+# As torch has them, before anybody puts something else in their place.
+_FORWARD = _BatchNorm.forward
+_GETATTR, _GETATTRIBUTE = nn.Module.__getattr__, nn.Module.__getattribute__
 
 
 def bias_option(bias: bool) -> dict[str, bool]:
     """The argument for torch's BatchNorm, whose older releases do not have it."""
     return {} if bias else {"bias": False}
-
-
-def _is_recomputed() -> bool:
-    """Whether this forward pass belongs to a backward pass, as under activation checkpointing.
-
-    Its batch has been counted once, when it came by first.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class _RepresentativeBatchNorm(Guarded, _BatchNorm):
@@ -115,10 +116,18 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         if not self.frozen_stats:
             super().reset_running_stats()
 
-    def reset_calibration(self) -> None:
-        """Set the calibration parameters to their initial values."""
+    def reset_calibration(self, names: Sequence[str] = NAMES) -> None:
+        """Set calibration parameters to their initial values."""
         for name, value in self.calibration.initial().items():
-            nn.init.constant_(getattr(self, name), value)
+            if name in names:
+                nn.init.constant_(getattr(self, name), value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As torch, and give the calibration its initial values when it gets memory."""
+        absent = [n for n in NAMES if (p := self._parameters.get(n)) is not None and p.is_meta]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.reset_calibration(absent)
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise and calibrate; see the class."""
@@ -139,50 +148,64 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         activation: ActivationName | None = None,
         negative_slope: float = 0.0,
     ) -> Tensor:
+        kind = _KINDS.get(input.ndim, _BatchNorm)
+        if kind.forward is not _FORWARD:
+            raise RuntimeError(
+                f"{kind.__name__}.forward was replaced, which {type(self).__name__} would ignore, "
+                "since it has its own; put it back, or replace that of the RBN class, too"
+            )
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         weight, bias, w_m, w_v, w_b, mean, var, batches = self._tensors()
         from_batch = self.training and not self.frozen_stats
-        track = from_batch and self.track_running_stats and not _is_recomputed()
+        track = from_batch and self.track_running_stats
         used = track or not from_batch
-        output = representative_batch_norm(
-            input,
-            mean if used else None,
-            var if used else None,
-            weight,
-            bias,
-            from_batch or (mean is None and var is None),
-            self._factor(mean, batches) if track else 0.0,
-            self.eps,
-            center_weight=w_m,
-            scale_weight=w_v,
-            scale_bias=w_b,
-            statistic=self.calibration.statistic,
-            restrict=self.calibration.restrict,
-            residual=residual,
-            activation=activation,
-            negative_slope=negative_slope,
-            group=Group.of(self.process_group) if self.synchronised and from_batch else None,
-        )
-        if track and batches is not None:
-            batches.add_(1)
-        return output
+        factor = self._factor(mean, batches) if track else 0.0
+        counted = batches if track else None
+        if counted is not None:  # before the call, which checkpointing may break off at its end
+            counted.add_(1)
+        try:
+            return representative_batch_norm(
+                input,
+                mean if used else None,
+                var if used else None,
+                weight,
+                bias,
+                from_batch or (mean is None and var is None),
+                factor,
+                self.eps,
+                center_weight=w_m,
+                scale_weight=w_v,
+                scale_bias=w_b,
+                statistic=self.calibration.statistic,
+                restrict=self.calibration.restrict,
+                residual=residual,
+                activation=activation,
+                negative_slope=negative_slope,
+                group=Group.of(self.process_group) if self.synchronised and from_batch else None,
+            )
+        except (TypeError, ValueError):  # refused
+            if counted is not None:
+                counted.sub_(1)
+            raise
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         """The vectors, the running statistics and the count of batches."""
-        p, b = self._parameters, self._buffers
-        try:  # past the long way on which torch looks for parameters
-            return (
-                p["weight"],
-                p["bias"],
-                p["center_weight"],
-                p["scale_weight"],
-                p["scale_bias"],
-                b["running_mean"],
-                b["running_var"],
-                b["num_batches_tracked"],
-            )
-        except KeyError:  # pruned, parametrised, or put there by somebody
-            return tuple(getattr(self, name) for name in (*_VECTORS, *_BUFFERS))
+        kind, p, b = type(self), self._parameters, self._buffers
+        if kind.__getattr__ is _GETATTR and kind.__getattribute__ is _GETATTRIBUTE:
+            try:  # past the long way on which torch looks for parameters
+                return (
+                    p["weight"],
+                    p["bias"],
+                    p["center_weight"],
+                    p["scale_weight"],
+                    p["scale_bias"],
+                    b["running_mean"],
+                    b["running_var"],
+                    b["num_batches_tracked"],
+                )
+            except KeyError:  # pruned, parametrised, or put there by somebody
+                pass
+        return tuple(getattr(self, name) for name in (*_VECTORS, *_BUFFERS))
 
     def _factor(self, mean: Tensor | None, batches: Tensor | None) -> float | Tensor:
         """The share of this batch in the running statistics."""
@@ -210,34 +233,9 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
-        self._flatten_official(state_dict, prefix)
-        self._complete_batchnorm(state_dict, prefix)
+        flatten_official(state_dict, prefix)
+        complete_batchnorm(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _flatten_official(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        for name in _VECTORS:
-            value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == value.numel():
-                state_dict[prefix + name] = value.reshape(-1)
-
-    def _complete_batchnorm(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Add the initial calibration to a BatchNorm's checkpoint, which has nothing of it."""
-        own = {"weight": self._parameters.get("weight"), "running_mean": self.running_mean}
-        keys = [prefix + name for name, tensor in own.items() if tensor is not None]
-        calibrated = any(prefix + name in state_dict for name in NAMES)
-        if calibrated or any(key not in state_dict for key in keys):
-            return
-        for name, value in self.calibration.initial().items():
-            parameter = getattr(self, name)
-            if not keys:  # nothing tells a checkpoint of this layer from one without it
-                state_dict[prefix + name] = parameter.detach()
-                continue
-            like = state_dict[keys[0]]
-            state_dict[prefix + name] = torch.full(
-                like.shape, value, dtype=parameter.dtype, device=like.device
-            )
-        if self._buffers.get("weight") is not None:  # the constant of `convert_batchnorm`
-            state_dict.setdefault(prefix + "weight", self.weight)
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -52,9 +52,9 @@ class RepresentativeBatchNorm2d(_RepresentativeBatchNorm, nn.BatchNorm2d):
     (the calibration parameters take their initial values when the checkpoint has none of them)
     and a checkpoint of the official implementation (parameters of shape (1, C, 1, 1)).
 
-    A forward pass that runs inside a backward pass, as activation checkpointing makes one, leaves
-    the running statistics alone: its batch has been counted. :func:`rbnorm.freeze` keeps them, and
-    uses them, in training too.
+    As in BatchNorm, each forward pass in training is an update of the running statistics, so
+    activation checkpointing counts a batch twice. :func:`rbnorm.freeze` keeps them, and uses them,
+    in training too.
 
     Args:
         num_features: C, the size of axis 1 of the input.

@@ -126,6 +126,8 @@ class _RunningMean:
             frame = sys._getframe(1)
             if id(frame.f_code) not in _harmless:
                 _judge(layer, frame)
+        if type(layer).__getattr__ is not nn.Module.__getattr__:
+            raise AttributeError("running_mean")  # so that Python asks the class
         return mean
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, TypedDict
 
+import torch
+
 from rbnorm.definition import (
     RESTRICTIONS,
     STATISTICS,
@@ -37,6 +39,15 @@ class Calibration(NamedTuple):
             for name, on in zip(NAMES, present, strict=True)
             if on
         }
+
+    def gate(self) -> float:
+        """``R(w_b)`` at first, by which a layer with untrained calibration multiplies BatchNorm."""
+        if not self.scale:
+            return 1.0
+        restrict = resolve("restrict", self.restrict, RESTRICTIONS)
+        # On the CPU it has a value under ``torch.device("meta")``, too.
+        bias = torch.tensor([self.scale_bias_init], dtype=torch.float64, device="cpu")
+        return float(restrict(bias))
 
     @classmethod
     def of(cls, **options: Any) -> Calibration:

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import Parameter
 
-from rbnorm.definition import RESTRICTIONS, resolve
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.layers.classes import (
     RepresentativeBatchNorm1d,
@@ -40,6 +38,9 @@ _COUNTERPARTS: dict[type[_BatchNorm], type[_RepresentativeBatchNorm]] = {
     nn.BatchNorm3d: RepresentativeBatchNorm3d,
     nn.SyncBatchNorm: SyncRepresentativeBatchNorm,
 }
+
+# By name: to import the latter two takes longer than the rest of this library.
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
 def counterparts() -> dict[type[_BatchNorm], type[_RepresentativeBatchNorm]]:
@@ -111,11 +112,6 @@ def _selected(
             yield name, module
 
 
-def _number(value: float) -> Tensor:
-    """One number that has a value under ``torch.device("meta")`` too."""
-    return torch.tensor([value], dtype=torch.float64, device="cpu")
-
-
 def _preserving_gate(calibration: Calibration) -> float:
     """``R(w_b)``, by which gamma is divided so that the converted layer computes BatchNorm."""
     for name in ("center_weight_init", "scale_weight_init"):
@@ -124,10 +120,7 @@ def _preserving_gate(calibration: Calibration) -> float:
                 f"{name} must be 0 to preserve the function, got {getattr(calibration, name)}; "
                 "pass preserve=False to start elsewhere"
             )
-    if not calibration.scale:
-        return 1.0
-    restrict = resolve("restrict", calibration.restrict, RESTRICTIONS)
-    gate = float(restrict(_number(calibration.scale_bias_init)))
+    gate = calibration.gate()
     if not math.isfinite(gate) or gate == 0:
         raise ValueError(
             f"restrict of scale_bias_init must be finite and not 0 to preserve the function, "
@@ -156,8 +149,11 @@ def _become_rbn(
 ) -> None:
     layer.__class__ = kind
     assert isinstance(layer, _RepresentativeBatchNorm)
-    empty = torch.empty(layer.num_features, device=anchor.device, dtype=anchor.dtype)
-    layer.calibrate(calibration, lambda: Parameter(empty.clone(), requires_grad=requires_grad))
+    if layer.weight is None:
+        anchor = torch.empty(layer.num_features, device=anchor.device, dtype=anchor.dtype)
+    layer.calibrate(
+        calibration, lambda: Parameter(torch.empty_like(anchor), requires_grad=requires_grad)
+    )
     layer.reset_calibration()
 
 
@@ -168,11 +164,12 @@ def _check_new_parameters(model: nn.Module) -> None:
             "a model converted in inference mode cannot be trained; convert it outside of it"
         )
     for name, module in model.named_modules():
-        if isinstance(module, DistributedDataParallel):
+        wrapper = _WRAPPERS.intersection(kind.__name__ for kind in type(module).__mro__)
+        if wrapper:
             where = f"its module {name!r}" if name else "the model"
-            raise ValueError(  # noqa: TRY004 - the model's state is wrong, not its type
-                f"{where} is wrapped in DistributedDataParallel, which averages the gradients of "
-                "the parameters it found when it was made; convert the model first, then wrap it"
+            raise ValueError(
+                f"{where} is wrapped in {wrapper.pop()}, which averages the gradients of the "
+                "parameters it found when it was made; convert the model first, then wrap it"
             )
 
 
@@ -198,7 +195,8 @@ def convert_batchnorm(
         preserve: Keep the function: :math:`\gamma` is divided by :math:`R(w_b)`, so outputs agree
             to rounding in training and evaluation until the calibration is trained. A layer
             without :math:`\gamma` gets the constant :math:`1/R(w_b)` in a buffer ``weight``, which
-            is not learnt. False keeps :math:`\gamma`, for training from scratch as in the paper.
+            is not learnt. A BatchNorm's checkpoint that is loaded later is compensated likewise.
+            False keeps :math:`\gamma`, for training from scratch as in the paper.
         where: Which layers, by their name in the model: a glob pattern such as ``"layer4.*"`` or
             a function of the name. None for all.
         **calibration: The keyword-only arguments of
@@ -209,11 +207,11 @@ def convert_batchnorm(
         ``model`` itself.
 
     Raises:
-        ValueError: A module is wrapped in DistributedDataParallel, which would not average the new
-            parameters' gradients; inference mode is on; no layer was found; a selected BatchNorm
-            cannot be converted (lazy without a size, pruned, parametrised, with methods of its own
-            or a replaced forward); the function cannot be preserved with these options; or a weight
-            is shared with something that is not converted. The model is then unchanged.
+        ValueError: A module is wrapped in DistributedDataParallel or FSDP, which would not average
+            the new parameters' gradients; inference mode is on; no layer was found; a selected
+            BatchNorm cannot be converted (lazy without a size, pruned, parametrised, with methods
+            of its own or a replaced forward); the function cannot be preserved with these options;
+            or a weight is shared with something that is not converted. The model is then unchanged.
         TypeError: An unknown keyword argument.
     """
     options = Calibration.of(**calibration)

@@ -103,6 +103,12 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
         raise ValueError(  # noqa: TRY004 - the layer's state is wrong, not its type
             f"layer {name!r} has no size yet; run the model on one batch first"
         )
+    if any(hasattr(parameter, "placements") for parameter in layer.parameters(recurse=False)):
+        raise ValueError(
+            f"layer {name!r} is sharded; revert the model first, then shard it: its whole state is "
+            "that of torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "full_state_dict=True"
+        )
     if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
         raise ValueError(f"layer {name!r} is on the meta device; give it values first")
     refuse_replaced(name, layer)
@@ -247,6 +253,7 @@ def revert_batchnorm(
 
     Raises:
         ValueError: The model has no RBN layer, or one without values yet (lazy, meta device), or
+            one that is sharded, or
             one that needs timm while timm is not installed, or one that is pruned or parametrised.
             The model is then unchanged, as it is when running it raises.
 
