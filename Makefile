@@ -7,8 +7,11 @@ OUT ?= rbnorm-gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The stamp carries the choice of torch and Python: another choice makes the environment anew.
-READY := $(VENV)/.ready-$(shell echo '$(PYTHON) $(TORCH_SPEC)' | cksum | cut -d' ' -f1)
+# The stamps carry the choice of torch and Python: another choice makes the environment anew.
+CHOICE := $(shell echo '$(PYTHON) $(TORCH_SPEC)' | cksum | cut -d' ' -f1)
+TORCH := $(VENV)/.torch-$(CHOICE)
+LAB := $(VENV)/.lab-$(CHOICE)
+READY := $(VENV)/.ready-$(CHOICE)
 
 TOOLS := $(VENV)-tools
 
@@ -21,10 +24,11 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 
-.PHONY: demo results test test-gpu gpu-report sanitize check docs bench env browser clean
+.PHONY: demo results test coverage test-gpu gpu-report sanitize check docs bench env browser clean
 .PHONY: test-floors compilers wheels sdist wheels-everywhere try-dist check-tag
 
-demo: env
+# With what the demonstration itself needs, and no more.
+demo: $(LAB) $(KERNELS)
 	$(BIN)/rbnorm compare --out rbnorm-compare
 
 # The pages and figures of the committed records, beside them, and what README and docs quote of
@@ -35,10 +39,13 @@ results: env
 	$(BIN)/python -m tools.results_table
 	$(BIN)/python -m tools.results_page
 
+PYTEST = $(BIN)/python -m pytest -qq --numprocesses auto --dist loadgroup
 test: env browser
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton_kernels --numprocesses auto --dist loadfile \
-		--cov --cov-append --cov-report=term
+	$(PYTEST)
+
+# The same tests, in twice the time, and which lines and branches they take.
+coverage: env browser
+	$(PYTEST) --cov
 
 test-gpu: env
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
@@ -146,16 +153,21 @@ check-tag:
 bench: env
 	$(BIN)/rbnorm bench --out rbnorm-bench
 
-env: $(KERNELS)
+env: $(READY) $(KERNELS)
 
-$(READY): pyproject.toml constraints.txt Makefile
+$(TORCH): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77"
 	$(BIN)/pip install --quiet $(TORCH_SPEC)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab,train,ray,export,dev]"
-	touch $(READY)
+	touch $@
 
-$(KERNELS): $(READY) setup.py $(wildcard src/rbnorm/kernels/csrc/*)
+$(LAB): EXTRAS := lab
+$(READY): EXTRAS := lab,train,ray,export,dev
+$(LAB) $(READY): $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+$(KERNELS): $(TORCH) setup.py $(wildcard src/rbnorm/kernels/csrc/*)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $(KERNELS)
 

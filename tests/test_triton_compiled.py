@@ -24,10 +24,10 @@ def sweep(name, layout, **options):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def kernel_cache(tmp_path_factory):
-    """Kernels are compiled anew, once in each run."""
+def kernel_cache():
+    """Kernels are compiled when they or the compiler have changed: Triton goes by the content."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        patch.setenv("TRITON_CACHE_DIR", str(DOC.parents[1] / "build" / "triton"))
         yield
 
 
