@@ -57,9 +57,13 @@ html_extra_path = [path for path in ["_build/explain"] if (HERE / path).is_dir()
 def place(
     name: str, rawtext: str, text: str, lineno: int, inliner: Inliner, options=None, content=None
 ):
-    """The role ``{place}``: file and line of a name, which must exist."""
+    """The role ``{place}``: where a name stands, which must exist; of a piece of a line, it."""
     try:
-        return [nodes.literal(rawtext, str(find(text)))], []
+        found = find(text)
+        where = nodes.literal(rawtext, str(found))
+        if " @ " not in text:
+            return [where], []
+        return [nodes.literal(rawtext, found.code), nodes.Text(" ("), where, nodes.Text(")")], []
     except LookupError as error:
         message = inliner.reporter.error(str(error), line=lineno)
         return [inliner.problematic(rawtext, rawtext, message)], [message]

@@ -20,7 +20,17 @@ from places import find  # noqa: E402
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("zh/*.md")]
 TAUGHT = ("index", "quickstart", "finetune", "small-batches", "deploy")
 # Pages that are as long in Chinese as in English.
-WHOLE = ("guide", "compare", "train", "tools", "diagnose", "studies", "results", "stability")
+WHOLE = (
+    "guide",
+    "compare",
+    "train",
+    "tools",
+    "diagnose",
+    "studies",
+    "results",
+    "stability",
+    "loop",
+)
 # Pages whose Chinese leaves sections out and links to the English ones.
 SHORTER = ("performance", "gpu")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -51,6 +61,29 @@ def test_a_pages_code_runs(name, tmp_path, monkeypatch):
         code = code.replace(large, small)
     torch.manual_seed(0)
     exec(compile(code, f"{name}.md", "exec"), {"__name__": "__main__"})
+
+
+def loop(folder, *arguments, before=()):
+    """The last line that the example of a training loop prints."""
+    done = subprocess.run(
+        [sys.executable, *before, DOCS / "examples" / "loop.py", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_training_loop_resumes_compiles_and_runs_in_two_processes(tmp_path):
+    (first,) = loop(tmp_path, "--epochs", "1")
+    (second,) = loop(tmp_path, "--epochs", "2", "--compile")
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    (third,) = loop(tmp_path, "--epochs", "3", before=launch)
+    for epoch, line in enumerate((first, second, third), start=1):
+        assert re.fullmatch(rf"epoch {epoch}: loss 2\.\d+", line)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("zh/*.md")), ids=named)

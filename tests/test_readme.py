@@ -40,6 +40,16 @@ def test_both_readmes_have_the_same_code_and_links_of_the_method():
     assert outside[0] == outside[1]
 
 
+def test_both_languages_give_the_same_advice():
+    given = []
+    for page in READMES:
+        advice = page.read_text().split("<!-- when -->")[1].split("<!-- /when -->")[0]
+        points = advice.split("\n- ")[1:]
+        given.append([re.findall(r"docs/(?:zh/)?(\w[\w-]*)\.md", point) for point in points])
+    assert given[0] == given[1]
+    assert len(given[0]) == 6
+
+
 def execute(command, folder):
     return subprocess.run(
         command,

@@ -8,10 +8,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Place(NamedTuple):
-    """A line of a file of the project."""
+    """A line of a file of the project, and what stands on it."""
 
     path: str
     line: int
+    code: str
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
@@ -40,7 +41,8 @@ def find(target: str) -> Place:
     numbers = [n for n in range(first, last + 1) if piece in lines[n - 1]]
     if not numbers:
         raise LookupError(f"{name} has no line with {piece!r}")
-    return Place(path.relative_to(ROOT).as_posix(), numbers[0])
+    number = numbers[0]
+    return Place(path.relative_to(ROOT).as_posix(), number, lines[number - 1].strip())
 
 
 def _file(name: str) -> tuple[Path, list[str]]:

@@ -1,1 +1,1 @@
-"""``rbnorm explain``: the method as a page to touch, on real images in a real network."""
+"""``rbnorm explain``: the method as an interactive page, on real images in a real network."""
