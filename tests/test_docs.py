@@ -1,7 +1,9 @@
 """The docs: code runs, places and links are there, and both languages have the same code."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -64,7 +66,7 @@ def test_a_pages_code_runs(name, tmp_path, monkeypatch):
 
 
 def loop(folder, *arguments, before=()):
-    """The last line that the example of a training loop prints."""
+    """What the example of a training loop prints."""
     done = subprocess.run(
         [sys.executable, *before, DOCS / "examples" / "loop.py", *arguments],
         cwd=folder,
