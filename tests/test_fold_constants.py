@@ -211,9 +211,16 @@ def test_summary_counts(net, images) -> None:
     shrink(net, 1e-5, "4", what=("scale_weight",))
     report = fold(net, images, tolerance=1e-3)
     assert report.summary() == (
-        "1 of 3 RBN layers are folded wholly, 1 of them with a constant calibration; 1 more have "
-        f"a constant gate; 0 stay as they were; the outputs change by {report.effect:.2%}"
+        "1 of 3 RBN layers are folded wholly, 1 of them with a constant calibration; 2 are folded "
+        "but for what depends on the instance, 1 of them with a constant gate; 0 stay as they were;"
+        f" the outputs change by {report.effect:.2%}"
     )
+    lines = [line.split() for line in str(report).splitlines()]
+    rows = lines[lines.index(["layer", "left", "constant", "effect"]) + 1 :]
+    assert [row[:2] for row in rows] == [
+        ["1", "nothing"], ["4", "calibration"], ["7", "calibration"]
+    ]  # fmt: skip
+    assert max(map(len, str(report).splitlines())) <= 80
 
 
 @pytest.mark.parametrize("tolerance", [0, -0.1, math.inf, math.nan])

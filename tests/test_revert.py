@@ -220,6 +220,19 @@ def test_odd_model_is_measured_on_equal_inputs() -> None:
     assert 0 < report.output < 1
 
 
+def test_a_printed_report_has_the_errors_and_not_the_model() -> None:
+    torch.manual_seed(0)
+    report = rbnorm.revert_batchnorm(Odd(), torch.randn(2, 2, 4, 4))
+    first, header, *rows = str(report).splitlines()
+    assert (
+        first
+        == f"2 layers are BatchNorm again; the error of the model's output is {report.output:.2%}"
+    )
+    assert header.split() == ["layer", "error"]
+    assert [row.split() for row in rows] == [["used", f"{report.output:.2%}"], ["unused", "-"]]
+    assert repr(report) == str(report)
+
+
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 @pytest.mark.parametrize(
     ("make", "message"),

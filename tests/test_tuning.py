@@ -210,3 +210,24 @@ def test_groups_hold_trained_parameters_once() -> None:
     found = rbnorm.parameter_groups(net)
     assert [group["name"] for group in found] == ["decay", "no_decay", "calibration"]
     assert len(found[2]["params"]) == 3
+
+
+def test_the_calibration_is_trained_alone() -> None:
+    """Everything else stays to the bit, weight decay and momentum notwithstanding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+    )
+    net = rbnorm.freeze(rbnorm.convert_batchnorm(net).double(), affine=True, others=True).train()
+    before = copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(3, 2, 8, 8, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+    moved = {
+        name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert moved == {f"{layer}.{name}" for layer in (1, 3) for name in CALIBRATION}
+    rbnorm.unfreeze(net, affine=True, others=True)
+    assert all(parameter.requires_grad for parameter in net.parameters())

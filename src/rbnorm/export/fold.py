@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -13,14 +14,15 @@ from rbnorm.export.constant import CONSTANTS, Constants, approximate, observe, p
 from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
 from rbnorm.layers.base import rbn_layers
 from rbnorm.layers.guard import forget
+from rbnorm.models.report import Report, number, paragraph, table
 from rbnorm.models.revert import _evaluate
 
 _Batch = Tensor | tuple[object, ...]
 _Inputs = _Batch | list[_Batch]
 
 
-@dataclass(frozen=True)
-class FoldReport:
+@dataclass(frozen=True, repr=False)
+class FoldReport(Report):
     """What folding did to a model.
 
     Attributes:
@@ -38,15 +40,32 @@ class FoldReport:
     effect: float | None = None
 
     def summary(self) -> str:
-        """How many layers cost nothing any more, and what that does to the outputs."""
+        """How many layers cost less, or nothing any more, and what that does to the outputs."""
         found = self.layers.values()
+        whole = sum(layer.whole for layer in found)
+        stay = sum(layer.into is None for layer in found)
         constant = [sum(layer.constant == what for layer in found) for what in CONSTANTS]
         text = (
-            f"{sum(layer.whole for layer in found)} of {len(found)} RBN layers are folded wholly, "
-            f"{constant[0]} of them with a constant calibration; {constant[1]} more have a "
-            f"constant gate; {sum(layer.into is None for layer in found)} stay as they were"
+            f"{whole} of {len(found)} RBN layers are folded wholly, {constant[0]} of them with a "
+            f"constant calibration; {len(found) - whole - stay} are folded but for what depends on "
+            f"the instance, {constant[1]} of them with a constant gate; {stay} stay as they were"
         )
         return text if self.effect is None else f"{text}; the outputs change by {self.effect:.2%}"
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                name or type(self.model).__name__,
+                "nothing" if layer.whole else "all" if layer.into is None else "calibration",
+                layer.constant or "-",
+                number(layer.effect, ".2%"),
+            )
+            for name, layer in self.layers.items()
+        ]
+        header = ("layer", "left", "constant", "effect")
+        reasons = Counter(layer.reason for layer in self.layers.values() if layer.reason)
+        said = [paragraph(f"{count} stay: {reason}.") for reason, count in reasons.items()]
+        return "\n".join([paragraph(f"{self.summary()}."), table(header, rows), *said])
 
 
 def _run(model: nn.Module, batches: list[_Batch]) -> tuple[list[list[Tensor]], Trial]:

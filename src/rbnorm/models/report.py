@@ -74,7 +74,7 @@ def percent(value: float, form: str = ".1f") -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns side by side within 80 characters; the first one is cut where they are too wide."""
+    """Columns side by side within 80 characters; of long names in the first one, the ends."""
     lines = [header, *rows]
     left = lines[1:][_ROWS:]
     lines = lines[: _ROWS + 1]
@@ -93,4 +93,4 @@ def paragraph(text: str) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    return text if len(text) <= width else f"...{text[3 - width :]}"

@@ -25,12 +25,13 @@ from rbnorm.layers.guard import forget
 from rbnorm.layers.options import NAMES
 from rbnorm.models.convert import counterparts
 from rbnorm.models.originals import refuse_replaced
+from rbnorm.models.report import Report, number, table
 
 __all__ = ["RevertReport", "revert_batchnorm"]
 
 
-@dataclass(frozen=True)
-class RevertReport:
+@dataclass(frozen=True, repr=False)
+class RevertReport(Report):
     """What dropping the calibration did to a model.
 
     Errors are relative: the root mean square of the difference over that of the RBN output.
@@ -46,6 +47,12 @@ class RevertReport:
     model: nn.Module
     layers: dict[str, float | None]
     output: float | None
+
+    def __str__(self) -> str:
+        known = sorted(self.layers.items(), key=lambda item: -(item[1] or 0.0))
+        rows = [(name or type(self.model).__name__, number(e, ".2%")) for name, e in known]
+        said = f"{len(rows)} layers are BatchNorm again; the error of the model's output is "
+        return f"{said}{number(self.output, '.2%')}\n{table(('layer', 'error'), rows)}"
 
 
 @dataclass(frozen=True)

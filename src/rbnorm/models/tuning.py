@@ -17,9 +17,15 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def freeze(
-    model: Model, stats: bool = True, affine: bool = False, calibration: bool = False
+    model: Model,
+    stats: bool = True,
+    affine: bool = False,
+    calibration: bool = False,
+    others: bool = False,
 ) -> Model:
-    """Freeze parts of every RBN layer of a model, in place, until :func:`unfreeze`.
+    """Freeze parts of a model with RBN layers, in place, until :func:`unfreeze`.
+
+    ``freeze(model, affine=True, others=True)`` leaves the calibration alone to be trained.
 
     A layer with frozen statistics normalises by its running statistics in training too and never
     changes them, whatever ``model.train()`` or ``reset_running_stats()`` say; gradients flow as
@@ -33,6 +39,8 @@ def freeze(
         stats: Freeze the running statistics.
         affine: Freeze ``weight`` and ``bias``.
         calibration: Freeze ``center_weight``, ``scale_weight`` and ``scale_bias``.
+        others: Freeze every other parameter of the model. Statistics of layers that are not RBN
+            are no parameters: put such layers into evaluation mode.
 
     Returns:
         ``model`` itself. What is False stays as it is.
@@ -48,11 +56,15 @@ def freeze(
                 f"layer {name!r} has no running statistics to freeze; pass stats=False, or make it "
                 "with track_running_stats=True"
             )
-    return _set(model, True, stats, affine, calibration)
+    return _set(model, True, stats, affine, calibration, others)
 
 
 def unfreeze(
-    model: Model, stats: bool = True, affine: bool = False, calibration: bool = False
+    model: Model,
+    stats: bool = True,
+    affine: bool = False,
+    calibration: bool = False,
+    others: bool = False,
 ) -> Model:
     """Undo :func:`freeze`, whose arguments these are, in place.
 
@@ -61,6 +73,7 @@ def unfreeze(
         stats: Use and track the batch's statistics in training again.
         affine: Train ``weight`` and ``bias`` again.
         calibration: Train ``center_weight``, ``scale_weight`` and ``scale_bias`` again.
+        others: Train every other parameter of the model again.
 
     Returns:
         ``model`` itself.
@@ -68,17 +81,21 @@ def unfreeze(
     Raises:
         ValueError: There is no RBN layer.
     """
-    return _set(model, False, stats, affine, calibration)
+    return _set(model, False, stats, affine, calibration, others)
 
 
-def _set(model: Model, frozen: bool, stats: bool, affine: bool, calibration: bool) -> Model:
-    names = (AFFINE if affine else ()) + (NAMES if calibration else ())
+def _set(
+    model: Model, frozen: bool, stats: bool, affine: bool, calibration: bool, others: bool
+) -> Model:
+    rest = set(model.parameters()) if others else set()
     for _, layer in rbn_layers(model):
         if stats:
             layer.frozen_stats = frozen
-        for name in names:
-            for parameter in originals(layer, name):
-                parameter.requires_grad_(not frozen)
+        for names, chosen in ((AFFINE, affine), (NAMES, calibration)):
+            own = {parameter for name in names for parameter in originals(layer, name)}
+            rest = rest | own if chosen else rest - own
+    for parameter in rest:
+        parameter.requires_grad_(not frozen)
     return model
 
 
