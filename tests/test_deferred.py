@@ -56,6 +56,22 @@ def test_memory_has_the_initial_values(make, fill) -> None:
         assert (value == INITIAL[f"{name}_init"]).all()
 
 
+@torch.no_grad()
+def test_calibration_gets_memory_with_its_layer() -> None:
+    """A checkpoint without calibration that somebody assigned tensor by tensor, then moved."""
+    layer = built()
+    for name, value in nn.BatchNorm2d(4).state_dict().items():
+        if name in layer._parameters:
+            layer._parameters[name] = nn.Parameter(value)
+        else:
+            layer._buffers[name] = value
+    layer.to(torch.float64)
+    for name, value in INITIAL.items():
+        vector = getattr(layer, name.removesuffix("_init"))
+        assert vector.dtype == torch.float64
+        assert (vector == value).all()
+
+
 def test_loading_replaces_them() -> None:
     layer, other = built(), rbnorm.RepresentativeBatchNorm2d(4)
     layer.load_state_dict(other.state_dict(), assign=True)

@@ -234,6 +234,19 @@ def test_forward_replaced_for_all_layers_is_refused(compiled: bool, monkeypatch)
     assert torch.equal(layers[0](data()), data())
 
 
+def test_calls_that_somebody_counts_are_made(monkeypatch) -> None:
+    """A fused activation is called, too, where ``nn.Module.__call__`` is not torch's."""
+    seen, call = [], nn.Module.__call__
+
+    def counted(module: nn.Module, *args: Any) -> Any:
+        seen.append(type(module).__name__)
+        return call(module, *args)
+
+    monkeypatch.setattr(nn.Module, "__call__", counted)
+    rbnorm.RepresentativeBatchNormAct2d(2)(data())
+    assert seen == ["RepresentativeBatchNormAct2d", "Identity", "ReLU"]
+
+
 class Doubling:
     """Gives something else for some attributes, as probabilistic and functional modules do."""
 

@@ -92,3 +92,64 @@ def test_tabnet_loads_what_its_network_is_built_with(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
     with pytest.raises(RuntimeError, match=r"Unexpected key.*center_weight"):
         TabNetRegressor().load_model(path)
+
+
+def test_accelerate_dispatches_a_batchnorm_checkpoint(tmp_path: Path) -> None:
+    """Into a model without memory, tensor by tensor, with RBN from the start or converted."""
+    from accelerate import init_empty_weights, load_checkpoint_and_dispatch
+
+    def build(kind: type[nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 3, 3), kind(3))
+
+    source, path = build(nn.BatchNorm2d), tmp_path / "model.bin"
+    nn.init.uniform_(source[1].weight)
+    torch.save(source.state_dict(), path)
+    with init_empty_weights():
+        models = [build(rbnorm.RepresentativeBatchNorm2d), build(nn.BatchNorm2d)]
+        rbnorm.convert_batchnorm(models[1], preserve=False)
+    x = images(0).detach()
+    gate = torch.tensor(1.0).sigmoid()
+    for model in models:
+        loaded = load_checkpoint_and_dispatch(model, str(path), device_map={"": "cpu"})
+        torch.testing.assert_close(loaded.eval()(x), gate * source.eval()(x))
+
+
+def test_peft_saves_a_layer_whole(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 1)]
+        return rbnorm.convert_batchnorm(nn.Sequential(*layers))
+
+    model = get_peft_model(build(), LoraConfig(target_modules=["3"], modules_to_save=["1"]))
+    model(images(0)).sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.sub_(parameter.grad)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(), tmp_path)
+    torch.testing.assert_close(loaded.eval()(images(1)), model.eval()(images(1)))
+
+
+def test_higher_follows_every_vector_through_its_steps() -> None:
+    import higher
+
+    model = nn.Sequential(rbnorm.RepresentativeBatchNorm2d(2), nn.Flatten(), nn.Linear(72, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (inner, steps):
+        steps.step(inner(images(0)).square().mean())
+        inner(images(1)).square().mean().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_zennit_merges_nothing() -> None:
+    from zennit.canonizers import SequentialMergeBatchNorm
+    from zennit.composites import EpsilonPlus
+
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), rbnorm.RepresentativeBatchNorm2d(3)).eval()
+    composite = EpsilonPlus(canonizers=[SequentialMergeBatchNorm()])
+    with pytest.raises(ValueError, match="of zennit knows BatchNorm alone"):
+        composite.register(model)
+    assert rbnorm.assert_intact(model, ["1"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -116,17 +116,23 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         if not self.frozen_stats:
             super().reset_running_stats()
 
-    def reset_calibration(self, names: Sequence[str] = NAMES) -> None:
+    def reset_calibration(self, names: Collection[str] = NAMES) -> None:
         """Set calibration parameters to their initial values."""
         for name, value in self.calibration.initial().items():
             if name in names:
                 nn.init.constant_(getattr(self, name), value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As torch, and give the calibration its initial values when it gets memory."""
-        absent = [n for n in NAMES if (p := self._parameters.get(n)) is not None and p.is_meta]
+        """As torch, and give the calibration memory with its layer, and its initial values then."""
+        vectors = {n: p for n in NAMES if (p := self._parameters.get(n)) is not None and p.is_meta}
+        neighbours = (self._parameters.get("weight"), self._buffers.get("running_mean"))
+        layer = next((t for t in neighbours if t is not None), None)
+        if layer is not None and not layer.is_meta:  # of a checkpoint without calibration
+            for name, vector in vectors.items():
+                empty = torch.empty_like(vector, device=layer.device)
+                self._parameters[name] = Parameter(empty, vector.requires_grad)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.reset_calibration(absent)
+        self.reset_calibration(vectors)
         return self
 
     def forward(self, input: Tensor) -> Tensor:

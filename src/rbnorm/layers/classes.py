@@ -17,6 +17,8 @@ from rbnorm.layers.options import LayerOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_CALL = nn.Module.__call__  # as torch has it
+
 __all__ = [
     "RepresentativeBatchNorm1d",
     "RepresentativeBatchNorm2d",
@@ -93,7 +95,7 @@ class RepresentativeBatchNorm3d(_RepresentativeBatchNorm, nn.BatchNorm3d):
 
 def is_bare(module: nn.Module) -> bool:
     """Whether nobody listens to a module's calls."""
-    return not (
+    return type(module).__call__ is _CALL and not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks

@@ -20,9 +20,11 @@ class _Deferred(Parameter):
 
     value: float
 
-    def __new__(cls, data: Tensor, requires_grad: bool = True) -> Parameter:  # type: ignore[misc]
+    def __new__(  # type: ignore[misc]
+        cls, data: Tensor, requires_grad: bool = True, value: float = 0.0
+    ) -> Parameter:
         """Like the others, once somebody copies its type for a tensor with values."""
-        return Parameter(data, requires_grad)
+        return with_initial_value(Parameter(data.detach(), requires_grad), value)
 
     @classmethod
     def __torch_function__(
