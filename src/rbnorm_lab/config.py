@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from rbnorm_cli.checks import check_least
 from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
-from rbnorm_lab.errors import UsageError, at_least, first_line, positive
+from rbnorm_lab.errors import UsageError, first_line, positive
 
 WHOLE: Final = ("whole", "whole-controls")
 SHIFTS: Final = ("none", "trained", "controls", *WHOLE)
@@ -34,19 +35,6 @@ _CHOICES: Final = {
     "mixed_precision": MIXED_PRECISIONS,
     "shift": SHIFTS,
     "recipe": RECIPES,
-}
-_LEAST: Final = {
-    "batch_size": 1,
-    "epochs": 1,
-    "limit": 1,
-    "test_limit": 1,
-    "image_size": 1,
-    "processes": 1,
-    "norm_batch": 1,
-    "workers": 0,
-    "pretrain_epochs": 0,
-    "decay_every": 1,
-    "seed": 0,
 }
 _NAMES: Final = {"data": data_name, "model": model_name}
 Own = TypeVar("Own", bound="Config")
@@ -206,8 +194,7 @@ class RunConfig(Config):
                 raise UsageError(
                     f"unknown {name.replace('_', ' ')} {value!r}: choose from {', '.join(choices)}"
                 )
-        for name, least in _LEAST.items():
-            at_least(least, **{name: getattr(self, name)})
+        check_least(vars(self))
         positive(lr=self.lr, pretrain_lr=self.pretrain_lr)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(

@@ -28,7 +28,7 @@ from rbnorm_lab.diagnosis_page import Report, lines, write_page
 from rbnorm_lab.errors import UsageError, at_least, first_line
 from rbnorm_lab.feature_maps import feature_maps
 from rbnorm_lab.findings import findings
-from rbnorm_lab.folders import check_folder, make_folder
+from rbnorm_lab.folders import make_folder
 from rbnorm_lab.progress import terminal
 from rbnorm_lab.records import environment
 from rbnorm_lab.subject import (
@@ -108,7 +108,6 @@ def diagnose(request: Request, out: Path, command: str) -> None:
     Raises:
         UsageError: It cannot be done as asked.
     """
-    check_folder(out)
     device = device_of(request.device)
     path = model_file(request.model)
     saved = read_saved(path) if path else None

@@ -80,7 +80,7 @@ def test_more_classes_than_the_head_are_refused(image_folder, tmp_path, capsys):
     shutil.copytree(image_folder / "light", root / "train" / "light")
     shutil.copytree(image_folder, root / "val")
     assert main(["compare", "--data", f"imagefolder:{root}", "--out", str(out)]) == 2
-    assert "the classes must be the same" in capsys.readouterr().err
+    assert "has the class 'dark'" in capsys.readouterr().err
     assert not out.exists()
 
 

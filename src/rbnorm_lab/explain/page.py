@@ -13,7 +13,7 @@ from rbnorm.definition import literal_rbn
 from rbnorm.models.files import replace
 from rbnorm_lab.explain.network import CALIBRATION_RATE, layer_facts, trained
 from rbnorm_lab.explain.photographs import PHOTOGRAPHS, photograph_parts
-from rbnorm_lab.folders import check_folder, make_folder
+from rbnorm_lab.folders import make_folder
 from rbnorm_lab.progress import terminal
 from rbnorm_lab.records import environment
 from rbnorm_lab.templates import render
@@ -31,7 +31,6 @@ def explain(out: Path, command: str) -> None:
     Raises:
         UsageError: The folder cannot be written.
     """
-    check_folder(out)
     data = photograph_parts()
     network = trained(data)
     facts = {**layer_facts(network.model, data), "spreads": network.spreads}
