@@ -5,6 +5,8 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 # The folder of `make gpu-report`.
 OUT ?= rbnorm-gpu
 
+CSRC := src/rbnorm/kernels/cpu/csrc
+
 VENV := .venv
 BIN := $(VENV)/bin
 # The stamps carry the choice of torch and Python: another choice makes the environment anew.
@@ -65,13 +67,13 @@ test-tools: env
 	$(TOOLS)/bin/pip install --quiet --constraint constraints.txt --editable ".[tools]"
 	$(TOOLS)/bin/python -m pytest -m tools tests/libraries
 
-# Three quarters of an hour of one core, most of it compiling: the ops' tests under ASan and UBSan, then a few cases under valgrind.
+# The kernels' tests under ASan and UBSan, then a few cases under valgrind.
 sanitize: env
 	@command -v g++ >/dev/null && command -v valgrind >/dev/null || { \
 		echo "make sanitize needs g++ and valgrind on the PATH: install them" >&2; exit 1; }
 	CC=gcc CXX=g++ CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
 	$(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	nm -D $(SANITIZED)/lib/rbnorm/kernels/_cpu.abi3.so | grep -q __asan_init
+	nm -D $(SANITIZED)/lib/rbnorm/kernels/cpu/_kernels.abi3.so | grep -q __asan_init
 	PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=print_stacktrace=1 RBNORM_FUZZ_EXAMPLES=1000 \
 	$(BIN)/python -m pytest --capture=sys tests/test_fused.py tests/test_ops.py tests/test_fuzz_ops.py
@@ -111,21 +113,20 @@ test-floors:
 COMPILERS ?= clang++ aarch64-linux-gnu-g++
 WINDOWS ?= x86_64-w64-mingw32-g++
 COMPILE = -std=c++17 -O2 -Wall -Werror -Wno-psabi -fPIC -fvisibility=hidden \
-	-DPy_LIMITED_API=0x030a0000 -DTORCH_TARGET_VERSION=0x020b000000000000 $(shell $(BIN)/python -c \
-	'import sysconfig, torch; print("-isystem", torch.__path__[0] + "/include", "-isystem", sysconfig.get_path("include"))')
+	-DPy_LIMITED_API=0x030a0000 $(shell $(BIN)/python -c \
+	'import sysconfig; print("-isystem", sysconfig.get_path("include"))')
 compilers: env
-	for compiler in $(COMPILERS); do for part in ops plain; do echo "$$compiler $$part" && \
-		$$compiler $(COMPILE) -c -o /dev/null src/rbnorm/kernels/csrc/$$part.cpp || exit 1; done; done
-	$(WINDOWS) $(COMPILE) -c -o /dev/null src/rbnorm/kernels/csrc/plain.cpp
+	for compiler in $(COMPILERS); do for part in module plain; do echo "$$compiler $$part" && \
+		$$compiler $(COMPILE) -c -o /dev/null $(CSRC)/$$part.cpp || exit 1; done; done
+	$(WINDOWS) $(COMPILE) -c -o /dev/null $(CSRC)/plain.cpp
 
-# In dist/: a wheel with kernels, for the oldest glibc that this compiler allows (torch's libraries stay
-# out of it), and the source distribution; then both are tried where there is no compiler.
+# In dist/: a wheel with kernels, for the oldest glibc that this compiler allows, and the source
+# distribution; then both are tried where there is no compiler.
 wheels: env
 	rm -rf build/wheel dist
 	$(BIN)/python setup.py --quiet clean --all
-	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
-		--wheel-dir dist build/wheel/*.whl
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 	$(MAKE) sdist
 	$(MAKE) try-dist TRY="--torch --beside $$($(BIN)/python -c \
 		'import sysconfig; print(sysconfig.get_path("purelib"))')"
@@ -167,7 +168,7 @@ $(LAB) $(READY): $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
-$(KERNELS): $(TORCH) setup.py $(wildcard src/rbnorm/kernels/csrc/*)
+$(KERNELS): $(TORCH) setup.py $(wildcard $(CSRC)/*)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $(KERNELS)
 
@@ -179,4 +180,4 @@ browser:
 	else echo "make test needs Chromium or Chrome on the PATH: install one of them" >&2; exit 1; fi
 
 clean:
-	rm -rf $(VENV) $(TOOLS) build dist src/rbnorm/kernels/*.so docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) build dist src/rbnorm/kernels/cpu/*.so docs/_build .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,10 +1,9 @@
-"""The C++ kernels, where a compiler and torch are there for the build, and the README for an index.
+"""The C++ kernels, where a compiler is there for the build, and the README for an index.
 
 Without kernels the package installs and works all the same; why there are none is said here (``pip
 install -v`` shows it) and by ``rbnorm.backends()``. All else is pyproject.toml.
 """
 
-import importlib.util
 import os
 import platform
 import re
@@ -19,21 +18,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CCompilerError
 
-CSRC = Path("src/rbnorm/kernels/csrc")
-LINUX = sys.platform == "linux"
-
-
-def missing() -> str | None:
-    """Why no kernels can be built here; None where they can."""
-    if sys.platform == "win32":
-        return "they are not built on Windows"
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        return (
-            "the build sees no torch, which pip hides from it; with torch and setuptools>=77 "
-            "installed, pip install --no-build-isolation shows it"
-        )
-    return None
+CSRC = Path("src/rbnorm/kernels/cpu/csrc")
 
 
 def say(reason: str) -> None:
@@ -42,31 +27,18 @@ def say(reason: str) -> None:
 
 
 def kernels() -> Extension:
-    """One library for every torch since 2.11 and every Python since 3.10."""
-    found = importlib.util.find_spec("torch")
-    assert found is not None
-    assert found.origin is not None
-    torch = Path(found.origin).parent
-    files = ["ops", "plain"]
+    """One library for every torch, of which it knows nothing, and for every Python since 3.10."""
+    files = ["module", "plain"]
     if platform.machine().lower() in {"x86_64", "amd64"}:
         files += ["avx2", "avx512"]
     # After Python's own flags, which ask for debug symbols; CXXFLAGS may set another level.
     optimise = [] if "-O" in os.environ.get("CXXFLAGS", "") else ["-O2", "-g0"]
-    # Without OpenMP torch's parallel_for runs on one thread.
-    openmp = ["-fopenmp"] if LINUX else []
     return Extension(
-        "rbnorm.kernels._cpu",
+        "rbnorm.kernels.cpu._kernels",
         sources=[str(CSRC / f"{name}.cpp") for name in files],
         depends=[str(header) for header in sorted(CSRC.glob("*.h"))],
-        include_dirs=[str(torch / "include")],
-        library_dirs=[str(torch / "lib")],
-        libraries=["torch_cpu"] if LINUX else [],
-        define_macros=[
-            ("Py_LIMITED_API", "0x030a0000"),
-            ("TORCH_TARGET_VERSION", "0x020b000000000000"),
-        ],
-        extra_compile_args=["-std=c++17", *optimise, "-fvisibility=hidden", "-Wno-psabi", *openmp],
-        extra_link_args=[*openmp, *([] if LINUX else ["-undefined", "dynamic_lookup"])],
+        define_macros=[("Py_LIMITED_API", "0x030a0000")],
+        extra_compile_args=["-std=c++17", *optimise, "-fvisibility=hidden", "-Wno-psabi"],
         py_limited_api=True,
         language="c++",
     )
@@ -134,7 +106,7 @@ def readme(address: str | None) -> str:
     return re.sub(rf"\]{file}", rf"]({address}/blob/v{version}/\1)", text)
 
 
-reason = missing()
+reason = "they are not built on Windows" if sys.platform == "win32" else None
 setup(
     long_description=readme(repository()),
     long_description_content_type="text/markdown",

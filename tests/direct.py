@@ -1,5 +1,6 @@
 """Arguments for direct calls of the ops, right ones and wrong ones."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -8,15 +9,17 @@ from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
 from rbnorm.engine import layer
-from rbnorm.kernels import SCHEMAS, phases
+from rbnorm.kernels import phases
 
 LAYER = ("forward", "inference", "backward")
-SWEEPS = sorted(SCHEMAS.keys() - set(LAYER))
+SWEEPS = phases.PHASES
+OPS = {**{op: getattr(layer, op) for op in LAYER}, **{op: getattr(phases, op) for op in SWEEPS}}
+try:
+    from rbnorm.kernels.cpu import calls as KERNELS
+except ImportError:  # an installation without kernels
+    KERNELS = None
 PLAIN = (None, 0, 0.0)  # no residual, no activation
-NAMES = {
-    op: tuple(a.name for a in getattr(torch.ops.rbnorm, op).default._schema.arguments)
-    for op in SCHEMAS
-}
+NAMES = {op: tuple(inspect.signature(function).parameters) for op, function in OPS.items()}
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> Any:

@@ -49,9 +49,9 @@ def test_codes_are_different(table: dict[str, elementwise.Elementwise]) -> None:
 
 @pytest.mark.skipif(rbnorm.backends()["cpu"].name != "c++", reason=rbnorm.backends()["cpu"].why)
 def test_the_library_has_the_same_codes() -> None:
-    library = importlib.import_module("rbnorm.kernels._cpu")
-    assert library.restrictions == codes(RESTRICTIONS)
-    assert library.activations == codes(ACTIVATIONS)
+    library = importlib.import_module("rbnorm.kernels.cpu.calls")
+    assert codes(RESTRICTIONS) == library.RESTRICTIONS
+    assert codes(ACTIVATIONS) == library.ACTIVATIONS
 
 
 def test_triton_has_the_same_codes() -> None:
@@ -84,11 +84,9 @@ def test_triton_with_another_table_is_not_loaded(monkeypatch: pytest.MonkeyPatch
 
 def test_a_library_with_another_table_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     planted = SimpleNamespace(
-        restrictions=codes(RESTRICTIONS),
-        activations={**codes(ACTIVATIONS), "silu": 77},
-        instruction_set="avx2",
+        RESTRICTIONS=codes(RESTRICTIONS), ACTIVATIONS={**codes(ACTIVATIONS), "silu": 77}
     )
-    monkeypatch.setitem(sys.modules, "rbnorm.kernels._cpu", planted)
+    monkeypatch.setitem(sys.modules, "rbnorm.kernels.cpu.calls", planted)
     found = importlib.import_module("rbnorm.kernels.backends")._cpu()
     assert found.name == "portable"
     assert "the C++ library knows 'silu' by the code 77, rbnorm.elementwise by 3" in found.why

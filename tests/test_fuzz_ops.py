@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import LAYOUTS
-from direct import LAYER, coherent, named, wrong
+from direct import KERNELS, LAYER, OPS, coherent, named, wrong
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -15,7 +15,7 @@ from torch import Tensor
 import rbnorm
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
 from rbnorm.engine import layer
-from rbnorm.kernels import SCHEMAS, phases
+from rbnorm.kernels import phases
 
 FOUND = rbnorm.backends()["cpu"]
 pytestmark = pytest.mark.skipif(FOUND.name != "c++", reason=FOUND.why)
@@ -26,7 +26,7 @@ FREE = ("residual", "weight", "bias", "center_weight")
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """An op and arguments that it must take."""
-    op = draw(st.sampled_from(sorted(SCHEMAS)))
+    op = draw(st.sampled_from(sorted(OPS)))
     spatial = draw(st.lists(st.integers(1, 12), max_size=3))
     shape = (draw(st.integers(1, 5)), draw(st.integers(1, 70)), *spatial)
     if torch.Size(shape).numel() == shape[1]:
@@ -69,7 +69,7 @@ def test_right_calls_equal_the_portable_op(call: tuple[str, dict[str, Any]]) -> 
     exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in args.items()}
     exact = {k: v.clone() if isinstance(v, Tensor) else v for k, v in exact.items()}
     expected = getattr(layer if op in LAYER else phases, op)(*exact.values())
-    found = getattr(torch.ops.rbnorm, op)(*args.values())
+    found = getattr(KERNELS, op)(*args.values())
     pairs = zip(outputs(found, args), outputs(expected, exact), strict=True)
     for ours, theirs in pairs:
         assert ours.isfinite().all()
@@ -85,5 +85,5 @@ def test_wrong_calls_raise(call: tuple[str, dict[str, Any]], data: st.DataObject
     before = {k: v.clone() for k, v in args.items() if isinstance(v, Tensor)}
     bad = data.draw(st.sampled_from(choices[name]))
     with pytest.raises(RuntimeError, match=rf"\b{name} must (be|have)|^x must"):
-        getattr(torch.ops.rbnorm, op)(*{**args, name: bad}.values())
+        getattr(KERNELS, op)(*{**args, name: bad}.values())
     assert all(torch.equal(args[k], v) for k, v in before.items())

@@ -1,7 +1,7 @@
 """The table of elementwise functions: restrictions R and activations act, each with its derivative.
 
 Everything that knows a function by name or by code reads it here. A compiled language has one file
-of the same name with the same codes (``kernels/csrc/elementwise.h``,
+of the same name with the same codes (``kernels/cpu/csrc/elementwise.h``,
 ``kernels/triton/elementwise.py``), which is compared with this table when it is loaded.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rbnorm.kernels import active
 from rbnorm.kernels.phases import table_dtype
 from tools.gpu_report.clock import captured, in_turn, rotation
 from tools.gpu_report.options import DTYPES, Options, Row
@@ -30,7 +31,7 @@ def cases(options: Options) -> list[Case]:
 
 def phases(dy: Any, x: Any) -> dict[str, Callable[[], Any]]:
     """A call of each phase."""
-    ops, wide = torch.ops.rbnorm, table_dtype(x.dtype)
+    ops, wide = active(x.device.type).phases, table_dtype(x.dtype)
     m, a, b = torch.randn(3, *x.shape[:2], device=x.device, dtype=wide).unbind()
     p = torch.randn(x.shape[1], device=x.device, dtype=wide)
     return {

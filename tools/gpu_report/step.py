@@ -7,7 +7,6 @@ import importlib
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 
 import torch
@@ -18,18 +17,8 @@ from tools.gpu_report.rows import append
 
 def _interpret() -> None:
     """Let Triton's interpreter serve the CPU in place of what does."""
-    from rbnorm.kernels import triton  # noqa: PLC0415
-
-    class Overriding:
-        def impl(self, name: str, function: object, key: str) -> None:
-            with warnings.catch_warnings(action="ignore"):
-                library.impl(name, function, key, allow_override=True)
-
-    library = torch.library.Library("rbnorm", "IMPL")
-    triton.register(Overriding(), "CPU")  # type: ignore[arg-type]
     backends = importlib.import_module("rbnorm.kernels.backends")
     backends._compiled["cpu"] = backends._compiled["cuda"]
-    globals()["_kept"] = library  # what it registered goes with it
 
 
 def main() -> int:

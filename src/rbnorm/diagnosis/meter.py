@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.definition import RESTRICTIONS, STATISTICS, per_channel, resolve
 from rbnorm.diagnosis.tally import ClassTally, GroupTally, Tally
+from rbnorm.kernels import active
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
@@ -44,7 +45,7 @@ def wide(table: Tensor) -> Tensor:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each instance and channel, (N, C) in float64."""
-    m, v = torch.ops.rbnorm.moments(x)
+    m, v = active(x.device.type).phases.moments(x)
     return wide(m), wide(v)
 
 
@@ -87,7 +88,7 @@ def normalised(layer: _BatchNorm, x: Tensor) -> Normalised:
     x = x.to(table_dtype(x.dtype))
     K = resolve("statistic", layer.calibration.statistic, STATISTICS)(x)
     z = x if layer.center_weight is None else x + per_channel(layer.center_weight, x) * K
-    return Normalised(m, v, *moments(z), wide(torch.ops.rbnorm.mean(K.expand_as(x))), z)
+    return Normalised(m, v, *moments(z), wide(active(x.device.type).phases.mean(K.expand_as(x))), z)
 
 
 def gate(layer: _RepresentativeBatchNorm, seen: Normalised, t: Tensor) -> dict[str, Tensor]:

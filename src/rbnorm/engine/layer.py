@@ -6,7 +6,7 @@ backend may override where one call for all is faster; see :mod:`rbnorm.kernels`
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -92,27 +92,78 @@ def differentiate(
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, *rest: Any
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    center_weight: Tensor | None,
+    scale_weight: Tensor | None,
+    scale_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    restrict: int,
+    activation: int,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, m, E and V, the last two new tensors; in training updates the running statistics."""
-    p, (mean, var, training, momentum) = Vectors(*rest[:5]), rest[5:9]
-    running = None if training else (mean.clone(), var.clone())
-    y, m, E, V, batch = normalise(portable, x, residual, p, running, Options(*rest[9:]))
-    if batch is not None and mean is not None:
-        tables.update((mean, var), E, V, batch.M, momentum)
+    p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
+    options = Options(eps, restrict, activation, slope)
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    fixed = None if training or running is None else (running[0].clone(), running[1].clone())
+    y, m, E, V, batch = normalise(portable, x, residual, p, fixed, options)
+    if batch is not None and running is not None:
+        tables.update(running, E, V, batch.M, momentum)
     return y, m, E, V
 
 
-def inference(x: Tensor, residual: Tensor | None, *rest: Any) -> Tensor:
+def inference(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    center_weight: Tensor | None,
+    scale_weight: Tensor | None,
+    scale_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    restrict: int,
+    activation: int,
+    slope: float,
+) -> Tensor:
     """Only y, in evaluation."""
-    running, options = (rest[5], rest[6]), Options(*rest[7:])
-    return normalise(portable, x, residual, Vectors(*rest[:5]), running, options).y
+    p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
+    options = Options(eps, restrict, activation, slope)
+    return normalise(portable, x, residual, p, (running_mean, running_var), options).y
 
 
 def backward(
-    dy: Tensor, x: Tensor, residual: Tensor | None, m: Tensor, E: Tensor, V: Tensor, *rest: Any
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    m: Tensor,
+    E: Tensor,
+    V: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    center_weight: Tensor | None,
+    scale_weight: Tensor | None,
+    scale_bias: Tensor | None,
+    training: bool,
+    eps: float,
+    restrict: int,
+    activation: int,
+    slope: float,
+    want_dx: bool,
+    want_dresidual: bool,
 ) -> Gradients:
     """Gradients of x, the residual and the five vectors; without elements where there is none."""
-    p, training, options, wanted = Vectors(*rest[:5]), rest[5], Options(*rest[6:10]), rest[10:]
+    p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
+    options = Options(eps, restrict, activation, slope)
     batch = batches.alone(m, positions(x)) if training else None
-    return differentiate(portable, dy, x, residual, m, E, V, p, options, batch, None, *wanted)
+    return differentiate(
+        portable, dy, x, residual, m, E, V, p, options, batch, None, want_dx, want_dresidual
+    )

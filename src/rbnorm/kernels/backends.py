@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import NamedTuple, cast
-
-import torch
 
 from rbnorm import elementwise
 from rbnorm.kernels import phases, triton
@@ -42,25 +40,26 @@ def _cpu() -> Backend:
     if limit and limit not in _LIMITS:
         raise ValueError(f"RBNORM_CPU must be one of {', '.join(_LIMITS)}, got {limit!r}")
     try:
-        module = importlib.import_module("rbnorm.kernels._cpu")
+        cpu = importlib.import_module("rbnorm.kernels.cpu.calls")
     except ModuleNotFoundError:
         return Backend(
             "portable",
-            "this installation has no C++ kernels: no C++ compiler, or no torch, was there for "
-            f"the build; with both there, {build_command()} makes them",
+            "this installation has no C++ kernels, since no C++ compiler was there for the build; "
+            f"with one, {build_command()} makes them",
         )
-    except ImportError as error:
-        return Backend("portable", f"the C++ kernels do not load in this torch: {error}")
-    wrong = elementwise.mismatch("the C++ library", module.restrictions, module.activations)
+    except (ImportError, AttributeError) as error:  # broken, or of another version
+        return Backend("portable", f"the C++ kernels do not load: {error}")
+    wrong = elementwise.mismatch("the C++ library", cpu.RESTRICTIONS, cpu.ACTIVATIONS)
     if wrong:
         return Backend("portable", wrong)
-    return Backend("c++", f"instruction set {module.instruction_set}")
+    _compiled["cpu"] = _of(cpu)
+    return Backend("c++", f"instruction set {cpu.INSTRUCTION_SET}, {cpu.THREADS.why}")
 
 
-def _cuda(library: torch.library.Library) -> Backend:
-    missing = triton.register(library)
-    if missing:
-        return Backend("portable", missing)
+def _cuda() -> Backend:
+    if triton.missing():
+        return Backend("portable", "Triton is not installed")
+    _compiled["cuda"] = _of(triton)
     return Backend("triton", "compiled when a layer first runs on such a device, CUDA or ROCm")
 
 
@@ -71,32 +70,27 @@ _lock = threading.Lock()
 _active = _compiled
 
 
-def load(library: torch.library.Library) -> None:
-    """Register the compiled kernels that this installation has; ``library`` has the ops."""
-    _installed.update(cpu=_cpu(), cuda=_cuda(library))
-    ops = torch.ops.rbnorm
-    dispatched = _phases({name: getattr(ops, name).default for name in PHASES})
-    # In C++ a channel stays in the cache from phase to phase. By the phases alone training takes
-    # 1.1 to 2.4 times as long on (32, 64, 56, 56) to (32, 512, 7, 7), 3.0 on (8, 64, 8, 8) and 7.3
-    # with its channels last; evaluation 0.9 to 1.9, and 2.7 (float32, one thread, AVX-512). In
-    # Triton the tables are one launch instead of thirty, and nothing passes the dispatcher, which
-    # took forward and backward of (2, 16, 8, 8) from 966 to 511 us of an H200's host; by the
-    # phases: unmeasured.
-    whole = {
-        "c++": Whole(*(getattr(ops, name).default for name in Whole._fields)),
-        "triton": triton.DIRECT,
-    }
-    for device, backend in _installed.items():
-        if backend.name != "portable":
-            _compiled[device] = Kernels(dispatched, whole.get(backend.name))
+def _phases(functions: Mapping[str, object]) -> Phases:
+    return cast("Phases", SimpleNamespace(**functions))
+
+
+def _of(module: object) -> Kernels:
+    """Of a module that has them under their names."""
+    whole = Whole(*(getattr(module, name) for name in Whole._fields))
+    return Kernels(_phases({name: getattr(module, name) for name in PHASES}), whole)
+
+
+def _load() -> None:
+    """Find the compiled kernels that this installation has."""
+    # By the phases alone training on a CPU takes 1.1 to 2.4 times as long on (32, 64, 56, 56) to
+    # (32, 512, 7, 7), 3.0 on (8, 64, 8, 8) and 7.3 with its channels last; evaluation 0.9 to 1.9,
+    # and 2.7 (float32, one thread, AVX-512). In Triton the tables are one launch instead of thirty,
+    # which took forward and backward of (2, 16, 8, 8) from 966 to 511 us of an H200's host.
+    _installed.update(cpu=_cpu(), cuda=_cuda())
     if "cpu" not in _compiled:
         why = _installed["cpu"].why
         plain = {name: noticed(getattr(phases, name), lambda: why) for name in PHASES}
         _compiled["cpu"] = Kernels(_phases(plain))
-
-
-def _phases(functions: dict[str, Callable[..., object]]) -> Phases:
-    return cast("Phases", SimpleNamespace(**functions))
 
 
 def active(device: str) -> Kernels:
@@ -152,3 +146,6 @@ def _choose(context: object, choice: dict[str, Kernels] | None) -> None:
         else:
             _open[context] = choice
         _active = next(reversed(_open.values()), _compiled)
+
+
+_load()

@@ -1,11 +1,11 @@
-"""What every entry asks of its tensors, said once: the function, the ops, and their fakes.
+"""What every entry asks of its tensors, said once: the function, the phases, the whole layer.
 
-The compiled ops look for themselves, in the same words (``kernels/csrc/ops.cpp``), but for what
-torch's stable ABI does not tell: whether a tensor requires a gradient.
+The CPU's and Triton's calls look for themselves, quickly, and come here for the sentence.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -139,14 +139,14 @@ def check_code(name: str, code: int) -> None:
         raise ValueError(f"{name} must be one of the codes {accepted}, got {code}")
 
 
-def checked(op: str, implementation: Callable[..., Output]) -> Callable[..., Output]:
-    """An implementation of an op that is defined already, behind the checks.
+def checked(implementation: Callable[..., Output]) -> Callable[..., Output]:
+    """A phase, or the whole layer, behind the checks.
 
     Raises:
         RuntimeError: A tensor does not belong to x by its shape, dtype or device, or a number has
             no meaning; the sentence names the argument. Nothing has changed.
     """
-    names = [argument.name for argument in getattr(torch.ops.rbnorm, op).default._schema.arguments]
+    names = list(inspect.signature(implementation).parameters)
 
     @wraps(implementation)
     def call(*arguments: Tensor | float | None) -> Output:
@@ -154,7 +154,7 @@ def checked(op: str, implementation: Callable[..., Output]) -> Callable[..., Out
         try:
             _check_op(named)
         except (TypeError, ValueError) as error:
-            raise RuntimeError(str(error)) from None  # what an op in C++ raises
+            raise RuntimeError(str(error)) from None  # of which the layer's own checks make these
         return implementation(*arguments)
 
     return call
@@ -166,6 +166,8 @@ def _check_op(named: Mapping[str, Tensor | float | None]) -> None:
     check_input("x", x)
     tensors = {name: t for name, t in named.items() if t is None or isinstance(t, Tensor)}
     check_tensors("x", x, {name: t for name, t in tensors.items() if name != "x"}, exact=True)
+    if "running_mean" in named and not named.get("training") and named["running_mean"] is None:
+        raise ValueError("running_mean and running_var must be given in evaluation, got None")
     if named.get("training") and "running_mean" in named:
         check_written("x", x, tensors, memory=True)
     for name in _FUNCTIONS.keys() & named.keys():

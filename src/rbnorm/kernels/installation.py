@@ -56,10 +56,7 @@ def build_command() -> str:
         what = "--no-binary rbnorm rbnorm" if origin is None else "PATH_OR_URL_OF_THE_SOURCES"
     else:
         what = f'"{origin}"'
-    return (
-        'pip install "setuptools>=77" && '
-        f"pip install --force-reinstall --no-deps --no-build-isolation {what}"
-    )
+    return f"pip install --force-reinstall --no-deps {what}"
 
 
 def noticed(

@@ -168,10 +168,15 @@ def _before_activation(
 
 
 def affine(
-    x: Tensor, m: Tensor | None, scale: Tensor, shift: Tensor, *epilogue: Unpack[Epilogue]
+    x: Tensor,
+    m: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
 ) -> Tensor:
     """As :meth:`Phases.affine`."""
-    residual, activation, slope = epilogue
     z = _before_activation(x, m, scale, shift, residual)
     return standard(ACTIVATION_OF[activation](z, slope).to(x.dtype))
 
@@ -182,10 +187,11 @@ def _dz(
     m: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    *epilogue: Unpack[Epilogue],
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
 ) -> Tensor:
     """The gradient of what enters the activation."""
-    residual, activation, slope = epilogue
     if not activation:
         return dy
     assert scale is not None
@@ -200,10 +206,12 @@ def grad_moments(
     m: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    *epilogue: Unpack[Epilogue],
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
 ) -> tuple[Tensor, Tensor]:
     """As :meth:`Phases.grad_moments`."""
-    dz = _dz(dy, x, m, scale, shift, *epilogue)
+    dz = _dz(dy, x, m, scale, shift, residual, activation, slope)
     return mean(dz), mean((x - _spread(m, x)).mul_(dz))
 
 

@@ -1,7 +1,7 @@
-"""The ops on CUDA and ROCm devices, one Triton source for both.
+"""The phases and the whole layer on CUDA and ROCm devices, one Triton source for both.
 
-Nothing of Triton is imported before an op is first called on such a device. The ops are opaque to
-compilers, which trace the table form in plain PyTorch instead and fuse it with its neighbours.
+Nothing of Triton is imported before one of them is first called. Compilers trace the table form in
+plain PyTorch instead, and fuse it with its neighbours.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
-import torch
-
+from rbnorm.kernels import phases
 from rbnorm.kernels.checks import checked
-from rbnorm.kernels.phases import PHASES, Whole
+from rbnorm.kernels.phases import Whole
+
+
+def missing() -> bool:
+    """Whether there is no Triton here."""
+    return importlib.util.find_spec("triton") is None
 
 
 def _deferred(module: str, name: str) -> Callable[..., Any]:
@@ -30,19 +35,10 @@ def _deferred(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-# The whole layer past the dispatcher, which takes Python to Python here and costs as much as two
-# launches; forward and inference look at their arguments themselves, backward trusts autograd.
-DIRECT = Whole(*(_deferred("layer", name) for name in Whole._fields))
-OPS = {**DIRECT._asdict(), **{name: _deferred("phases", name) for name in PHASES}}
+def _phase(name: str) -> Callable[..., Any]:
+    return checked(wraps(getattr(phases, name))(_deferred("phases", name)))
 
 
-def register(library: torch.library.Library, key: str = "CUDA") -> str | None:
-    """Register every op of ``OPS`` in ``library`` for a dispatch ``key``; ROCm's is CUDA too.
-
-    ``library`` must have defined them. Returns None, or why nothing was registered.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    for name, function in OPS.items():
-        library.impl(name, checked(name, function), key)
-    return None
+# The whole layer looks at its arguments itself; its backward trusts who saved them.
+forward, inference, backward = (_deferred("layer", name) for name in Whole._fields)
+mean, moments, affine, grad_moments, grad_affine = map(_phase, phases.PHASES)

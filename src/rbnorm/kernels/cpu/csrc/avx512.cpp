@@ -17,7 +17,7 @@
 #define RBNORM_BACKEND avx512
 #define RBNORM_NAME "avx512"
 #define RBNORM_VECTOR_BYTES 64
-#include "backend.h"
+#include "unit.h"
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -4,4 +4,4 @@
 #define RBNORM_BACKEND plain
 #define RBNORM_NAME "plain"
 #define RBNORM_VECTOR_BYTES 16
-#include "backend.h"
+#include "unit.h"

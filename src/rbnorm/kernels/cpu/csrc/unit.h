@@ -1,30 +1,30 @@
 // The kernels for one instruction set. A file includes headers.h, turns its instruction set on,
 // defines RBNORM_BACKEND and RBNORM_VECTOR_BYTES, and includes this. headers.h comes first because
-// the linker keeps one copy of an inline function, for all backends: it must be one for any CPU.
+// the linker keeps one copy of an inline function, for all instruction sets: it must be one for any.
 
 #define FLAT __attribute__((always_inline))  // of a lambda
 #define INLINE inline FLAT
 #define NAMESPACE RBNORM_BACKEND
+#ifdef __clang__
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED _Pragma("GCC unroll 16")  // a short loop, so that what it indexes stays in registers
+#endif
 
 namespace rbnorm {
 namespace RBNORM_BACKEND {
+namespace {
 #include "vec.h"
-#include "vecmath.h"
 #include "elementwise.h"
-#include "areas.h"
-#include "moments.h"
+#include "tiles.h"
 #include "sweeps.h"
+#include "moments.h"
 #include "grid.h"
 #include "tables.h"
 #include "points.h"
 #include "layer.h"
-#include "phases.h"
+}  // namespace
 
-template <class S>
-constexpr Kernels kernels{forward<S>, backward<S>,     moments<S>,
-                          affine<S>,  grad_moments<S>, grad_affine<S>};
-
-const Backend backend{RBNORM_NAME, kernels<float>, kernels<double>, kernels<BFloat16>,
-                             kernels<Half>};
+const Kernels kernels{RBNORM_NAME, forward, backward, moments, affine, grad_moments, grad_affine};
 }  // namespace RBNORM_BACKEND
 }  // namespace rbnorm

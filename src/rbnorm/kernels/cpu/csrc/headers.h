@@ -1,17 +1,13 @@
-// Everything of the standard library and of torch that the kernels include.
+// Everything of the standard library that the kernels include.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "kernels.h"
 

@@ -12,7 +12,7 @@
 #define RBNORM_BACKEND avx2
 #define RBNORM_NAME "avx2"
 #define RBNORM_VECTOR_BYTES 32
-#include "backend.h"
+#include "unit.h"
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -1,0 +1,289 @@
+// The sweeps over one area that sum: moments of x, and those that the gradient needs. Results are
+// written to tables, from the area's first channel on: one number for each of its channels.
+//
+// Included once per instruction set, inside its namespace.
+
+// Two sums for each of a block of channels, or one where `second` is not wanted.
+struct Sums {
+  alignas(64) float first[block_channels + W], second[block_channels + W];
+  void clear(int64_t n) {
+    std::fill_n(first, padded(n), 0.f);
+    std::fill_n(second, padded(n), 0.f);
+  }
+};
+
+// What a sweep adds up of a vector: two terms of dz and x - center, or of x - center alone.
+struct Mean {
+  static constexpr int sums = 1;
+  static INLINE void terms(const V&, const V& d, V* out) { out[0] = d; }
+};
+struct Moment {
+  static constexpr int sums = 2;
+  static INLINE void terms(const V&, const V& d, V* out) { out[0] = d, out[1] = d * d; }
+};
+struct Gradient {
+  static constexpr int sums = 2;
+  static INLINE void terms(const V& dz, const V& d, V* out) { out[0] = dz, out[1] = dz * d; }
+};
+
+template <class Term>
+INLINE void terms_at(Rows dz, Rows x, int64_t r, int64_t j, const V& center, V* out) {
+  const V d = load(x.at + r * x.stride + j) - center;
+  Term::terms(std::is_same_v<Term, Gradient> ? load(dz.at + r * dz.stride + j) : V{}, d, out);
+}
+
+// Adds up a tile of runs: a vector of rows at a time, whose sums are turned into lanes.
+template <class Term, class Ahead>
+void sum_runs(const Piece& tile, const float* center, Rows dz, Rows x, float* first, float* second,
+              Ahead fetch) {
+  constexpr int K = Term::sums;
+  const int64_t n = tile.width, rest = n % W;
+  const Keep keep(W - rest, W);
+  for (int64_t r0 = 0; r0 < tile.rows; r0 += W) {
+    const int64_t count = least(W, tile.rows - r0);
+    V rows[2][W];
+    for (int64_t k = 0; k < count; k++) {
+      const int64_t r = r0 + k;
+      const V middle = fill(center[r]);
+      fetch(r);
+      V total[4][K] = {}, v[K];
+      int64_t i = 0;
+      for (; i + 4 * W <= n; i += 4 * W)
+        UNROLLED
+        for (int q = 0; q < 4; q++) {
+          terms_at<Term>(dz, x, r, i + q * W, middle, v);
+          UNROLLED
+          for (int s = 0; s < K; s++) total[q][s] += v[s];
+        }
+      for (; i + W <= n; i += W) {
+        terms_at<Term>(dz, x, r, i, middle, v);
+        UNROLLED
+        for (int s = 0; s < K; s++) total[0][s] += v[s];
+      }
+      if (rest) {
+        terms_at<Term>(dz, x, r, n - W, middle, v);
+        UNROLLED
+        for (int s = 0; s < K; s++) total[1][s] += keep(v[s]);
+      }
+      UNROLLED
+      for (int s = 0; s < K; s++) rows[s][k] = (total[0][s] + total[1][s]) + (total[2][s] + total[3][s]);
+    }
+    UNROLLED
+    for (int s = 0; s < K; s++) {
+      for (int64_t k = count; k < W; k++) rows[s][k] = V{};
+      float* to = (s ? second : first) + r0;
+      store(to, load(to) + row_sums(rows[s]));
+    }
+  }
+}
+
+// Adds up the rows of a tile, lane by lane; some rows at once share what is read per lane.
+template <class Term, int Group>
+INLINE void sum_group(const Piece& tile, const float* center, Rows dz, Rows x, int64_t r,
+                      float* first, float* second) {
+  constexpr int K = Term::sums;
+  const int64_t n = tile.width;
+  const Keep keep = n < W ? Keep(0, n) : Keep(W - n % W, W);
+  const auto column = [&](int64_t j, bool whole) FLAT {
+    const V middle = load(center + j);
+    V total[K] = {};
+    UNROLLED
+    for (int g = 0; g < Group; g++) {
+      V v[K];
+      terms_at<Term>(dz, x, r + g, j, middle, v);
+      UNROLLED
+      for (int s = 0; s < K; s++) total[s] += v[s];
+    }
+    UNROLLED
+    for (int s = 0; s < K; s++) {
+      float* to = (s ? second : first) + j;
+      store(to, load(to) + (whole ? total[s] : keep(total[s])));
+    }
+  };
+  int64_t j = 0;
+  for (; j + W <= n; j += W) column(j, true);
+  if (j < n) column(most(n - W, 0), false);
+}
+template <class Term>
+void sum_lanes(const Piece& tile, const float* center, Rows dz, Rows x, float* first, float* second) {
+  constexpr int group = std::is_same_v<Term, Gradient> ? group_rows / 2 : group_rows;
+  int64_t r = 0;
+  for (; r + group <= tile.rows; r += group)
+    sum_group<Term, group>(tile, center, dz, x, r, first, second);
+  for (; r < tile.rows; r++) sum_group<Term, 1>(tile, center, dz, x, r, first, second);
+}
+
+// Short runs, position by position: rows of as many lanes as there are channels.
+INLINE Rows turned(const float* flat, int64_t channels, int64_t L, float* room) {
+  const int64_t stride = padded(channels);
+  for (int64_t c = 0; c < channels; c++)
+    for (int64_t i = 0; i < L; i++) room[i * stride + c] = flat[c * L + i];
+  for (int64_t i = 0; i < L; i++)
+    for (int64_t c = channels; c < stride; c++) room[i * stride + c] = 0;
+  return {room, stride};
+}
+
+// What is summed over, and how it is read.
+struct Source {
+  Memory dy, x;
+  const Tail* tail;
+};
+
+// Sums over an area of at most block_channels channels, of terms around a center for each of them.
+template <class Term>
+void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source& in, Sums& sums) {
+  constexpr bool gradient = std::is_same_v<Term, Gradient>;
+  const bool small = in.x.type != FLOAT32 || (gradient && in.tail->activation != NONE);
+  // In evaluation the next instance's run is not read next.
+  const bool is_next = Term::sums > 1 && a.n + a.instances < s.N && s.L * bytes_of[in.x.type] <= 4096;
+  Room room[4];
+  const int64_t channels = a.channels();
+  const int64_t times = s.last && channels == s.C ? rows_in_one(channels, a.positions()) : 1;
+  sums.clear(times * channels);
+  int64_t done = 0;
+  for_pieces(s, a, tables, [&](const Tables& all, const Piece& piece, bool lanes) {
+    for_tiles(piece, lanes, small, [&](const Piece& tile, int64_t at) {
+      const Tables t = all.from(at);
+      Rows x = in.x.in(tile, room[0].at), dz{};
+      if constexpr (gradient)
+        dz = through(tile, t, lanes, in.dy.in(tile, room[1].at), x, *in.tail, room[2].at, room[3].at);
+      if (has_short_runs(s)) {  // their rows again, by position
+        const int64_t n = tile.width / s.L;
+        const Piece positions{0, s.L, padded(n), padded(n)};
+        Room turned_x, turned_dz;
+        x = turned(x.at, n, s.L, turned_x.at);
+        if (gradient) dz = turned(dz.at, n, s.L, turned_dz.at);
+        float center[most_wide + W] = {};
+        std::memcpy(center, tables.center + done, n * sizeof(float));
+        sum_lanes<Term>(positions, center, dz, x, sums.first + done, sums.second + done);
+        done += n;
+      } else {
+        float *first = sums.first + at, *second = sums.second + at;
+        if (lanes) return sum_lanes<Term>(tile, t.center, dz, x, first, second);
+        sum_runs<Term>(tile, t.center, dz, x, first, second, [&](int64_t r) FLAT {
+          if (!is_next) return;
+          in.x.fetch(tile.offset + r * tile.stride + s.C * s.L, tile.width);
+          if (gradient) in.dy.fetch(tile.offset + r * tile.stride + s.C * s.L, tile.width);
+        });
+      }
+    });
+  });
+  if (times > 1) fold_row(sums.first, channels, times), fold_row(sums.second, channels, times);
+}
+
+// The moments of one channel where sums in float32 were not finite: in double, and scaled by a power
+// of two, so that they are finite as long as the moments are.
+__attribute__((noinline)) void moments_carefully(const Shape& s, const Area& a, int64_t c, Memory x,
+                                                 float* mean, float* variance, float* rest) {
+  const double n = double(a.positions()), scale = std::ldexp(1.0, -std::ilogb(n) - 1);
+  const auto sum = [&](auto term) {
+    double total = 0;
+    for (int64_t i = a.i0; i < a.i1; i++) {
+      float v;
+      ways[x.type].widen(x.place(s.offset(a.n, a.c0 + c, i)), &v, 1);
+      total += term(v);
+    }
+    return total / (n * scale);
+  };
+  const double m = sum([&](double v) { return v * scale; });
+  *mean = float(m);
+  if (rest) *rest = std::isfinite(*mean) ? float(m - double(*mean)) : 0;
+  if (variance) *variance = float(sum([&](double v) { return (v - m) * scale * (v - m); }));
+}
+
+// Where moments go; `rest` is what the mean lost when it was rounded. The last two may be null.
+struct MomentTables {
+  float *mean, *variance, *rest;
+  MomentTables from(int64_t c) const {
+    return {mean + c, variance ? variance + c : nullptr, rest ? rest + c : nullptr};
+  }
+};
+
+// Sums of squares around a centre that lies `distant` standard deviations from the mean cost the variance
+// a factor 1 + distant^2 of its precision; farther ones are taken again, around the mean.
+constexpr float distant = 4;
+
+template <class Term>
+void moments_of(const Shape& s, const Area& a, Memory x, const MomentTables& out) {
+  constexpr bool with_variance = Term::sums == 2;
+  const int64_t channels = a.channels();
+  const float n = float(a.positions());
+  alignas(64) float center[block_channels + W];
+  Sums sums;
+  // The first position of each channel.
+  if (s.last) {
+    ways[x.type].widen(x.place(s.offset(a.n, a.c0, a.i0)), center, channels);
+  } else {
+    for (int64_t c = 0; c < channels; c++)
+      ways[x.type].widen(x.place(s.offset(a.n, a.c0 + c, a.i0)), center + c, 1);
+  }
+  std::fill_n(center + channels, padded(channels) - channels, 0.f);
+  sum_area<Term>(s, a, {center, nullptr, nullptr}, {{}, x, nullptr}, sums);
+  if constexpr (with_variance) {
+    Mask far{};
+    for (int64_t j = 0; j < channels; j += W) {
+      const V first = load_some(sums.first + j, channels - j) / n, square = first * first;
+      const V spread = load_some(sums.second + j, channels - j) / n - square;
+      far |= square > distant * distant * select(spread > V{}, spread, V{});
+    }
+    if (any(far)) {
+      for (int64_t j = 0; j < channels; j++) {
+        const float moved = center[j] + sums.first[j] / n;
+        center[j] = std::isfinite(moved) ? moved : center[j];
+      }
+      sum_area<Term>(s, a, {center, nullptr, nullptr}, {{}, x, nullptr}, sums);
+    }
+  }
+  for (int64_t j = 0; j < channels; j += W) {
+    const int64_t count = channels - j;
+    const V middle = load(center + j), first = load_some(sums.first + j, count) / n;
+    const V mean = middle + first, back = mean - middle;
+    V spread{};
+    store_some(out.mean + j, mean, count);
+    if (out.rest) store_some(out.rest + j, (middle - (mean - back)) + (first - back), count);
+    if constexpr (with_variance) {
+      spread = load_some(sums.second + j, count) / n - first * first;
+      spread = select(spread < V{}, V{}, spread);
+      store_some(out.variance + j, spread, count);
+    }
+    const V zero = (mean + spread) - (mean + spread);
+    if (!any(zero != V{})) continue;
+    for (int64_t k = j; k < least(channels, j + W); k++)
+      if (!(zero[k - j] == 0)) {
+        const MomentTables t = out.from(k);
+        moments_carefully(s, a, k, x, t.mean, t.variance, t.rest);
+      }
+  }
+}
+
+// Calls f(part, done) for parts of an area of few enough channels.
+template <class F>
+INLINE void for_blocks(const Area& a, F f) {
+  if (a.channels() <= block_channels) return f(a, 0);
+  for (Area part = a; part.c0 < a.c1; part.c0 = part.c1) {
+    part.c1 = least(a.c1, part.c0 + block_channels);
+    f(part, part.c0 - a.c0);
+  }
+}
+
+// The means over the positions of the area, and the variances where they are wanted.
+void moments(const Shape& s, const Area& a, Memory x, const MomentTables& out) {
+  for_blocks(a, [&](const Area& part, int64_t done) {
+    (out.variance ? moments_of<Moment> : moments_of<Mean>)(s, part, x, out.from(done));
+  });
+}
+
+// The means of dz and dz (x - center) over the positions of the area.
+void grad_moments(const Shape& s, const Area& a, const Tables& tables, const Source& in, float* first,
+                  float* second) {
+  const float n = float(a.positions());
+  for_blocks(a, [&](const Area& part, int64_t done) {
+    Sums sums;
+    sum_area<Gradient>(s, part, tables.from(done), in, sums);
+    const int64_t channels = part.channels();
+    for (int64_t j = 0; j < channels; j++) {
+      first[done + j] = sums.first[j] / n;
+      second[done + j] = sums.second[j] / n;
+    }
+  });
+}
