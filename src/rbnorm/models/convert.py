@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
@@ -84,13 +84,13 @@ def counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
     )
 
 
-def _check_ties(model: nn.Module, layers: list[_BatchNorm]) -> None:
+def _check_ties(model: nn.Module, layers: Container[nn.Module]) -> None:
     """Refuse to divide a weight that something outside of ``layers`` uses too."""
-    planned = {id(layer) for layer in layers}
-    weights = {id(layer.weight) for layer in layers if layer.weight is not None}
-    for name, module in model.named_modules():
+    modules = list(model.named_modules())
+    weights = {id(module.weight) for _, module in modules if module in layers}
+    for name, module in modules:
         for key, parameter in module._parameters.items():
-            own = id(module) in planned and key == "weight"
+            own = parameter is None or (module in layers and key == "weight")
             if id(parameter) in weights and not own:
                 raise ValueError(
                     f"{key} of {name!r} is also the weight of a BatchNorm to convert, which "
@@ -99,17 +99,14 @@ def _check_ties(model: nn.Module, layers: list[_BatchNorm]) -> None:
                 )
 
 
-def _selected(
-    model: nn.Module, where: str | Callable[[str], bool] | None
-) -> Iterator[tuple[str, nn.Module]]:
-    """Each module once, under the first of its names that ``where`` accepts."""
-    seen: set[int] = set()
+def _selected(model: nn.Module, where: str | Callable[[str], bool] | None) -> dict[_BatchNorm, str]:
+    """Each BatchNorm, with the first of its names that ``where`` accepts."""
+    found: dict[_BatchNorm, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if id(module) in seen:
-            continue
-        if where is None or (fnmatchcase(name, where) if isinstance(where, str) else where(name)):
-            seen.add(id(module))
-            yield name, module
+        wanted = fnmatchcase(name, where) if isinstance(where, str) else not where or where(name)
+        if wanted and isinstance(module, _BatchNorm):
+            found.setdefault(module, name)
+    return found
 
 
 def _preserving_gate(calibration: Calibration) -> float:
@@ -129,32 +126,39 @@ def _preserving_gate(calibration: Calibration) -> float:
     return gate
 
 
-def _anchor(layer: _BatchNorm, model: nn.Module) -> tuple[Tensor, bool]:
-    """A tensor with the device and dtype for the calibration, and whether that is trained."""
-    state = (layer.weight, layer.bias, layer.running_mean, *model.parameters(), *model.buffers())
+def _like(layer: _BatchNorm, model: nn.Module) -> Tensor:
+    """A vector with the device, dtype and ``requires_grad`` that the calibration gets."""
+    if layer.weight is not None:
+        return layer.weight
+    state = (layer.bias, layer.running_mean, *model.parameters(), *model.buffers())
     floating = (t for t in state if t is not None and t.is_floating_point())
     anchor = next(floating, torch.empty(0))
-    if layer.weight is not None:
-        return anchor, layer.weight.requires_grad
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    return anchor, any(flags) or not flags
+    vector = torch.empty(layer.num_features, device=anchor.device, dtype=anchor.dtype)
+    return vector.requires_grad_(any(flags) or not flags)
 
 
 def _become_rbn(
-    layer: _BatchNorm,
-    kind: type[_RepresentativeBatchNorm],
-    calibration: Calibration,
-    anchor: Tensor,
-    requires_grad: bool,
+    layer: _BatchNorm, kind: type[_RepresentativeBatchNorm], calibration: Calibration, like: Tensor
 ) -> None:
     layer.__class__ = kind
     assert isinstance(layer, _RepresentativeBatchNorm)
-    if layer.weight is None:
-        anchor = torch.empty(layer.num_features, device=anchor.device, dtype=anchor.dtype)
-    layer.calibrate(
-        calibration, lambda: Parameter(torch.empty_like(anchor), requires_grad=requires_grad)
-    )
+    layer.calibrate(calibration, lambda: Parameter(torch.empty_like(like), like.requires_grad))
     layer.reset_calibration()
+
+
+@torch.no_grad()
+def _divide(layers: dict[_BatchNorm, Tensor], gate: float) -> None:
+    """Divide gamma, tied weights once, so that the layers compute BatchNorm."""
+    for weight in {
+        id(weight): weight for layer, weight in layers.items() if layer.weight is weight
+    }.values():
+        weight.div_(gate)
+    for layer, like in layers.items():
+        vars(layer)["preserved"] = True
+        if layer.weight is None:
+            del layer._parameters["weight"]
+            layer.register_buffer("weight", torch.full_like(like, 1 / gate, requires_grad=False))
 
 
 def _check_new_parameters(model: nn.Module) -> None:
@@ -171,6 +175,26 @@ def _check_new_parameters(model: nn.Module) -> None:
                 f"{where} is wrapped in {wrapper.pop()}, which averages the gradients of the "
                 "parameters it found when it was made; convert the model first, then wrap it"
             )
+
+
+def convert_layers(
+    model: nn.Module, layers: Iterable[tuple[str, _BatchNorm, Calibration]], gate: float = 1.0
+) -> None:
+    """Convert layers of a model by their names, all or none, and divide gamma by ``gate``."""
+    _check_new_parameters(model)
+    plan = [
+        (layer, counterpart(name, layer), calibration, _like(layer, model))
+        for name, layer, calibration in layers
+        if not isinstance(layer, _RepresentativeBatchNorm)
+    ]
+    likes = {layer: like for layer, *_, like in plan}
+    if gate != 1:
+        _check_ties(model, likes)
+    for step in plan:
+        _become_rbn(*step)
+    if gate != 1:
+        _divide(likes, gate)
+    remember(model)
 
 
 def convert_batchnorm(
@@ -215,35 +239,10 @@ def convert_batchnorm(
         TypeError: An unknown keyword argument.
     """
     options = Calibration.of(**calibration)
-    _check_new_parameters(model)
     gate = _preserving_gate(options) if preserve else 1.0
-    selected = [(n, m) for n, m in _selected(model, where) if isinstance(m, _BatchNorm)]
+    selected = _selected(model, where)
     if not selected:
         wanted = "" if where is None else f" that where={where!r} selects"
         raise ValueError(f"model must have a BatchNorm layer{wanted}, got {type(model).__name__}")
-    plan = [
-        (layer, counterpart(name, layer), *_anchor(layer, model))
-        for name, layer in selected
-        if not isinstance(layer, _RepresentativeBatchNorm)
-    ]
-    if gate != 1.0:
-        _check_ties(model, [layer for layer, *_ in plan])
-    divided: set[int] = set()
-    for layer, kind, anchor, requires_grad in plan:
-        _become_rbn(layer, kind, options, anchor, requires_grad)
-        if gate == 1.0:
-            continue
-        if layer.weight is None:
-            del layer._parameters["weight"]
-            constant = torch.full(
-                (layer.num_features,), 1 / gate, device=anchor.device, dtype=anchor.dtype
-            )
-            layer.register_buffer("weight", constant)
-        elif id(layer.weight) not in divided:  # tied weights are divided once
-            divided.add(id(layer.weight))
-            with torch.no_grad():
-                layer.weight.div_(gate)
-    for layer, *_ in plan:
-        vars(layer)["preserved"] = gate != 1.0
-    remember(model)
+    convert_layers(model, ((name, layer, options) for layer, name in selected.items()), gate)
     return model

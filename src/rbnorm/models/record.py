@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rbnorm._version import __version__
 from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.options import Calibration
-from rbnorm.models.convert import convert_batchnorm, counterpart
+from rbnorm.models.convert import convert_layers
 
 __all__ = ["convert_as_recorded", "record_layers"]
 
@@ -127,21 +127,17 @@ def convert_as_recorded(model: Model, record: Mapping[str, object]) -> Model:
     """
     plan = _checked(record)
     modules = dict(model.named_modules(remove_duplicate=False))
+    chosen = []
     for name, (calibration, _) in plan.items():
         norm = modules.get(name)
         if not isinstance(norm, _BatchNorm):
             raise ValueError(f"{type(model).__name__} has no BatchNorm at {name!r}")  # noqa: TRY004
-        if not isinstance(norm, _RepresentativeBatchNorm):
-            counterpart(name, norm)
-        elif norm.calibration != calibration:
+        if isinstance(norm, _RepresentativeBatchNorm) and norm.calibration != calibration:
             raise ValueError(
                 f"layer {name!r} must have the recorded {calibration}, got {norm.calibration}"
             )
-    groups: dict[Calibration, set[str]] = {}
-    for name, (calibration, _) in plan.items():
-        groups.setdefault(calibration, set()).add(name)
-    for calibration, names in groups.items():
-        convert_batchnorm(model, False, where=names.__contains__, **calibration._asdict())
+        chosen.append((name, norm, calibration))
+    convert_layers(model, chosen)
     for name, (_, state) in plan.items():
         _restore(modules[name], state)
     return model
