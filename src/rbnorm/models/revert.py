@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +26,6 @@ from rbnorm.layers.base import _RepresentativeBatchNorm, input_of, rbn_layers
 from rbnorm.layers.classes import RepresentativeBatchNormAct2d
 from rbnorm.layers.guard import forget
 from rbnorm.layers.options import NAMES
-from rbnorm.models.convert import counterparts
 from rbnorm.models.originals import refuse_replaced
 from rbnorm.models.report import Report, number, table
 
@@ -56,32 +58,56 @@ class RevertReport(Report):
 
 
 @dataclass(frozen=True)
-class _Static:
-    """The BatchNorm nearest to an RBN layer: exact for an instance whose mean is the batch's."""
+class _Step:
+    """A layer and the BatchNorm nearest to it: exact for an instance whose mean is the batch's."""
 
+    layer: _RepresentativeBatchNorm
+    kind: type[_BatchNorm]
     weight: Tensor | None
     running_mean: Tensor | None
     exact: bool
 
-    def __call__(self, layer: _RepresentativeBatchNorm, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            layer.running_var,
-            self.weight,
-            layer.bias,
-            training=self.running_mean is None,
-            eps=layer.eps,
+    def squares(self, x: Tensor) -> tuple[float, float]:
+        """Those of the difference that dropping the rest makes to the output, and of the output."""
+        layer, mean = self.layer, self.running_mean
+        self.kind._check_input_dim(layer, x)
+        actual = F.batch_norm(
+            x, mean, layer.running_var, self.weight, layer.bias, mean is None, eps=layer.eps
         )
+        return _squares(actual, _RepresentativeBatchNorm.forward(layer, x))
 
-
-def _wide(vector: Tensor) -> Tensor:
-    return vector.to(table_dtype(vector.dtype))
+    @torch.no_grad()
+    def take(self, shared: Collection[int]) -> None:
+        """Make the layer that BatchNorm; ``shared`` weights are needed as they are."""
+        layer, weight = self.layer, self.weight
+        if self.running_mean is not None:
+            layer.running_mean.copy_(self.running_mean)
+        if weight is not None and layer._parameters.get("weight") is None:
+            layer._buffers.pop("weight", None)
+            layer.register_parameter("weight", None)
+            if not torch.allclose(weight, torch.ones_like(weight)):
+                layer.affine = True
+                layer.weight = Parameter(weight, requires_grad=False)
+                layer.bias = Parameter(torch.zeros_like(weight), requires_grad=False)
+        elif weight is not None and id(layer.weight) in shared:
+            layer.weight = Parameter(weight, layer.weight.requires_grad)
+        elif weight is not None:
+            layer.weight.copy_(weight)
+        for name in NAMES:
+            del layer._parameters[name]
+        group = layer.process_group
+        own = ("calibration", "frozen_stats", "synchronised", "process_group", "preserved")
+        for name in own:
+            vars(layer).pop(name, None)
+        layer.__class__ = self.kind  # type: ignore[assignment]
+        if issubclass(self.kind, nn.SyncBatchNorm):
+            layer.process_group = group
 
 
 @torch.no_grad()
-def _static(layer: _RepresentativeBatchNorm) -> _Static:
+def _step(name: str, layer: _RepresentativeBatchNorm) -> _Step:
     """Fold ``R(w_b)`` into gamma, and undo ``E(z) = (1 + w_m) E(x)`` where that is possible."""
+    kind = _original(name, layer)
     weight: Tensor | None = layer.weight
     mean = layer.running_mean
     if layer.scale_bias is not None:
@@ -95,86 +121,56 @@ def _static(layer: _RepresentativeBatchNorm) -> _Static:
         mean = torch.where(known, mean / gain, _wide(mean)).to(mean.dtype)
     dropped = (layer.center_weight, layer.scale_weight)
     exact = not any(vector.any() for vector in dropped if vector is not None)
-    return _Static(weight, mean, exact)
+    return _Step(layer, kind, weight, mean, exact)
+
+
+def _wide(vector: Tensor) -> Tensor:
+    return vector.to(table_dtype(vector.dtype))
 
 
 def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
-    if isinstance(layer, RepresentativeBatchNormAct2d):
-        try:
-            import timm.layers  # noqa: F401, PLC0415
-        except ImportError:
-            raise ValueError(
-                f"layer {name!r} needs timm's BatchNormAct2d to be reverted to; install timm"
-            ) from None
+    """The BatchNorm class of a layer that can become one."""
+    norm_act = isinstance(layer, RepresentativeBatchNormAct2d)
+    parameters = list(layer.parameters(recurse=False))
+    if norm_act and not find_spec("timm"):
+        raise ValueError(
+            f"layer {name!r} needs timm's BatchNormAct2d to be reverted to; install timm"
+        )
     if isinstance(layer, LazyModuleMixin):
         raise ValueError(  # noqa: TRY004 - the layer's state is wrong, not its type
             f"layer {name!r} has no size yet; run the model on one batch first"
         )
-    if any(hasattr(parameter, "placements") for parameter in layer.parameters(recurse=False)):
+    if any(hasattr(parameter, "placements") for parameter in parameters):
         raise ValueError(
             f"layer {name!r} is sharded; revert the model first, then shard it: its whole state is "
             "that of torch.distributed.checkpoint.state_dict.get_model_state_dict with "
             "full_state_dict=True"
         )
-    if any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
+    if any(parameter.is_meta for parameter in parameters):
         raise ValueError(f"layer {name!r} is on the meta device; give it values first")
     refuse_replaced(name, layer)
+    if norm_act:
+        timm = import_module("timm.layers")
+        return timm.SyncBatchNormAct if layer.synchronised else timm.BatchNormAct2d  # type: ignore[no-any-return]
     if layer.synchronised:
-        if isinstance(layer, RepresentativeBatchNormAct2d):
-            return sys.modules["timm.layers"].SyncBatchNormAct  # type: ignore[no-any-return]
         return nn.SyncBatchNorm
-    alone = ((bn, rbn) for bn, rbn in counterparts().items() if bn is not nn.SyncBatchNorm)
-    return next((bn for bn, rbn in alone if isinstance(layer, rbn)), nn.BatchNorm2d)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return next((kind for kind in kinds if isinstance(layer, kind)), nn.BatchNorm2d)
 
 
-def _become_batchnorm(layer: _RepresentativeBatchNorm, kind: type[_BatchNorm]) -> None:
-    for name in NAMES:
-        del layer._parameters[name]
-    del layer.__dict__["calibration"]
-    group = layer.process_group
-    for name in ("frozen_stats", "synchronised", "process_group", "preserved"):
-        layer.__dict__.pop(name, None)
-    layer.__class__ = kind  # type: ignore[assignment]
-    if issubclass(kind, nn.SyncBatchNorm):
-        layer.process_group = group
+Squares = tuple[float, float]
 
 
-@torch.no_grad()
-def _set_static(layer: _RepresentativeBatchNorm, static: _Static, shared: set[int]) -> None:
-    if static.running_mean is not None and layer.running_mean is not None:
-        layer.running_mean.copy_(static.running_mean)
-    if layer.affine and static.weight is not None and layer.weight is not None:
-        if id(layer.weight) in shared:  # another module needs the old values
-            layer.weight = Parameter(static.weight, layer.weight.requires_grad)
-        else:
-            layer.weight.copy_(static.weight)
-    elif static.weight is not None:
-        layer._buffers.pop("weight", None)
-        layer.register_parameter("weight", None)
-        if not torch.allclose(static.weight, torch.ones_like(static.weight)):
-            layer.affine = True
-            layer.weight = Parameter(static.weight, requires_grad=False)
-            layer.bias = Parameter(torch.zeros_like(static.weight), requires_grad=False)
+def _squares(actual: Tensor, expected: Tensor) -> Squares:
+    actual, expected = actual.cpu().double(), expected.cpu().double()
+    return float((actual - expected).square().sum()), float(expected.square().sum())
 
 
-class _Error:
-    """A streaming relative root mean square error."""
-
-    def __init__(self) -> None:
-        self.difference = self.norm = 0.0
-        self.measured = False
-
-    def add(self, actual: Tensor, expected: Tensor) -> None:
-        actual, expected = actual.cpu().double(), expected.cpu().double()
-        self.difference += float((actual - expected).square().sum())
-        self.norm += float(expected.square().sum())
-        self.measured = True
-
-    def value(self) -> float | None:
-        return math.sqrt(self.difference / (self.norm or 1.0)) if self.measured else None
-
-
-Plan = dict[str, tuple[_RepresentativeBatchNorm, type[_BatchNorm], _Static]]
+def _relative(squares: Iterable[Squares]) -> float | None:
+    """The relative root mean square error; None where nothing was measured."""
+    parts = list(squares)
+    norm = sum(whole for _, whole in parts) or 1.0
+    return math.sqrt(sum(difference for difference, _ in parts) / norm) if parts else None
 
 
 def _evaluate(model: nn.Module, inputs: Tensor | tuple[object, ...]) -> list[Tensor]:
@@ -192,43 +188,33 @@ def _evaluate(model: nn.Module, inputs: Tensor | tuple[object, ...]) -> list[Ten
 
 
 def _measure_layers(
-    model: nn.Module, inputs: Tensor | tuple[object, ...], plan: Plan
+    model: nn.Module, inputs: Tensor | tuple[object, ...], plan: dict[str, _Step]
 ) -> tuple[list[Tensor], dict[str, float | None]]:
     """The RBN model's outputs, and each layer's error on the inputs it meets there."""
-    errors = {name: _Error() for name in plan}
+    errors: dict[str, list[Squares]] = {name: [] for name in plan}
 
-    def hook(name: str, static: _Static) -> Callable[..., None]:
-        def compare(
-            layer: _RepresentativeBatchNorm,
-            args: tuple[Tensor, ...],
-            kwargs: dict[str, Tensor],
-            _: Tensor,
-        ) -> None:
-            x = input_of(args, kwargs)
-            plan[name][1]._check_input_dim(layer, x)
-            errors[name].add(static(layer, x), _RepresentativeBatchNorm.forward(layer, x))
-
-        return compare
+    def compare(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        errors[name].append(plan[name].squares(input_of(args, kwargs)))
 
     handles = [
-        layer.register_forward_hook(hook(name, static), with_kwargs=True)
-        for name, (layer, _, static) in plan.items()
+        step.layer.register_forward_hook(partial(compare, name), with_kwargs=True)
+        for name, step in plan.items()
     ]
     try:
         outputs = _evaluate(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, {name: error.value() for name, error in errors.items()}
+    return outputs, {name: _relative(squares) for name, squares in errors.items()}
 
 
-def _needed_as_it_is(model: nn.Module, plan: Plan) -> set[int]:
+def _needed_as_it_is(model: nn.Module, plan: Iterable[_Step]) -> set[int]:
     """The weights that another module uses as they are, or that would become different ones."""
     uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     becomes: dict[int, list[Tensor]] = {}
-    for layer, _, static in plan.values():
-        if layer.affine and static.weight is not None:
-            becomes.setdefault(id(layer.weight), []).append(static.weight)
+    for step in plan:
+        if step.layer.affine and step.weight is not None:
+            becomes.setdefault(id(step.layer.weight), []).append(step.weight)
     return {
         weight
         for weight, values in becomes.items()
@@ -268,23 +254,19 @@ def revert_batchnorm(
         UserWarning: A trained calibration is dropped and ``inputs`` was not given; or statistics
             were frozen, for which BatchNorm has no option.
     """
-    plan: Plan = {
-        name: (layer, _original(name, layer), _static(layer)) for name, layer in rbn_layers(model)
-    }
-    errors: dict[str, float | None]
-    if inputs is None:
-        errors = {name: 0.0 if static.exact else None for name, (_, _, static) in plan.items()}
-        expected = None
-        unknown = sum(error is None for error in errors.values())
-        if unknown:
-            warnings.warn(
-                f"revert_batchnorm drops the trained calibration of {unknown} layers without "
-                "measuring the error; pass inputs= to measure it",
-                stacklevel=2,
-            )
-    else:
-        expected, errors = _measure_layers(model, inputs, plan)
-    frozen = [name for name, (layer, _, _) in plan.items() if layer.frozen_stats]
+    plan = {name: _step(name, layer) for name, layer in rbn_layers(model)}
+    before = None
+    errors = {name: 0.0 if step.exact else None for name, step in plan.items()}
+    if inputs is not None:
+        before, errors = _measure_layers(model, inputs, plan)
+    elif None in errors.values():
+        unknown = list(errors.values()).count(None)
+        warnings.warn(
+            f"revert_batchnorm drops the trained calibration of {unknown} layers without "
+            "measuring the error; pass inputs= to measure it",
+            stacklevel=2,
+        )
+    frozen = [name for name, step in plan.items() if step.layer.frozen_stats]
     if frozen:
         warnings.warn(
             f"the statistics of {len(frozen)} layers were frozen, the first {frozen[0]!r}; "
@@ -292,15 +274,10 @@ def revert_batchnorm(
             "into evaluation mode after each model.train()",
             stacklevel=2,
         )
-    shared = _needed_as_it_is(model, plan)
+    shared = _needed_as_it_is(model, plan.values())
     forget(model)
-    for layer, kind, static in plan.values():
-        _set_static(layer, static, shared)
-        _become_batchnorm(layer, kind)
-    if expected is None or inputs is None:
-        output = None if any(error is None for error in errors.values()) else 0.0
-        return RevertReport(model, errors, output)
-    total = _Error()
-    for after, before in zip(_evaluate(model, inputs), expected, strict=True):
-        total.add(after, before)
-    return RevertReport(model, errors, total.value())
+    for step in plan.values():
+        step.take(shared)
+    if before is None or inputs is None:
+        return RevertReport(model, errors, None if None in errors.values() else 0.0)
+    return RevertReport(model, errors, _relative(map(_squares, _evaluate(model, inputs), before)))
