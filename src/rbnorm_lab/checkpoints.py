@@ -35,12 +35,15 @@ def saved_path(folder: Path, config: RunConfig) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def save_model(model: nn.Module, config: RunConfig, data: ImageData, folder: Path) -> None:
-    """Keep a trained model, with what is needed to build it again."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_model(model: nn.Module, config: RunConfig, data: ImageData, path: Path) -> None:
+    """Keep a trained model, with what is needed to build it again.
+
+    Raises:
+        OSError: The system refuses; what was there is as it was.
+    """
     facts = {"config": config.to_dict(), "classes": data.classes, "channels": data.channels}
-    content = safetensors_of(model.state_dict(), {"rbnorm": json.dumps(facts)})
-    replace(saved_path(folder, config), content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, safetensors_of(model.state_dict(), {"rbnorm": json.dumps(facts)}))
 
 
 def read_saved(path: Path) -> Saved | None:

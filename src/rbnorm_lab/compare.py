@@ -148,7 +148,7 @@ def _run(
 
             def keep(model: nn.Module, config: RunConfig = config) -> None:
                 if models and main:
-                    save_model(model, config, data, models)
+                    save_model(model, config, data, saved_path(models, config))
 
             record = train_run(config, data, lambda: progress.advance(current), keep)
             if main:

@@ -35,14 +35,17 @@ def text(template: str) -> TextColumn:
     return TextColumn(template, markup=False)
 
 
-def progress_of_runs(width: int, *, disable: bool = False) -> Progress:
+def progress_of_runs(
+    width: int, *, disable: bool = False, console: Console | None = None
+) -> Progress:
     """A bar for each task: its description, what is done of how much, and the time it takes.
 
     Args:
         width: Characters for the description.
-        disable: Show nothing, as where standard error is no terminal.
+        disable: Show nothing, as where the console is no terminal.
+        console: Where to show it; standard error unless given, as nobody may read the output.
     """
-    console = terminal(stderr=True)  # nobody may be reading standard output
+    console = console or terminal(stderr=True)
     return Progress(
         text(f"{{task.description:<{width}}}"),
         BarColumn(),

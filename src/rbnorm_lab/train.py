@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rbnorm_lab.config import WHOLE, RunConfig
@@ -17,7 +19,7 @@ from rbnorm_lab.image_moments import match_moments
 from rbnorm_lab.layers import calibration_summary, channel_mean_std
 from rbnorm_lab.models import build_model
 from rbnorm_lab.norms import swap
-from rbnorm_lab.processes import make_accelerator
+from rbnorm_lab.processes import make_accelerator, synchronise
 from rbnorm_lab.records import Epoch, Record, environment, now, number
 from rbnorm_lab.shift import shifted_accuracy
 from rbnorm_lab.training import checkpoint
@@ -49,6 +51,8 @@ def check_run(
     steps_of_epoch(config, data)
     images, labels = first_images(data.train, config.norm_batch or config.share)
     model = (build or model_of)(config, data).to(device)
+    if config.sync_norm:
+        model = synchronise(model, config.norm, device)
     what = f"{config.model} with norm {config.norm!r} and batch size {len(images)}"
     try:
         scores = model(on(device, images))
@@ -72,9 +76,12 @@ def train_run(
     on_step: Callable[[], None] = lambda: None,
     on_trained: Callable[[nn.Module], None] = lambda model: None,
     *,
+    on_epoch: Callable[[Training], None] = lambda training: None,
     build: Build | None = None,
     groups: Groups = groups_of,
     folder: Path | None = None,
+    save_every: int | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Record:
     """Train and test one model.
 
@@ -86,13 +93,20 @@ def train_run(
         data: What ``config`` names.
         on_step: Called after every optimiser step.
         on_trained: Called with the trained model.
+        on_epoch: Called with the training after every epoch, when it has been evaluated.
         build: Makes the model of a config; :func:`model_of` unless it is given.
         groups: The groups of its parameters.
         folder: Where to keep a checkpoint of every epoch, and to continue from the newest. Epochs
             before the norm takes its place are not kept.
+        save_every: Steps between two checkpoints within an epoch.
+        accelerator: One of the config's mixed precision; made here unless it is given.
+
+    Raises:
+        UsageError: With a folder: what is in it is of another run, it cannot be written, or the
+            loss is not finite.
     """
     start = time.perf_counter()
-    accelerator = make_accelerator(config.mixed_precision)
+    accelerator = accelerator or make_accelerator(config.mixed_precision)
 
     def phase(model: nn.Module, config: RunConfig) -> Training:
         return Training(model, config, data, accelerator, groups)
@@ -100,32 +114,31 @@ def train_run(
     def make(config: RunConfig) -> nn.Module:
         return (build or model_of)(config, data)
 
+    def end_epoch() -> None:
+        if folder:
+            training.check_finite()
+        training.end_epoch(test=config.trace or training.epoch == config.epochs)
+        on_epoch(training)
+
     found = checkpoint.newest(folder) if folder else None
     if config.pretrain_epochs and not found:
         before = replace(
             config, norm="bn", epochs=config.pretrain_epochs, lr=config.pretrain_lr, trace=False
         )
-        training = phase(make(before), before)
-        training.fit(on_step, lambda: training.end_epoch(test=False))
-        training = phase(swap(training.module, config.norm), config)
+        first = phase(make(before), before)
+        first.fit(on_step, lambda: first.end_epoch(test=False))
+        accelerator.free_memory()
+        training = phase(swap(first.module, config.norm), config)
     else:
         training = phase(make(config), config)
-    training.fit(
-        on_step,
-        lambda: training.end_epoch(test=config.trace or training.epoch == config.epochs),
-        _continued(training, folder, found) if folder else None,
-    )
+    save = None
+    if folder:
+        if found:
+            checkpoint.load(training, found)
+        make_folder(folder)
+        save = partial(checkpoint.save, training, folder)
+    training.fit(on_step, end_epoch, save, save_every)
     return _record(training, on_trained, start)
-
-
-def _continued(
-    training: Training, folder: Path, found: Path | None
-) -> Callable[[checkpoint.Checkpoint], None]:
-    if found:
-        training.restore(checkpoint.read(found, training.identity()))
-    make_folder(folder)
-    checkpoint.clear(folder)
-    return lambda snapshot: checkpoint.save(folder, snapshot)
 
 
 def _record(training: Training, on_trained: Callable[[nn.Module], None], start: float) -> Record:

@@ -45,7 +45,7 @@ def test_every_norm_of_a_seed_sees_the_same_batches(digits):
     def batches(norm):
         config = replace(SMALL, norm=norm)
         steps = training_batches(config, digits, 0, range(8), torch.device("cpu"))
-        return torch.cat([images for images, _ in steps]).chunk(2)
+        return torch.cat([images for ((images, _),) in steps]).chunk(2)
 
     first, other = batches("bn"), batches("rbn")
     assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -1,5 +1,6 @@
 """The command ``rbnorm train``: in two processes, killed, continued, evaluated, and misused."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,9 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.functional import cross_entropy
 
 from rbnorm_cli.main import main
-from rbnorm_lab.checkpoints import load_weights
+from rbnorm_lab.checkpoints import load_model
 from rbnorm_lab.data import first_images, load_data
-from rbnorm_lab.models import build_model
+from rbnorm_lab.store import RecordStore
 from rbnorm_lab.training import checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -69,19 +70,14 @@ def whole(digits, tmp_path_factory):
     return folder / "out", done
 
 
-def files(out):
+def facts(out):
+    return json.loads((checkpoint.newest(out) / checkpoint.RUN).read_text())
+
+
+def states(out):
     path = checkpoint.newest(out)
-    state = torch.load(path / "state.pt", weights_only=True)
-    return (
-        path.name,
-        load_file(path / "model.safetensors"),
-        load_file(path / "ema.safetensors"),
-        state,
-    )
-
-
-def assert_identical(a, b):
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    weights = [load_file(path / name) for name in (checkpoint.MODEL, checkpoint.EMA)]
+    return [*weights, torch.load(path / "optimizer.bin", weights_only=True)["state"]]
 
 
 def test_two_processes_train(whole):
@@ -89,23 +85,28 @@ def test_two_processes_train(whole):
     lines = done.stdout.strip().splitlines()
     assert [line.split(":")[0] for line in lines[:4]] == [f"epoch {i}/4" for i in range(1, 5)]
     assert lines[-1] == f"Checkpoint: out/step-{STEPS:010d}"
-    assert sorted(path.name for path in out.iterdir()) == [
-        ".lock",
-        "logs",
-        f"step-{STEPS - 1:010d}",
-        f"step-{STEPS:010d}",
-    ]
-    history = checkpoint._history(checkpoint.newest(out) / "history.json")
+    kept = [f"step-{step:010d}" for step in (STEPS - 1, STEPS)]
+    others = [".lock", "logs", "records.jsonl", "records.jsonl.lock"]
+    assert sorted(path.name for path in out.iterdir()) == [*others, *kept]
+    history = facts(out)["history"]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     for name in ("test_accuracy", "ema_accuracy"):  # each of the 27 images counts once
         assert history[-1][name] * 27 == pytest.approx(round(history[-1][name] * 27), abs=1e-9)
+
+
+def test_a_run_with_checkpoints_makes_a_record(whole):
+    (record,) = RecordStore(whole[0]).load().values()
+    history = facts(whole[0])["history"]
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        assert [getattr(epoch, name) for epoch in record.epochs] == [m[name] for m in history]
+    assert (record.config.processes, record.config.recipe) == (2, "steps")
 
 
 def test_the_tracker_has_the_curves(whole):
     events = EventAccumulator(str(whole[0] / "logs" / "rbnorm"))
     events.Reload()
     points = events.Scalars("test/accuracy")
-    history = checkpoint._history(checkpoint.newest(whole[0]) / "history.json")
+    history = facts(whole[0])["history"]
     assert [point.step for point in points] == [4, 8, 12, 16]
     expected = [metrics["test_accuracy"] for metrics in history]
     assert [point.value for point in points] == pytest.approx(expected, rel=1e-6)
@@ -134,15 +135,9 @@ def test_a_killed_run_continues_to_the_same_bits(digits, whole, tmp_path):
     assert 5 <= step(tmp_path / "out") < STEPS
     done = execute(in_two(*arguments(digits, "out", *every, "--workers=0")), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    actual, expected = files(tmp_path / "out"), files(whole[0])
-    assert actual[0] == expected[0]
-    assert_identical(actual[1:3], expected[1:3])
-    assert_identical(actual[3]["optimizer"]["state"], expected[3]["optimizer"]["state"])
-    histories = [
-        checkpoint._history(checkpoint.newest(out) / "history.json")
-        for out in (tmp_path / "out", whole[0])
-    ]
-    assert histories[0] == histories[1]
+    actual, expected = facts(tmp_path / "out"), facts(whole[0])
+    assert (actual["step"], actual["history"]) == (expected["step"], expected["history"])
+    torch.testing.assert_close(states(tmp_path / "out"), states(whole[0]), rtol=0, atol=0)
 
 
 def step(out):
@@ -153,24 +148,20 @@ def step(out):
 def test_one_process_evaluates_what_two_have_trained(digits, whole, capsys):
     given = arguments(digits, whole[0], "--evaluate", "--workers=0")
     assert main(given) == 0
-    last = whole[1].stdout.splitlines()[-2]
-    assert capsys.readouterr().out.strip() == drop_training(last)
-
-
-def drop_training(line):
-    head, _, rest = line.partition(": ")
-    return f"{head}: {rest.partition('; ')[2]}"
+    last = whole[1].stdout.splitlines()[-2]  # training, two times held out, images a second
+    said = capsys.readouterr().out.strip()
+    assert said == f"step {STEPS}: {'; '.join(last.split('; ')[1:3])}"
 
 
 @pytest.mark.parametrize("name", ["test", "ema"])
-def test_the_weights_are_those_of_a_plain_model(digits, whole, name):
+def test_the_weights_are_a_trained_model_in_a_file(digits, whole, name):
     path = checkpoint.newest(whole[0])
-    model = build_model("cifar-resnet8", "bn", classes=3, channels=3, seed=5)
-    load_weights(model, path / f"{'model' if name == 'test' else name}.safetensors")
+    file = path / (checkpoint.MODEL if name == "test" else checkpoint.EMA)
+    model = load_model(str(file), None, classes=0, channels=0)
     data = load_data(f"imagefolder:{digits}", image_size=16)
     images, labels = first_images(data.test, 27)
     scores = model.eval()(images)
-    metrics = checkpoint._history(path / "history.json")[-1]
+    metrics = facts(whole[0])["history"][-1]
     assert metrics[f"{name}_accuracy"] == (scores.argmax(1) == labels).double().mean().item()
     loss = cross_entropy(scores, labels).item()
     assert metrics[f"{name}_loss"] == pytest.approx(loss, rel=1e-5)
@@ -224,7 +215,7 @@ def test_a_tracker_that_cannot_write_ends_in_a_sentence(tmp_path, capsys):
     given = ["--data=digits", "--model=cifar-resnet8", "--limit=64", "--batch-size=64"]
     assert main(["train", *given, "--workers=0", f"--out={tmp_path}"]) == 2
     written = capsys.readouterr().err
-    assert "the tracker cannot write (Not a directory)" in written
+    assert f"{tmp_path / 'logs'}" in written
     assert written.count("\n") == 1
 
 
@@ -237,23 +228,20 @@ def test_a_folder_has_one_writer(tmp_path, capsys):
 
 def test_the_folder_is_taken_before_its_checkpoint_is_read(tmp_path, capsys):
     """Another run may be writing it: what is said is that, not that a file is broken."""
-    broken = tmp_path / "step-0000000001"
-    broken.mkdir()
-    for name in (checkpoint.MODEL, checkpoint.STATE, checkpoint.HISTORY):
-        (broken / name).write_bytes(b"half")
+    (tmp_path / "step-0000000001").mkdir()
+    (tmp_path / "step-0000000001" / checkpoint.RUN).write_bytes(b"half")
     with FileLock(tmp_path / ".lock"):
         given = ["--data=digits", "--model=cifar-resnet8", "--limit=64", "--batch-size=64"]
         assert main(["train", *given, "--workers=0", f"--out={tmp_path}"]) == 2
     assert "another process is training in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_breaks_while_training_is_named(digits, tmp_path, workers):
+def test_an_image_that_breaks_in_a_worker_is_named(digits, tmp_path):
     broken = tmp_path / "images"
     shutil.copytree(digits, broken)
     for path in sorted((broken / "train" / "2").iterdir()):
         path.write_bytes(b"\x89PNG broken")
-    given = arguments(broken, tmp_path / "out", f"--workers={workers}", "--tracker=none")
+    given = arguments(broken, tmp_path / "out", "--workers=1", "--tracker=none")
     given.remove("--sync-norm")
     # in a process of its own: with workers torch handles SIGCHLD from then on, on a signal stack
     # that other libraries in this process have made too small

@@ -1,14 +1,14 @@
-"""``rbnorm train``: from what was asked for to a trained model."""
+"""``rbnorm train``: one run with checkpoints, from what was asked for to its record."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, ProjectConfiguration, gather_object
+from accelerate.utils import LoggerType, ProjectConfiguration
 from filelock import FileLock, Timeout
 
 from rbnorm_lab.config import STEPS, RunConfig
@@ -18,13 +18,15 @@ from rbnorm_lab.folders import check_folder, make_folder
 from rbnorm_lab.models import needs_rgb
 from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.processes import make_accelerator
-from rbnorm_lab.train import check_run, model_of
+from rbnorm_lab.progress import progress_of_runs, terminal
+from rbnorm_lab.store import RecordStore
+from rbnorm_lab.train import check_run, model_of, steps_of, train_run
 from rbnorm_lab.training import checkpoint
-from rbnorm_lab.training.display import Display, sentence, tracking
 from rbnorm_lab.training.loop import Training
 
 LR_BATCH_SIZE: Final = 256
 """The batch size that the learning rate of ``rbnorm train`` is for; others scale it."""
+_NAMES: Final = {"train": "training", "test": "held out", "ema": "held out, average"}
 
 
 @dataclass(frozen=True)
@@ -104,37 +106,59 @@ def train(request: Request, out: Path) -> None:
         limit=config.limit,
         image_size=config.image_size,
     )
-    with ExitStack() as stack:
-        if out.is_dir() and not request.evaluate:  # nobody else may write while this reads
-            stack.enter_context(_only_writer(out, accelerator))
-        training = _training(request, data, accelerator, checkpoint.newest(out), out)
-        if request.evaluate:
-            _evaluate(training, accelerator)
-        else:
-            if not out.is_dir():
-                stack.enter_context(_only_writer(out, accelerator))
-            _track(training, accelerator)
-            _train(training, request, out)
+    if request.evaluate:
+        _evaluate(config, data, accelerator, out)
+    else:
+        check_run(config, data, accelerator.device)
+        with _only_writer(out, accelerator):
+            _train(request, data, accelerator, out)
     accelerator.end_training()
 
 
-def _training(
-    request: Request, data: ImageData, accelerator: Accelerator, found: Path | None, out: Path
-) -> Training:
-    config = request.run
-    if request.evaluate and not found:
-        raise UsageError(f"--evaluate: there is no checkpoint in {out}")
+def _evaluate(config: RunConfig, data: ImageData, accelerator: Accelerator, out: Path) -> None:
+    found = checkpoint.newest(out)
     if not found:
-        check_run(config, data, accelerator.device)
+        raise UsageError(f"--evaluate: there is no checkpoint in {out}")
     training = Training(model_of(config, data), config, data, accelerator)
-    _restore(training, found, evaluate=request.evaluate)
-    return training
+    checkpoint.load(training, found, besides=("processes", "norm_batch"))
+    metrics = training.evaluate()
+    if accelerator.is_main_process:
+        terminal().print(f"step {training.step}: {sentence(metrics)}", soft_wrap=True)
 
 
-def _evaluate(training: Training, accelerator: Accelerator) -> None:
-    with Display(training, accelerator) as display:
-        metrics = display.evaluation(training.evaluate)
-    display.say(f"step {training.step}: {sentence(metrics)}")
+def _train(request: Request, data: ImageData, accelerator: Accelerator, out: Path) -> None:
+    config, store = request.run, RecordStore(out)
+    console = terminal(quiet=not accelerator.is_main_process)
+    if config.key in store.load():
+        console.print(f"Nothing left to train: {config.epochs} epochs are done.", soft_wrap=True)
+        return
+    found = checkpoint.newest(out)
+    done = int(found.name.removeprefix("step-")) if found else 0
+    # the points of steps that a kill undid are taken again
+    tracker = {str(LoggerType.TENSORBOARD): {"purge_step": done + 1}}
+    facts = {k: v if v is not None else "none" for k, v in config.identity().items()}
+    accelerator.init_trackers("rbnorm", None if found else facts, tracker)
+
+    def say(training: Training) -> None:
+        head = f"epoch {training.epoch}/{config.epochs}"
+        metrics = sentence(training.history[-1])
+        console.print(f"{head}: {metrics}; {training.rate:,.0f} images/s", soft_wrap=True)
+
+    bars = progress_of_runs(24, disable=not accelerator.is_main_process, console=console)
+    with bars as progress:
+        task = progress.add_task(config.model, total=steps_of(config, data), completed=done)
+        record = train_run(
+            config,
+            data,
+            lambda: progress.advance(task),
+            on_epoch=say,
+            folder=out,
+            save_every=request.checkpoint_every,
+            accelerator=accelerator,
+        )
+    if accelerator.is_main_process:
+        store.append(record)
+    console.print(f"Checkpoint: {checkpoint.newest(out)}", soft_wrap=True)
 
 
 def _accelerator(request: Request, out: Path) -> Accelerator:
@@ -143,32 +167,15 @@ def _accelerator(request: Request, out: Path) -> Accelerator:
     if tracker and tracker not in known:
         raise UsageError(f"unknown tracker {tracker!r}: choose from none, {', '.join(known)}")
     if tracker and tracker not in map(str, get_available_trackers()):
-        package = "tensorboard" if tracker == str(LoggerType.TENSORBOARD) else tracker
         raise UsageError(
             f"tracker {tracker!r} is not installed: install it with "
-            f'pip install "{package}", or give --tracker none'
+            f'pip install "{tracker}", or give --tracker none'
         )
     return make_accelerator(
         request.run.mixed_precision,
         log_with=tracker,
         project_config=ProjectConfiguration(logging_dir=str(out / "logs")),
     )
-
-
-def _restore(training: Training, found: Path | None, *, evaluate: bool) -> None:
-    identity = training.identity()
-    if evaluate:
-        for name in ("processes", "norm_batch"):
-            del identity[name]
-    stored = checkpoint.read(found, identity) if found else None
-    steps = gather_object([stored.step if stored else 0])  # and nobody writes before all have read
-    if len(set(steps)) > 1:
-        raise UsageError(
-            f"the processes found checkpoints of different steps, {steps}: --out must be on a file "
-            "system that they share"
-        )
-    if stored:
-        training.restore(stored)
 
 
 @contextmanager
@@ -188,26 +195,11 @@ def _only_writer(out: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def _track(training: Training, accelerator: Accelerator) -> None:
-    config = {k: v if v is not None else "none" for k, v in training.identity().items()}
-    with tracking():
-        accelerator.init_trackers(
-            "rbnorm",
-            None if training.step else config,
-            # the points of steps that a kill undid are taken again
-            {"tensorboard": {"purge_step": training.step + 1}},
-        )
-
-
-def _train(training: Training, request: Request, out: Path) -> None:
-    with Display(training, training.accelerator) as display:
-        if training.epoch >= training.config.epochs:
-            display.say(f"Nothing left to train: {training.epoch} epochs are done.")
-        training.fit(
-            display.stepped,
-            display.ended,
-            lambda snapshot: checkpoint.save(out, snapshot),
-            request.checkpoint_every,
-        )
-    display.say(f"step {training.step}: {sentence(training.history[-1])}")
-    display.say(f"Checkpoint: {checkpoint.newest(out)}")
+def sentence(metrics: dict[str, float]) -> str:
+    """Losses and accuracies in words."""
+    return "; ".join(
+        f"{words}: loss {metrics[f'{name}_loss']:.4f}, "
+        f"accuracy {100 * metrics[f'{name}_accuracy']:.2f} %"
+        for name, words in _NAMES.items()
+        if f"{name}_loss" in metrics
+    )

@@ -15,21 +15,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData
-from rbnorm_lab.errors import UsageError, first_line
+from rbnorm_lab.errors import UsageError
 from rbnorm_lab.evaluate import on
 from rbnorm_lab.processes import synchronise
-from rbnorm_lab.training.checkpoint import Checkpoint
-from rbnorm_lab.training.order import (
-    STEP,
-    derive,
-    held_out,
-    loaded,
-    parts_of,
-    training_batches,
-)
+from rbnorm_lab.training.order import STEP, Batch, derive, held_out, loaded, training_batches
 from rbnorm_lab.training.recipe import Groups, groups_of, optimiser_of
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+_TRACKED: Final = 50  # steps between two points of a tracker's curves
 _SUMS: Final = 2  # of losses, and of the labels they are of; the task's counts follow
 
 
@@ -82,6 +74,7 @@ class Training:
         kept: The layers whose statistics are kept.
         history: The metrics of the epochs that ended.
         seconds: Their durations.
+        rate: Images trained on in a second, over all processes, in the newest epoch.
 
     Raises:
         UsageError: There is less than one step of images, or a norm cannot be synchronised.
@@ -111,13 +104,12 @@ class Training:
         self.kept = frozen_layers(self.module) if config.frozen else []
         self._train()
         self.step, self.lr = 0, config.lr
-        self.loss = torch.tensor(torch.nan)
+        self.loss, self.rate = torch.tensor(torch.nan), math.nan
         self.history: list[dict[str, float]] = []
         self.seconds: list[float] = []
         #: The sums of an epoch: this process's own newest, and what all have put together.
         self.own = self._zeros()
         self.totals = self._zeros()
-        self.parts = torch.Generator().manual_seed(config.seed)
 
     def _train(self) -> None:
         self.module.train()
@@ -138,8 +130,8 @@ class Training:
         self,
         on_step: Callable[[], None] = _nothing,
         on_epoch: Callable[[], object] | None = None,
-        keep: Callable[[Checkpoint], None] | None = None,
-        keep_every: int | None = None,
+        save: Callable[[], None] | None = None,
+        save_every: int | None = None,
     ) -> None:
         """Train to the end of the last epoch, from wherever the run stands.
 
@@ -147,36 +139,39 @@ class Training:
             on_step: Called after every step.
             on_epoch: Called after every epoch's last step, in place of :meth:`end_epoch`, which it
                 is to call.
-            keep: Called with a snapshot after every epoch, in the main process.
-            keep_every: Called so after as many steps, too.
+            save: Called after every epoch, in all processes.
+            save_every: Called so after as many steps, too.
         """
         steps = range(self.step, self.config.epochs * self.epoch_steps)
         rank = self.accelerator.process_index
         batches = training_batches(self.config, self.data, rank, steps, self.device)
-        start = time.perf_counter()
+        first, start = self.step, time.perf_counter()
         for _ in steps:
             self.advance(batches)
             on_step()
+            if self.accelerator.trackers and self.step % _TRACKED == 0:
+                values = {"train/loss": self.loss.item(), "train/lr": self.lr}
+                self.accelerator.log(values, step=self.step)
             ends = self.step % self.epoch_steps == 0
             if ends:
+                images = (self.step - first) * self.config.batch_size
+                self.rate = images / (time.perf_counter() - start)
                 (on_epoch or self.end_epoch)()
                 self.seconds.append(time.perf_counter() - start)
-                start = time.perf_counter()
-            if keep and (ends or (keep_every and self.step % keep_every == 0)):
-                snapshot = self.snapshot()
-                if self.accelerator.is_main_process:
-                    keep(snapshot)
+                first, start = self.step, time.perf_counter()
+            if save and (ends or (save_every and self.step % save_every == 0)):
+                save()
 
-    def advance(self, batches: Batches) -> None:
+    def advance(self, batches: Iterator[list[Batch]]) -> None:
         """Take one optimiser step on one batch, cut into what is normalised together."""
-        images, labels = next(batches)  # a loader that begins draws a random number
+        parts = next(batches)  # a loader that begins draws a random number
         torch.manual_seed(derive(self.config.seed, STEP, self.step, self.accelerator.process_index))
         self.optimizer.zero_grad()
-        parts = parts_of(images, labels, self.config, self.parts)
+        images = sum(len(labels) for _, labels in parts)
         for part in parts:
             last = part is parts[-1]  # processes exchange gradients once a step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                self._backward(*part, len(part[1]) / len(labels))
+                self._backward(*part, len(part[1]) / images)
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
@@ -202,13 +197,10 @@ class Training:
         count = losses.new_tensor([losses.numel()])
         return torch.cat((losses.sum().view(1), count, counts.double()))
 
-    def end_epoch(
-        self, on_batch: Callable[[], None] = _nothing, *, test: bool = True
-    ) -> dict[str, float]:
-        """Evaluate after an epoch's last step; its metrics become part of the history.
+    def end_epoch(self, *, test: bool = True) -> dict[str, float]:
+        """End an epoch after its last step; its metrics become part of the history.
 
         Args:
-            on_batch: Called after every batch of the evaluation.
             test: Whether to evaluate on the held-out images.
         """
         loss, accuracy = self._metrics(self._settled())
@@ -218,9 +210,11 @@ class Training:
             "lr": self.lr,
             "train_loss": loss,
             "train_accuracy": accuracy,
-            **(self.evaluate(on_batch) if test else {}),
+            **(self.evaluate() if test else {}),
         }
         self.history.append(metrics)
+        values = {name.replace("_", "/", 1): value for name, value in metrics.items()}
+        self.accelerator.log(values, step=self.step)
         return metrics
 
     def _metrics(self, sums: Tensor) -> tuple[float, float]:
@@ -241,89 +235,47 @@ class Training:
                 "and a smaller --lr"
             )
 
-    def snapshot(self) -> Checkpoint:
-        """Where the run stands; all processes take part.
+    def facts(self) -> dict[str, Any]:
+        """What the run is and where it stands, beside weights and optimiser, as JSON says it."""
+        return {
+            "identity": self.identity(),
+            "step": self.step,
+            "scheduler": self.scheduler.state_dict(),
+            "totals": self.totals.tolist(),
+            "history": self.history,
+            "seconds": self.seconds,
+        }
 
-        Raises:
-            UsageError: The training loss is not finite.
-        """
-        self.check_finite()
-        scaler = self.accelerator.scaler
-        return Checkpoint(
-            identity=self.identity(),
-            step=self.step,
-            model=self.module.state_dict(),
-            ema=self.average.module.state_dict() if self.average else None,
-            optimizer=self.optimizer.state_dict(),
-            scheduler=self.scheduler.state_dict(),
-            scaler=scaler.state_dict() if scaler else None,
-            totals=self.totals.tolist(),
-            history=self.history,
-            seconds=self.seconds,
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go to where another process with this config stood.
-
-        Raises:
-            UsageError: The checkpoint does not fit the model.
-        """
-        try:
-            self.module.load_state_dict(checkpoint.model)
-            if self.average and checkpoint.ema:
-                self.average.module.load_state_dict(checkpoint.ema)
-                self.average.n_averaged.fill_(checkpoint.step)
-            self.optimizer.load_state_dict(checkpoint.optimizer)
-            self.scheduler.load_state_dict(checkpoint.scheduler)
-            if self.accelerator.scaler and checkpoint.scaler:
-                self.accelerator.scaler.load_state_dict(checkpoint.scaler)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"the checkpoint of step {checkpoint.step} does not fit this version of "
-                f"{self.config.model} ({first_line(error)})"
-            ) from error
-        self.step, self.history = checkpoint.step, list(checkpoint.history)
-        self.seconds = list(checkpoint.seconds)
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Stand where :meth:`facts` says; weights and optimiser are the caller's to restore."""
+        self.step, self.history, self.seconds = (facts[k] for k in ("step", "history", "seconds"))
+        self.scheduler.load_state_dict(facts["scheduler"])
+        if self.average:
+            self.average.n_averaged.fill_(self.step)
         self.own.zero_()
-        self.totals.copy_(torch.tensor(checkpoint.totals, dtype=torch.float64))
-        self._skip_parts(checkpoint.step)
+        self.totals.copy_(torch.tensor(facts["totals"], dtype=torch.float64))
 
-    def _skip_parts(self, steps: int) -> None:
-        self.parts.manual_seed(self.config.seed)
-        if self.config.sorted_batches:
-            count = self.config.share // (self.config.norm_batch or self.config.share)
-            for _ in range(steps):
-                torch.randperm(count, generator=self.parts)
-
-    def evaluate(self, on_batch: Callable[[], None] = _nothing) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Mean loss and accuracy on the held-out images, of the model and of its average."""
         found: dict[str, float] = {}
         for name, module in (("test", self.module), ("ema", self.average)):
             if module is not None:
-                loss, accuracy = self._evaluate(module, on_batch)
+                loss, accuracy = self._evaluate(module)
                 found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         return found
 
-    @property
-    def evaluation_batches(self) -> int:
-        """Number of batches of :meth:`evaluate` in this process."""
-        return len(self._held_out()) * (2 if self.average else 1)
-
-    def _held_out(self) -> Any:
-        return held_out(self.config, self.data, self.accelerator.process_index, self.device)
-
     @torch.no_grad()
-    def _evaluate(self, module: nn.Module, on_batch: Callable[[], None]) -> tuple[float, float]:
+    def _evaluate(self, module: nn.Module) -> tuple[float, float]:
         if self.accelerator.num_processes > 1:
             for tensor in module.state_dict().values():
                 broadcast(tensor)  # every process has its own statistics: the first one's count
         module.eval()
         totals = self._zeros()
-        for images, truth in loaded(self._held_out()):
+        rank = self.accelerator.process_index
+        for images, truth in loaded(held_out(self.config, self.data, rank, self.device)):
             labels = truth.to(self.device, non_blocking=True)
             with self.accelerator.autocast():
                 scores = module(on(self.device, images)).float()
             totals += self._sums(self.data.task.losses(scores, labels), scores, labels)
-            on_batch()
         self._train()
         return self._metrics(self.accelerator.reduce(totals))

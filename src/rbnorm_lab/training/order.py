@@ -14,6 +14,8 @@ from rbnorm_lab.errors import UsageError, first_line
 
 AUGMENTATION, STEP = range(2)
 """Streams of random numbers, beside that of the order."""
+Batch = tuple[Tensor, Tensor]
+"""Images and their labels."""
 _TEST_IMAGES: Final = 250
 _TEST_PIXELS: Final = _TEST_IMAGES * 96 * 96
 
@@ -83,11 +85,38 @@ class Augmented(Dataset[Any]):
 
 def training_batches(
     config: RunConfig, data: ImageData, rank: int, steps: range, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images and labels of one process, step by step."""
+) -> Iterator[list[Batch]]:
+    """The batches of one process, step by step, each cut into what is normalised together."""
     order = Order(config, data.size, rank, steps)
     draws = Augmented(data.train)
-    return loaded(_loader(draws, config, data, device, batch_size=None, sampler=order))
+    generator = torch.Generator().manual_seed(config.seed)
+    for _ in range(steps.start):
+        _order_of_parts(config, generator)
+    loader = _loader(draws, config, data, device, batch_size=None, sampler=order)
+    for images, labels in loaded(loader):
+        yield parts_of(images, labels, config, generator)
+
+
+def parts_of(
+    images: Tensor, labels: Tensor, config: RunConfig, generator: torch.Generator
+) -> list[Batch]:
+    """A batch cut into what is normalised together; sorted parts come in a random order.
+
+    Otherwise the last classes would weigh most in the running statistics.
+    """
+    size = config.norm_batch or len(images)
+    if not config.sorted_batches:
+        return list(zip(images.split(size), labels.split(size), strict=True))
+    parts = labels.argsort(stable=True).split(size)
+    chosen = [parts[i] for i in _order_of_parts(config, generator)]
+    return [(images[part], labels[part]) for part in chosen]
+
+
+def _order_of_parts(config: RunConfig, generator: torch.Generator) -> list[int]:
+    if not config.sorted_batches:
+        return []
+    count = config.share // (config.norm_batch or config.share)
+    return torch.randperm(count, generator=generator).tolist()
 
 
 def held_out(
@@ -129,18 +158,3 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
             f"a process that loads images has ended ({first_line(error)}): the same command again "
             "continues, and fewer --workers need less memory"
         ) from error
-
-
-def parts_of(
-    images: Tensor, labels: Tensor, config: RunConfig, generator: torch.Generator
-) -> list[tuple[Tensor, Tensor]]:
-    """A batch cut into what is normalised together; sorted parts come in a random order.
-
-    Otherwise the last classes would weigh most in the running statistics.
-    """
-    size = config.norm_batch or len(images)
-    if not config.sorted_batches:
-        return list(zip(images.split(size), labels.split(size), strict=True))
-    parts = labels.argsort(stable=True).split(size)
-    order = torch.randperm(len(parts), generator=generator).tolist()
-    return [(images[parts[i]], labels[parts[i]]) for i in order]
