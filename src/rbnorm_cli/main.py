@@ -88,9 +88,8 @@ def _run(given: Sequence[str]) -> int:
     try:
         _check(options)
         # torch and the libraries of the extra take seconds to import
-        command = getattr(
-            importlib.import_module("rbnorm_lab.cli"), options.command.replace(" ", "_")
-        )
+        module = "rbnorm_cli.convert" if options.command == "convert" else "rbnorm_lab.cli"
+        command = getattr(importlib.import_module(module), options.command.replace(" ", "_"))
         command(options, shlex.join(["rbnorm", *given]))
     except KeyboardInterrupt:
         print(f"rbnorm: interrupted; {options.interrupted}.", file=sys.stderr)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm.layers.options import NAMES
+from rbnorm.models.checkpoint import State, read_state
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm.models.files import parse_json, replace, safetensors_of
 from rbnorm_cli.names import model_file, model_name
@@ -17,7 +18,6 @@ from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.models import build_model
-from rbnorm_lab.state_files import read_state
 
 
 class Saved(NamedTuple):
@@ -122,6 +122,18 @@ def _checked(path: Path, model: Any) -> nn.Module:
     return model
 
 
+def read_weights(path: Path) -> State:
+    """The state dict in a file; nothing in the file is run.
+
+    Raises:
+        UsageError: There is no such file, or no state dict in it.
+    """
+    try:
+        return read_state(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict; BatchNorm layers become RBN where it has a calibration.
 
@@ -129,7 +141,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         UsageError: The file cannot be read, or does not fit the model.
     """
     # Distributed training puts a prefix before every name.
-    state = {name.removeprefix("module."): tensor for name, tensor in read_state(path).items()}
+    state = {name.removeprefix("module."): tensor for name, tensor in read_weights(path).items()}
     try:
         for part in ((True, True), (True, False), (False, True)):
             _calibrate(model, state, *part)

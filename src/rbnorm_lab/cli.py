@@ -86,10 +86,3 @@ def bench(options: argparse.Namespace, command: str) -> None:
     from rbnorm_lab.bench import command as module
 
     module.bench(items(options.parts), options.repeats, options.device, options.out)
-
-
-def convert(options: argparse.Namespace, command: str) -> None:
-    """``rbnorm convert``."""
-    from rbnorm_lab import state_files as module
-
-    print(module.convert_file(options.source, options.target))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import rbnorm
 from rbnorm.models.files import replace, safetensors_of
 from rbnorm.models.tuning import parameter_groups
+from rbnorm_lab.checkpoints import read_weights
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.devices import device_name
 from rbnorm_lab.domains.config import DomainRecord, DomainRun
@@ -24,7 +25,6 @@ from rbnorm_lab.models import build_model
 from rbnorm_lab.norms import swap
 from rbnorm_lab.processes import make_accelerator
 from rbnorm_lab.records import environment, now, number
-from rbnorm_lab.state_files import read_state
 from rbnorm_lab.training.loop import Training
 
 
@@ -44,7 +44,7 @@ class Weights:
     """
 
     def __init__(self, model: str, path: Path | None) -> None:
-        self.state = _torchvision_weights(model) if path is None else read_state(path)
+        self.state = _torchvision_weights(model) if path is None else read_weights(path)
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state.items()):
             digest.update(name.encode() + tensor.numpy(force=True).tobytes())

@@ -14,8 +14,8 @@ from models import shake
 from torch import Tensor, nn
 
 import rbnorm
+from rbnorm.models.checkpoint import convert_state, read_state
 from rbnorm_cli.main import main
-from rbnorm_lab.state_files import convert_state, read_state
 
 
 class Net(nn.Module):

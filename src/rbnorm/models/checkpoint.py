@@ -1,4 +1,4 @@
-"""State dicts in files: read without running code, converted layer by layer, written whole."""
+"""State dicts in files: read without running code, converted layer by layer, packed again."""
 
 from __future__ import annotations
 
@@ -15,89 +15,41 @@ from rbnorm.layers.base import bias_option
 from rbnorm.layers.classes import RepresentativeBatchNorm2d
 from rbnorm.layers.options import NAMES
 from rbnorm.models.convert import convert_batchnorm
-from rbnorm.models.files import check_tensors, own_tensors, replace, safetensors_of
-from rbnorm_lab.errors import UsageError
+from rbnorm.models.files import check_tensors, own_tensors, safetensors_of
 
-_PICKLED: Final = (".pt", ".pth")
-_SUFFIXES: Final = (".safetensors", *_PICKLED)
+SUFFIXES: Final = (".safetensors", ".pt", ".pth")
+"""Of files that :func:`packed` knows the format of."""
+
 _BUFFERS: Final = ("running_mean", "running_var", "num_batches_tracked")
 _NESTED: Final = ("state_dict", "model", "model_state_dict")  # where training scripts put it
 
 State = dict[str, Tensor]
 
 
-def convert_file(source: Path, target: Path) -> str:
-    """Turn a checkpoint of BatchNorm, or of the official RBN, into one that rbnorm's layers load.
-
-    In a checkpoint without any calibration every BatchNorm, which is what has ``running_mean`` and
-    ``running_var``, becomes RBN of the same function, as with :func:`rbnorm.convert_batchnorm`. In
-    one with a calibration the RBN layers' vectors get the shape (C,), whatever they were, and
-    nothing else changes.
-
-    Args:
-        source: A file of safetensors, or of ``torch.save`` with tensors and plain values: a state
-            dict, or a dict with one under "state_dict", "model" or "model_state_dict".
-        target: The file to write, in the format that its suffix names.
-
-    Returns:
-        What was done, in words.
-
-    Raises:
-        UsageError: A file cannot be read or written, or is not what it should be. Nothing has been
-            written then.
-    """
-    if target.suffix not in _SUFFIXES:
-        raise UsageError(f"{target} must end in {', '.join(_SUFFIXES)}, which chooses its format")
-    if target.is_dir() or not target.parent.is_dir():
-        raise UsageError(f"{target} must be a file in a folder that exists")
-    state = read_state(source)
-    if target.exists() and target.samefile(source):
-        raise UsageError(f"{target} must be another file than the one to convert")
-    try:
-        converted, done = convert_state(state)
-        content = _packed(converted, target.suffix)
-    except ValueError as error:
-        raise UsageError(f"{source} {error}") from error
-    try:
-        replace(target, content)
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror})") from error
-    return f"{target}: {done}"
-
-
 def read_state(path: Path) -> State:
     """The state dict in a file; nothing in the file is run.
 
+    Args:
+        path: A file of safetensors, or of ``torch.save`` with tensors and plain values: a state
+            dict, or a dict with one under "state_dict", "model" or "model_state_dict".
+
     Raises:
-        UsageError: There is no such file, or no state dict in it that can be read like that.
+        ValueError: There is no such file, or no state dict in it that can be read like that.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
-    try:
-        found: Any = _parse(content, path.suffix)
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path} holds objects that could run code when they are loaded, or is no checkpoint: "
-            "accepted are state dicts, in a file of safetensors or of torch.save"
-        ) from error
-    except UsageError:
-        raise
-    except Exception as error:  # an unpickler meets broken bytes with any exception
-        raise UsageError(
-            f"{path} is truncated or no checkpoint: accepted are state dicts, in a file of "
-            "safetensors or of torch.save"
-        ) from error
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    found = _parsed(content, path)
     for key in _NESTED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not _is_state(found):
-        raise UsageError(f"{path} holds no state dict, which has a tensor for every name")
+        raise ValueError(f"{path} holds no state dict, which has a tensor for every name")
     try:
         check_tensors(found)
     except ValueError as error:
-        raise UsageError(f"{path} cannot be used: {error}") from error
+        raise ValueError(f"{path} cannot be used: {error}") from error
     return dict(found)
 
 
@@ -107,12 +59,21 @@ def _is_state(found: object) -> bool:
     )
 
 
-def _parse(content: bytes, suffix: str) -> object:
-    if suffix == ".safetensors":
-        return _safetensors().torch.load(content)
-    with warnings.catch_warnings():  # about formats that are refused anyway
-        warnings.simplefilter("ignore")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+def _parsed(content: bytes, path: Path) -> Any:
+    packed = _safetensors() if path.suffix == SUFFIXES[0] else None
+    try:
+        if packed:
+            return packed.load(content)
+        with warnings.catch_warnings():  # about formats that are refused anyway
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler meets broken bytes with any exception
+        kind = isinstance(error, pickle.UnpicklingError)
+        fault = "holds objects that could run code when they are loaded, or is no checkpoint"
+        raise ValueError(
+            f"{path} {fault if kind else 'is truncated or no checkpoint'}: accepted are state "
+            "dicts, in a file of safetensors or of torch.save"
+        ) from error
 
 
 def _safetensors() -> Any:
@@ -120,14 +81,19 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError(
+        raise ValueError(
             'a .safetensors file needs safetensors: install it with pip install "rbnorm[lab]"'
         ) from error
-    return safetensors
+    return safetensors.torch
 
 
-def _packed(state: State, suffix: str) -> bytes:
-    if suffix == ".safetensors":
+def packed(state: State, suffix: str) -> bytes:
+    """A state dict as the content of a file with one of :data:`SUFFIXES`.
+
+    Raises:
+        ValueError: The format cannot hold an entry; or it is safetensors, which is missing.
+    """
+    if suffix == SUFFIXES[0]:
         _safetensors()
         return safetensors_of(state, {"format": "pt"})
     file = io.BytesIO()
@@ -137,6 +103,10 @@ def _packed(state: State, suffix: str) -> bytes:
 
 def convert_state(state: State) -> tuple[State, str]:
     """The state dict for rbnorm's layers, and what was done in words.
+
+    Without any calibration every BatchNorm, which is what has ``running_mean`` and ``running_var``,
+    becomes RBN of the same function, as with :func:`rbnorm.convert_batchnorm`. With one the RBN
+    layers' vectors get the shape (C,), whatever they were, and nothing else changes.
 
     Raises:
         ValueError: It has neither BatchNorm nor RBN, or a layer's entries do not fit together; the
