@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Final, NamedTuple
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from rbnorm.export.layer import Parts, restriction, split
 from rbnorm.export.trial import Pair, pair_of
-from rbnorm.layers.base import _RepresentativeBatchNorm, input_of
+from rbnorm.layers.base import _RepresentativeBatchNorm
 
 # Of the second moment; below it a channel is constant, and nothing says how its output follows.
 _NO_SPREAD = 1e-12
@@ -39,9 +37,8 @@ class Observed:
         self.count = self._instances = 0
         self._x = self._y = self._xx = self._xy = self._g = torch.zeros_like(self._origin)
 
-    @torch.no_grad()
-    def add(self, x: Tensor) -> None:
-        """Take in a batch of inputs."""
+    def __call__(self, layer: nn.Module, x: Tensor, _: Tensor | None) -> None:
+        """Take in an input, as a listener of :func:`rbnorm.diagnosis.passes.run`."""
         self.size, self._like = x[:1].numel(), x[:0]
         y = _RepresentativeBatchNorm.forward(self._layer, x).double()
         x = x.double() - self._origin.reshape(-1, *(1,) * (x.ndim - 2))
@@ -56,16 +53,18 @@ class Observed:
             gate = restriction(self._layer.calibration.restrict)(a * k + b)
             self._g, self._instances = self._g + gate.sum(0), self._instances + len(x)
 
-    def without_calibration(self) -> Pair:
-        """The affine map per channel that is nearest to the layer in least squares."""
-        x, y = self._x / self.count, self._y / self.count
-        second = self._xx / self.count
-        spread, common = second - x * x, self._xy / self.count - x * y
-        gain = torch.where(spread > _NO_SPREAD * second, common / spread, 0)
-        return self._pair(Parts(gain, y - gain * (x + self._origin), None, None, None))
+    def without(self, what: str) -> Pair | None:
+        """The pair with constants in the place of one of :data:`CONSTANTS`.
 
-    def without_gate(self) -> Pair | None:
-        """The layer with each channel's mean gate; None where that is nothing new."""
+        Instead of the calibration the affine map per channel that is nearest to the layer in least
+        squares; instead of the gate each channel's mean gate, where that is something new.
+        """
+        if what == "calibration":
+            x, y = self._x / self.count, self._y / self.count
+            second = self._xx / self.count
+            spread, common = second - x * x, self._xy / self.count - x * y
+            gain = torch.where(spread > _NO_SPREAD * second, common / spread, 0)
+            return self._pair(Parts(gain, y - gain * (x + self._origin), None, None, None))
         gain, offset, center, gate, bias = self._parts
         if center is None or gate is None or self._layer.calibration.statistic != "mean":
             return None
@@ -75,29 +74,6 @@ class Observed:
 
     def _pair(self, parts: Parts) -> Pair:
         return pair_of(self._source, self._layer, parts, self._like)
-
-
-def observe(
-    pairs: Mapping[str, tuple[nn.Module, _RepresentativeBatchNorm]], run: Callable[[], object]
-) -> dict[str, Observed]:
-    """What those of the layers that are reached meet in a run; each comes with its source."""
-    if not pairs:
-        return {}
-    found = {name: Observed(*pair) for name, pair in pairs.items()}
-
-    def enter(name: str, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        found[name].add(input_of(args, kwargs))
-
-    handles = [
-        layer.register_forward_pre_hook(partial(enter, name), with_kwargs=True)
-        for name, (_, layer) in pairs.items()
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: seen for name, seen in found.items() if seen.count}
 
 
 def put(model: nn.Module, old: Iterable[nn.Module], new: Iterable[nn.Module]) -> None:
@@ -162,59 +138,55 @@ def approximate(
         effect: Measures the outputs of the model as it is.
         tolerance: The largest effect.
     """
-    whole = {name: observed.without_calibration() for name, observed in seen.items()}
-    found = _settle(_Trials(model, pairs, whole, effect), "calibration", seen, tolerance)
-    gates = {
-        name: pair
-        for name, observed in seen.items()
-        if not found[name].chosen and (pair := observed.without_gate()) is not None
-    }
-    again = _settle(_Trials(model, pairs, gates, effect), "gate", seen, tolerance)
-    return found | {name: gate for name, gate in again.items() if gate.chosen}
-
-
-@dataclass
-class _Trials:
-    """Pairs of a model, and others that may stand in their place."""
-
-    model: nn.Module
-    pairs: Mapping[str, Pair]
-    others: Mapping[str, Pair]
-    measure: Callable[[], float]
-
-    def put(self, names: Iterable[str]) -> None:
-        for name in names:
-            put(self.model, self.pairs[name], self.others[name])
-
-    def effect(self, names: Sequence[str]) -> float:
-        """The effect with the others in the place of these."""
-        self.put(names)
-        found = self.measure()
-        for name in names:
-            put(self.model, self.others[name], self.pairs[name])
-        return found
+    found: dict[str, Constants] = {}
+    for what in CONSTANTS:
+        others = {
+            name: pair
+            for name, observed in seen.items()
+            if name not in found or not found[name].chosen
+            if (pair := observed.without(what)) is not None
+        }
+        settled = _settle(model, pairs, others, what, seen, effect, tolerance)
+        found |= {name: made for name, made in settled.items() if made.chosen or name not in found}
+    return found
 
 
 def _settle(
-    trials: _Trials, what: str, seen: Mapping[str, Observed], tolerance: float
+    model: nn.Module,
+    pairs: Mapping[str, Pair],
+    others: Mapping[str, Pair],
+    what: str,
+    seen: Mapping[str, Observed],
+    measure: Callable[[], float],
+    tolerance: float,
 ) -> dict[str, Constants]:
-    """Put as many others in place as the tolerance bears.
+    """Put as many others in the place of pairs as the tolerance bears.
 
     The order is that of the squared effect for each value of the map that no longer costs, since
     effects of many layers add up as squares do. Of it the longest beginning is taken whose own
     effect, measured, is within the tolerance.
     """
-    alone = {name: trials.effect([name]) for name in trials.others}
+
+    def effect(names: Sequence[str]) -> float:
+        for name in names:
+            put(model, pairs[name], others[name])
+        found = measure()
+        for name in names:
+            put(model, others[name], pairs[name])
+        return found
+
+    alone = {name: effect([name]) for name in others}
     order = sorted(
         (name for name in alone if alone[name] <= tolerance),
         key=lambda name: alone[name] ** 2 / seen[name].size,
     )
     taken, refused, count = 0, len(order) + 1, len(order)  # in most models, all can be taken
     while refused - taken > 1:
-        if trials.effect(order[:count]) <= tolerance:
+        if effect(order[:count]) <= tolerance:
             taken = count
         else:
             refused = count
         count = (taken + refused) // 2
-    trials.put(order[:taken])
+    for name in order[:taken]:
+        put(model, pairs[name], others[name])
     return {name: Constants(what, name in order[:taken], alone[name]) for name in alone}

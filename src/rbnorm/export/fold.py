@@ -10,7 +10,15 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from rbnorm.export.constant import CONSTANTS, Constants, approximate, observe, put, variation
+from rbnorm.diagnosis.passes import run
+from rbnorm.export.constant import (
+    CONSTANTS,
+    Constants,
+    Observed,
+    approximate,
+    put,
+    variation,
+)
 from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
 from rbnorm.layers.base import rbn_layers
 from rbnorm.layers.guard import forget
@@ -139,8 +147,10 @@ def fold(model: nn.Module, inputs: _Inputs, *, tolerance: float | None = None) -
     for name, (_, source, pair) in plan.items():
         if source is not None and pair is not None:
             before[name], pairs[name] = (source.module, norms[name]), pair
-    kept = {n: both for n, both in before.items() if tolerance and not layers[n].whole}
-    seen = observe(kept, lambda: _outputs(folded, batches))
+    seen = {n: Observed(*pair) for n, pair in before.items() if tolerance and not layers[n].whole}
+    if seen:
+        run(folded, batches, _evaluate, seen)
+        seen = {name: observed for name, observed in seen.items() if observed.count}
     for name, pair in pairs.items():
         put(folded, before[name], pair)
 

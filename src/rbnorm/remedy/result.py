@@ -46,11 +46,11 @@ class Remedy:
     loss: tuple[float, float]
     agreement: tuple[float, float]
     confidence: tuple[float, float]
-    needs_labels: bool
-    needs_data: bool
-    needs_batches: bool
-    passes: float
     seconds: float
+    needs_labels: bool = False
+    needs_data: bool = False
+    needs_batches: bool = False
+    passes: float = 0
     batch_size: int | None = None
     weight: float | None = None
 

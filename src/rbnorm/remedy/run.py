@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from rbnorm.remedy.statistics import Rebatched
 from rbnorm.remedy.trials import (
     FineTuning,
     Trial,
-    as_it_is,
     fine_tuned,
     of_the_batch,
     own_moments_set,
@@ -141,7 +141,7 @@ class _Session:
         self.model, self.metric, self.forward = model, metric, forward
         self.data = (_Data("first", first), _Data("second", second))
         self.begun = time.perf_counter()
-        self.trial = as_it_is(model, forward)
+        self.trial = Trial("as it is", "unchanged", lambda _: nullcontext())
         self.base = self._both(self.trial, 1.0)
         self.tables = [data.table for data in self.data if data.table is not None]
         self.seconds = (time.perf_counter() - self.begun) / 2  # of a pass
@@ -180,9 +180,9 @@ class _Session:
         trials = [
             *self._own_moments(),
             re_estimated(model, forward, second, "second"),
-            *(of_the_batch(model, forward, size) for size in sizes),
+            *(of_the_batch(model, size) for size in sizes),
             re_estimated(model, forward, first, "first"),
-            *(of_the_batch(model, forward, size, mixed=True) for size in sizes),
+            *(of_the_batch(model, size, mixed=True) for size in sizes),
         ]
         if len(self.base[1].confidence):
             trials += [tent(model, forward, size) for size in sizes[:1]]
@@ -206,7 +206,7 @@ class _Session:
             if shift is not None and shift.moved is not None:
                 M, S = self.tables[0].nanmean(0).tolist()
                 match = MatchMoments(M, S, shift.moved)
-                return [own_moments_set(self.model, self.forward, match)]
+                return [own_moments_set(self.model, match)]
         self.skipped[name] = why
         return []
 
@@ -228,40 +228,32 @@ class _Session:
         return first, second
 
     def _entered(self, trial: Trial, weight: float, wanted: Iterable[_Data]) -> list[Scores]:
-        with trial.enter(weight) as (model, forward):
-            return [self._measured(model, forward, data, trial.batch_size) for data in wanted]
+        with trial.enter(weight) as other:
+            model, forward = other or (self.model, self.forward)
+            return [self._measured(model, forward, data, trial) for data in wanted]
 
-    def _measured(
-        self, model: nn.Module, forward: Forward, data: _Data, size: int | None
-    ) -> Scores:
+    def _measured(self, model: nn.Module, forward: Forward, data: _Data, trial: Trial) -> Scores:
         collect = Collector(self.metric)
-        data.pass_over(model, forward, size, collect)
+        data.pass_over(model, forward, trial.needs.get("batch_size"), collect)
         return collect.scores()
 
     def _row(
         self, trial: Trial, scores: tuple[Scores, Scores], seconds: float, weight: float | None
     ) -> Remedy:
-        differences = [
-            interval(ours.score - base.score) for ours, base in zip(scores, self.base, strict=True)
-        ]
-        pairs = list(zip(scores, self.base, strict=True))
+        first, second = zip(scores, self.base, strict=True)
         return Remedy(
             name=trial.name,
             kind=trial.kind,
-            first=interval(scores[0].score),
-            second=interval(scores[1].score),
-            difference=differences[1],
-            difference_first=differences[0],
-            loss=(mean(scores[0].loss), mean(scores[1].loss)),
-            agreement=(agreement(*pairs[0]), agreement(*pairs[1])),
-            confidence=(mean(scores[0].confidence), mean(scores[1].confidence)),
-            needs_labels=trial.needs_labels,
-            needs_data=trial.needs_data,
-            needs_batches=trial.needs_batches,
-            passes=trial.passes,
+            first=interval(first[0].score),
+            second=interval(second[0].score),
+            difference=interval(second[0].score - second[1].score),
+            difference_first=interval(first[0].score - first[1].score),
+            loss=(mean(first[0].loss), mean(second[0].loss)),
+            agreement=(agreement(*first), agreement(*second)),
+            confidence=(mean(first[0].confidence), mean(second[0].confidence)),
             seconds=seconds,
-            batch_size=trial.batch_size,
             weight=weight,
+            **trial.needs,
         )
 
     def _notes(self) -> list[str]:

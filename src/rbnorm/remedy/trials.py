@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,97 +54,67 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Trial:
-    """A remedy that can be entered, with the weight of a mixture: a model and how it is run."""
+    """A remedy: what is put in place to try it, and what it takes.
+
+    Attributes:
+        enter: Puts it in place for the time of the context, in the weight of a mixture; gives
+            another model and another way to run it where it has such.
+        cost: Passes that trying it takes, its measurement on both data sets included.
+        weights: Those of a mixture, to choose from.
+        online: It learns from what it predicts on: each data set needs a fresh one.
+        needs: What :class:`rbnorm.Remedy` says of it under the same names.
+    """
 
     name: str
     kind: str
-    enter: Callable[[float], AbstractContextManager[tuple[nn.Module, Forward]]]
-    passes: float = 0
-    cost: float = 2  # passes that trying it takes, its measurement on both data sets included
-    needs_labels: bool = False
-    needs_data: bool = False
-    needs_batches: bool = False
-    batch_size: int | None = None
+    enter: Callable[[float], AbstractContextManager[tuple[nn.Module, Forward] | None]]
+    cost: float = 2
     weights: tuple[float, ...] = ()
-    online: bool = False  # it learns from what it predicts on: each data set needs a fresh one
+    online: bool = False
+    needs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def as_it_is(model: nn.Module, forward: Forward) -> Trial:
-    """No remedy."""
-
-    @contextmanager
-    def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
-        yield model, forward
-
-    return Trial("as it is", "unchanged", enter)
-
-
-def own_moments_set(model: nn.Module, forward: Forward, match: MatchMoments) -> Trial:
+def own_moments_set(model: nn.Module, match: MatchMoments) -> Trial:
     """Each image's own mean, contrast or both set to those of the first data."""
-
-    @contextmanager
-    def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
-        with matched(model, match):
-            yield model, forward
-
     what = "mean and contrast" if match.match == "both" else match.match
-    return Trial(f"each image's own {what} set", "moments", enter)
+    return Trial(f"each image's own {what} set", "moments", lambda _: matched(model, match))
 
 
 def re_estimated(model: nn.Module, forward: Forward, batches: Iterable[Any], of: str) -> Trial:
     """The running statistics of a data set in place of those of training."""
 
     @contextmanager
-    def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
+    def enter(_: float) -> Iterator[None]:
         with unchanged(model):
             recalibrate(model, batches, forward=forward)
-            yield model, forward
+            yield
 
-    name = f"statistics re-estimated on the {of} data"
-    return Trial(name, "re-estimated", enter, passes=1, cost=3, needs_data=of == "second")
+    needs = {"passes": 1, "needs_data": of == "second"}
+    return Trial(f"statistics re-estimated on the {of} data", "re-estimated", enter, 3, needs=needs)
 
 
-def of_the_batch(model: nn.Module, forward: Forward, size: int, *, mixed: bool = False) -> Trial:
+def of_the_batch(model: nn.Module, size: int, *, mixed: bool = False) -> Trial:
     """Statistics of each test batch, or a mixture with the running ones."""
-
-    @contextmanager
-    def enter(weight: float) -> Iterator[tuple[nn.Module, Forward]]:
-        with mixed_statistics(model, weight):
-            yield model, forward
-
     name = "running and test batch statistics mixed" if mixed else "statistics of the test batch"
-    weights = WEIGHTS if mixed else ()
-    return Trial(
-        f"{name}, batches of {size}",
-        "mixed" if mixed else "test-batch",
-        enter,
-        passes=len(weights),
-        cost=2 + len(weights),
-        needs_data=mixed,
-        needs_batches=True,
-        batch_size=size,
-        weights=weights,
-    )
+    kind, weights = ("mixed", WEIGHTS) if mixed else ("test-batch", ())
+    needs = {"passes": len(weights), "needs_data": mixed, **_batches(size)}
+    enter, cost = partial(mixed_statistics, model), 2 + len(weights)
+    return Trial(f"{name}, batches of {size}", kind, enter, cost, weights, needs=needs)
 
 
 def tent(model: nn.Module, forward: Forward, size: int) -> Trial:
     """TENT, by :class:`rbnorm.remedy.tent.Tent`."""
 
-    @contextmanager
-    def enter(_: float) -> Iterator[tuple[nn.Module, Forward]]:
+    def enter(_: float) -> AbstractContextManager[tuple[nn.Module, Forward]]:
         adapting = Tent(model, forward)
-        yield adapting.model, adapting
+        return nullcontext((adapting.model, adapting))
 
-    return Trial(
-        f"TENT, batches of {size}",
-        "tent",
-        enter,
-        passes=3,
-        cost=8,
-        needs_batches=True,
-        batch_size=size,
-        online=True,
-    )
+    needs = {"passes": 3, **_batches(size)}
+    return Trial(f"TENT, batches of {size}", "tent", enter, 8, online=True, needs=needs)
+
+
+def _batches(size: int) -> dict[str, Any]:
+    return {"needs_batches": True, "batch_size": size}
 
 
 def fine_tuned(
@@ -157,14 +128,9 @@ def fine_tuned(
             own = copy.deepcopy(model)
             yield _trained(convert_batchnorm(own) if convert else own, forward, tuning), forward
 
-    return Trial(
-        f"fine-tuned {'converted to RBN' if convert else 'as it is'}, {tuning.steps} steps",
-        "fine-tuned",
-        enter,
-        passes=cost,
-        cost=2 + 3 * cost,
-        needs_labels=True,
-    )
+    name = f"fine-tuned {'converted to RBN' if convert else 'as it is'}, {tuning.steps} steps"
+    needs = {"passes": cost, "needs_labels": True}
+    return Trial(name, "fine-tuned", enter, 2 + 3 * cost, needs=needs)
 
 
 def _cross_entropy(output: Any, target: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.definition import RESTRICTIONS
 from rbnorm.diagnosis import recalibrate
+from rbnorm.remedy.tent import Tent
 from rbnorm_lab.domains.config import TRAINED
 from rbnorm_lab.domains.images import DomainImages, unchanged
 
@@ -25,7 +26,6 @@ with a mixture of the running ones, which weigh as :data:`PRIOR` images, and tho
 batch (Schneider et al., 2020); and with those of the batch while TENT (Wang et al., 2021) adapts
 the affine parameters."""
 PRIOR: Final = 16
-TENT_RATE: Final = 1e-3
 _RBN: Final = ("center_weight", "scale_weight", "scale_bias")
 
 
@@ -51,7 +51,7 @@ def accuracies(
         for size, name in names.items():
             with batch_statistics(model, size, prior):
                 found[name] = accuracy(model, images, chosen, size)
-    found[TENT] = tent(copy.deepcopy(model), images, chosen)
+    found[TENT] = tent(model, images, chosen)
     return found
 
 
@@ -138,30 +138,16 @@ def _grouped(layer: _BatchNorm, group: int, prior: int) -> Callable[[Tensor], Te
 def tent(model: nn.Module, images: DomainImages, chosen: Tensor) -> float:
     """Accuracy while the affine parameters follow the entropy of the predictions, batch by batch.
 
-    As in Wang et al. (2021): statistics are those of the batch, a prediction is made before the
-    step that its batch causes, and each image is seen once. The optimiser is Adam; RBN's
-    calibration stays as it is, so that BatchNorm and RBN adapt the same parameters.
+    RBN's calibration stays as it is, so that BatchNorm and RBN adapt the same parameters.
 
     Args:
-        model: A trained model, which is changed.
+        model: A trained model; a copy is adapted.
         images: All images.
         chosen: Indices of the images to test on.
     """
-    model.eval().requires_grad_(False)
-    adapted: list[Tensor] = []
-    for layer in model.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.train()
-            layer.momentum = 0.0
-            adapted += [layer.weight.requires_grad_(), layer.bias.requires_grad_()]
-    optimizer = torch.optim.Adam(adapted, TENT_RATE)
+    adapting = Tent(model, lambda twin, batch: twin(batch), calibration=False)
     right = torch.zeros((), dtype=torch.int64, device=chosen.device)
     for part in chosen.split(SIZES[0]):
         ((batch, labels),) = unchanged(images, part)
-        scores = model(batch)
-        log_p = scores.log_softmax(1)
-        optimizer.zero_grad()
-        (-(log_p.exp() * log_p).sum(1).mean()).backward()
-        optimizer.step()
-        right += (scores.argmax(1) == labels).sum()
+        right += (adapting(adapting.model, batch).argmax(1) == labels).sum()
     return int(right) / max(len(chosen), 1)
