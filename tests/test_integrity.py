@@ -117,6 +117,26 @@ def test_other_uses_of_the_statistics_pass() -> None:
     assert torch.equal(compiled(x), x)
 
 
+def plotted(layer: nn.Module) -> list[list[float]]:
+    """Looks at what BatchNorm is made of, and makes nothing of it."""
+    vectors = layer.running_mean, layer.running_var + layer.eps, layer.weight, layer.bias
+    return [vector.tolist() for vector in vectors]
+
+
+def test_who_only_looks_may_say_so() -> None:
+    """And the other layers are guarded as before."""
+    first, second = (rbnorm.RepresentativeBatchNorm2d(2) for _ in range(2))
+    with pytest.raises(
+        ValueError, match=r"plotted of .*; where it only looks, set layer\.guarded = "
+    ):
+        plotted(first)
+    first.guarded = False
+    assert plotted(first) == plotted(nn.BatchNorm2d(2))
+    assert plotted(copy.deepcopy(first)) == plotted(first)
+    with pytest.raises(ValueError, match=r"plotted of .* knows BatchNorm alone"):
+        plotted(second)
+
+
 def test_the_running_mean_is_an_attribute_like_batchnorms() -> None:
     """Deleted, set again as a plain attribute, and missed."""
     for layer in (nn.BatchNorm2d(4), rbnorm.RepresentativeBatchNorm2d(4)):
@@ -152,6 +172,7 @@ def swap(module: nn.Module, kind: Callable[[nn.Module], nn.Module]) -> nn.Module
 
 
 def with_the_tensors(layer: nn.Module) -> nn.Module:
+    layer.guarded = False
     new = nn.BatchNorm2d(layer.num_features, affine=layer.affine)
     if layer.affine:
         new.weight, new.bias = layer.weight, layer.bias

@@ -14,7 +14,6 @@ from rbnorm.layers.classes import (
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
-from rbnorm.layers.guard import assert_intact
 from rbnorm.layers.lazy import (
     LazyRepresentativeBatchNorm1d,
     LazyRepresentativeBatchNorm2d,
@@ -27,6 +26,7 @@ from rbnorm.layers.sync import (
     revert_sync,
 )
 from rbnorm.models.convert import convert_batchnorm
+from rbnorm.models.intact import assert_intact
 from rbnorm.models.record import convert_as_recorded, record_layers
 from rbnorm.models.revert import RevertReport, revert_batchnorm
 from rbnorm.models.tuning import freeze, parameter_groups, unfreeze
@@ -89,7 +89,7 @@ _FORMER = {
     "convert": "models.convert",
     "deferred": "layers.deferred",
     "files": "models.files",
-    "integrity": "layers.guard",
+    "integrity": "models.intact",
     "lazy": "layers.lazy",
     "modules": "layers.classes",
     "originals": "models.originals",

@@ -94,6 +94,7 @@ def literal_rbn(
     eps: float = 1e-5,
     statistic: StatisticName | Statistic = "mean",
     restrict: RestrictionName | Restriction = "sigmoid",
+    standardise: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Normalise ``x`` exactly as the paper writes it.
 
@@ -116,6 +117,7 @@ def literal_rbn(
         eps: :math:`\epsilon`.
         statistic: :math:`K`, a name in ``STATISTICS`` or a callable on ``x``.
         restrict: :math:`R`, a name in :mod:`rbnorm.elementwise` or an elementwise callable.
+        standardise: Gives :math:`o` for :math:`z` in another way than by ``statistics``.
 
     Returns:
         ``y`` of the shape of ``x``, and the :math:`E` and :math:`V` that were used, each (C,).
@@ -134,7 +136,10 @@ def literal_rbn(
     else:
         axes = (0, *range(2, x.ndim))
         E, V = statistics or (z.mean(axes), z.var(axes, correction=0))
-    o = (z - per_channel(E, x)) / torch.sqrt(per_channel(V, x) + eps)
+    if standardise is None:
+        o = (z - per_channel(E, x)) / torch.sqrt(per_channel(V, x) + eps)
+    else:
+        o = standardise(z)
     if scale_weight is not None and scale_bias is not None:
         s = per_channel(scale_weight, x) * instance(o) + per_channel(scale_bias, x)
         o = o * _calibration("restrict", R(s), s.shape, exact=True)

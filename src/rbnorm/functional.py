@@ -1,48 +1,43 @@
-"""``representative_batch_norm``: every check once, one choice of path, the running statistics."""
+"""``representative_batch_norm``: every check once, then the way that the route gives."""
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
-import torch
 from torch import Tensor
 
-from rbnorm import definition
 from rbnorm.definition import STATISTICS, Restriction, Statistic, StatisticName, resolve
 from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS, ActivationName, RestrictionName
-from rbnorm.engine import autograd, switchable, tables
-from rbnorm.engine import batch as batches
-from rbnorm.engine.autograd import Running
+from rbnorm.engine import autograd, layer
 from rbnorm.engine.batch import Group
-from rbnorm.engine.tables import Options, Vectors
-from rbnorm.kernels import active, phases
+from rbnorm.engine.call import Call, Options, Vectors
+from rbnorm.engine.literal import empty, literal
+from rbnorm.engine.route import is_traced, route, unrecorded
 from rbnorm.kernels.checks import check_input, check_numbers, check_tensors, check_written
-from rbnorm.kernels.phases import positions, table_dtype
+from rbnorm.kernels.phases import table_dtype
 
 __all__ = ["representative_batch_norm"]
 
 # The named restrictions and activations by their codes; a callable is not among them.
-_CODES: dict[tuple[str | Restriction, str], tuple[int, int]] = {
-    (r, a): (RESTRICTIONS[r].code, ACTIVATIONS[a].code) for r in RESTRICTIONS for a in ACTIVATIONS
+_CODES: dict[tuple[str, str | None], tuple[int, int]] = {
+    (r, a): (RESTRICTIONS[r].code, ACTIVATIONS[a or "none"].code)
+    for r in RESTRICTIONS
+    for a in (*ACTIVATIONS, None)
 }
 
 
-def _is_direct(
-    x: Tensor,
-    p: Vectors,
-    mean: Tensor | None,
-    var: Tensor | None,
-    training: bool,
-    momentum: float | Tensor,
-) -> bool:
-    """Whether an op that checks what it is given can take all this as it is."""
+def _is_direct(call: Call) -> bool:
+    """Whether kernels that check what they are given can take it as it is."""
+    x, _, p, running, training, momentum, _ = call
     dtype = table_dtype(x.dtype)
     for vector in p:
         if vector is not None and vector.dtype is not dtype:
             return False
+    if running is None:
+        return training
+    mean, var = running
     if mean is None or var is None:
-        return mean is var and training
+        return False
     if not (mean.dtype is var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()):
         return False
     if training and (mean.requires_grad or var.requires_grad):
@@ -51,80 +46,28 @@ def _is_direct(
 
 
 def _check(
-    x: Tensor,
-    residual: Tensor | None,
-    p: Vectors,
-    mean: Tensor | None,
-    var: Tensor | None,
-    training: bool,
-    momentum: float | Tensor,
+    call: Call,
     eps: float,
     statistic: StatisticName | Statistic,
     restrict: RestrictionName | Restriction,
-    activation: str,
-    group: Group | None,
+    activation: str | None,
 ) -> None:
-    """Raise for whatever no path takes; nothing has changed yet."""
+    """Raise for whatever no way takes; nothing has changed yet."""
+    x, residual, p, running, training, momentum, group = call
+    mean, var = running or (None, None)
     check_input("input", x)
     others = {**p._asdict(), "running_mean": mean, "running_var": var, "residual": residual}
     check_tensors("input", x, others, exact=False)
     if not training and mean is None:
         raise ValueError("running_mean and running_var must be given in evaluation, got None")
     if training:
-        check_written("input", x, others, memory=not autograd.is_traced())
+        check_written("input", x, others, memory=not is_traced())
     check_numbers(x, training, eps, momentum, shared=group is not None)
     resolve("statistic", statistic, STATISTICS)
     resolve("restrict", restrict, RESTRICTIONS)
-    if activation not in ACTIVATIONS:
+    if activation is not None and activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"activation must be None or one of {accepted}, got {activation!r}")
-
-
-def _empty(x: Tensor, residual: Tensor | None, vectors: Vectors) -> Tensor:
-    """An empty output that depends on every parameter, so that each gets a gradient of zeros."""
-    y = x.clone() if residual is None else x + residual
-    for vector in vectors:
-        if vector is not None:
-            y = y + vector.sum().to(x.dtype)
-    return y
-
-
-def _end(y: Tensor, residual: Tensor | None, activation: str, slope: float) -> Tensor:
-    return ACTIVATIONS[activation](y if residual is None else y + residual, slope)
-
-
-def _literal(
-    x: Tensor,
-    residual: Tensor | None,
-    p: Vectors,
-    running: Running | None,
-    momentum: float | Tensor | None,
-    eps: float,
-    statistic: StatisticName | Statistic,
-    restrict: RestrictionName | Restriction,
-    activation: str,
-    slope: float,
-    group: Group | None,
-) -> Tensor:
-    """The literal path, for a statistic or a restriction without a closed form."""
-    dtype, M = table_dtype(x.dtype), x.numel() // x.shape[1]
-    size: list[int | Tensor] = [M]
-
-    def shared(z: Tensor) -> tuple[Tensor, Tensor]:
-        batch, E, V = batches.statistics(*phases.moments(z), None, positions(x), group)
-        size[0] = batch.M
-        return E, V
-
-    statistics = None if group is None else shared
-    if momentum is None and running is not None:
-        statistics = running[0].to(dtype), running[1].to(dtype)  # type: ignore[assignment]
-    y, E, V = definition.literal_rbn(
-        x.to(dtype), *p, statistics=statistics, eps=eps, statistic=statistic, restrict=restrict
-    )
-    y = _end(y, residual, activation, slope)
-    if momentum is not None and running is not None:
-        tables.update(running, E, V, size[0], momentum)
-    return phases.standard(y.to(x.dtype))
 
 
 def representative_batch_norm(
@@ -204,44 +147,35 @@ def representative_batch_norm(
     the closed form and its backward are this project's.
     """
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    mean, var, x = running_mean, running_var, input
-    factor = momentum if training else None
-    running = None if mean is None or var is None else (mean, var)
+    running = None if running_mean is running_var is None else (running_mean, running_var)
     group = group if training else None
-    activation = "none" if activation is None else activation
-    closed = isinstance(restrict, str) and statistic == "mean"
-    codes = _CODES.get((restrict, activation)) if closed else None
-    traced = autograd.is_traced()
-    arguments = (
-        x, residual, p, mean, var, training, momentum, eps, statistic, restrict, activation, group,
-    )  # fmt: skip
-    kernels = active(x.device.type)
-    direct = kernels.whole is not None and not traced and group is None and x.numel() > 0
-    if codes is not None and direct and _is_direct(x, p, mean, var, training, momentum):
-        options = Options(eps, *codes, negative_slope)
-        try:
-            return autograd.normalise(x, residual, p, running, factor, options, kernels)
-        except RuntimeError:
-            _check(*arguments)  # the op checks at less cost, but these are the words of every path
-            raise
-    with nullcontext() if torch.compiler.is_compiling() else autograd.unrecorded():
-        _check(*arguments)
-        empty = x.numel() == 0 and (group is None or x.shape[1] == 0)
-    if empty:
-        return _empty(x, residual, p)
-    dtype = table_dtype(x.dtype)
-    p = Vectors(*(v if v is None or v.dtype == dtype else v.to(dtype) for v in p))
-    if group is None and switchable.is_wanted(x.dtype, running, factor):
-        y = switchable.forward(x.to(dtype), p, running, factor, eps, statistic, restrict)  # type: ignore[arg-type]
-        return _end(y, residual, activation, negative_slope).to(x.dtype)
-    if codes is None:
-        return _literal(
-            x, residual, p, running, factor, eps, statistic, restrict, activation, negative_slope,
-            group,
-        )  # fmt: skip
-    if not training and running is not None:
-        running = running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
-    options = Options(eps, *codes, negative_slope)
-    return autograd.normalise(
-        x, residual, p, running, factor, options, None if traced else kernels, group
-    )
+    call = Call(input, residual, p, running, training, momentum, group)  # type: ignore[arg-type]
+    named = statistic == "mean" and isinstance(restrict, str)
+    codes = _CODES.get((restrict, activation)) if named else None  # type: ignore[arg-type]
+    way, kernels = route(call, codes is not None)
+    direct = way == "whole" and _is_direct(call)
+    if not direct:
+        unrecorded(_check, call, eps, statistic, restrict, activation)
+        call = call.widened(table_dtype(input.dtype))
+        if way == "empty":
+            return empty(call)
+        if codes is None or way == "switchable":
+            activation = "none" if activation is None else activation
+            rest = statistic, restrict, activation, negative_slope
+            return literal(call, way == "switchable", eps, *rest)
+    options = Options(eps, *codes, negative_slope)  # type: ignore[call-arg, misc]
+    if way == "traced":
+        return autograd.traced(call, options)
+    try:
+        if autograd.is_recorded(call):
+            y: Tensor = autograd.Normalise.apply(
+                kernels, options, *call[3:], False, input, residual, *call.p
+            )
+            return y
+        if training or kernels.whole is None:
+            return layer.normalise(kernels, call, options).y
+        return kernels.whole.inference(input, residual, *call.p, *call.running, *options)  # type: ignore[misc]
+    except RuntimeError:
+        if direct:  # kernels check at less cost, but these are the words of every way
+            _check(call, eps, statistic, restrict, activation)
+        raise

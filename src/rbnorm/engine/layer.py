@@ -1,8 +1,4 @@
-"""The whole layer out of a backend's phases: phase, tables, phase.
-
-``forward``, ``inference`` and ``backward`` have the signatures of the ops of these names, which a
-backend may override where one call for all is faster; see :mod:`rbnorm.kernels`.
-"""
+"""The whole layer by a backend's kernels: one call, or phase, tables, phase."""
 
 from __future__ import annotations
 
@@ -10,16 +6,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rbnorm.engine import batch as batches
 from rbnorm.engine import tables
-from rbnorm.engine.batch import Batch, Group, amplify
-from rbnorm.engine.tables import Options, Vectors
-from rbnorm.kernels import phases as portable
-from rbnorm.kernels.phases import Gradients, Phases, positions
+from rbnorm.engine.batch import Batch, Group, alone, amplify, statistics
+from rbnorm.engine.call import Call, Options, Running, Vectors
+from rbnorm.kernels.backends import PORTABLE, Kernels
+from rbnorm.kernels.phases import Gradients, positions, table_dtype
 
 
 class Result(NamedTuple):
-    """What forward gives: y, and for backward m, E, V and, in training, the batch."""
+    """What forward gives: y, and for backward m, E, V and, of phases in training, the batch."""
 
     y: Tensor
     m: Tensor
@@ -28,31 +23,52 @@ class Result(NamedTuple):
     batch: Batch | None
 
 
-def normalise(
-    kernels: Phases,
-    x: Tensor,
-    residual: Tensor | None,
-    p: Vectors,
-    running: tuple[Tensor, Tensor] | None,
-    options: Options,
-    group: Group | None = None,
-) -> Result:
-    """By the batch's statistics, or by the ``running`` (E, V); differentiable if the phases are."""
-    batch = None
-    if running is None:
-        m, v = kernels.moments(x)
-        batch, E, V = batches.statistics(m, v, p.center_weight, positions(x), group)
-        d = amplify(batch.deviation(m), p.center_weight)
+def normalise(kernels: Kernels, call: Call, options: Options) -> Result:
+    """In training by the batch's statistics, towards which ``running`` moves; else by ``running``.
+
+    By phases that are differentiable the result is; E and V may be ``running`` itself.
+    """
+    x, residual, p, running, training, momentum, group = call
+    batch: Batch | None = None
+    M: int | Tensor
+    if kernels.whole is not None:
+        mean, var = running or (None, None)
+        if not training or _is_written(x, running, momentum):
+            y, m, E, V = kernels.whole.forward(
+                x, residual, *p, mean, var, training, momentum, *options
+            )
+            return Result(y, m, E, V, None)
+        y, m, E, V = kernels.whole.forward(x, residual, *p, None, None, True, 0.0, *options)
+        M = x.numel() // x.shape[1]
     else:
-        m, (E, V) = kernels.mean(x), running
-        d = amplify(m, p.center_weight) - E
-    f = tables.forward(d, V, p, options)
-    y = kernels.affine(x, m, f.scale, f.shift, residual, options.activation, options.slope)
+        if training:
+            m, v = kernels.phases.moments(x)
+            batch, E, V = statistics(m, v, p.center_weight, positions(x), group)
+            M, d = batch.M, amplify(batch.deviation(m), p.center_weight)
+        else:
+            assert running is not None
+            m, (E, V) = kernels.phases.mean(x), running
+            d = amplify(m, p.center_weight) - E
+        f = tables.forward(d, V, p, options)
+        y = kernels.phases.affine(
+            x, m, f.scale, f.shift, residual, options.activation, options.slope
+        )
+    if training and running is not None:
+        tables.update(running, E, V, M, momentum)
     return Result(y, m, E, V, batch)
 
 
+def _is_written(x: Tensor, running: Running | None, momentum: float | Tensor) -> bool:
+    """Whether kernels update the running statistics: of the table dtype, without gaps."""
+    if running is None or isinstance(momentum, Tensor):
+        return running is None
+    mean, var = running
+    written = mean.dtype is var.dtype is table_dtype(x.dtype)
+    return written and mean.is_contiguous() and var.is_contiguous()
+
+
 def differentiate(
-    kernels: Phases,
+    kernels: Kernels,
     dy: Tensor,
     x: Tensor,
     residual: Tensor | None,
@@ -60,6 +76,7 @@ def differentiate(
     E: Tensor,
     V: Tensor,
     p: Vectors,
+    training: bool,
     options: Options,
     batch: Batch | None,
     group: Group | None = None,
@@ -68,27 +85,36 @@ def differentiate(
 ) -> Gradients:
     """Gradients of x, the residual and the vectors; without elements where there is none.
 
-    ``batch`` is None in evaluation.
+    ``batch`` is that of :class:`Result`.
     """
+    if kernels.whole is not None:
+        wanted = want_dx, want_dresidual
+        return kernels.whole.backward(dy, x, residual, m, E, V, *p, training, *options, *wanted)
+    L = positions(x)
     d = amplify(m, p.center_weight) - E
-    if batch is not None:
+    if training:
+        batch = alone(m, L) if batch is None else batch
         d = amplify(batch.deviation(m), p.center_weight)
     f = tables.forward(d, V, p, options)
     activated = options.activation > 0
     shift, epilogue = f.shift if activated else None, (residual, options.activation, options.slope)
-    S1, S2 = kernels.grad_moments(dy, x, m, f.scale if activated else None, shift, *epilogue)
-    b = tables.backward(S1, S2, m, f, p, options, positions(x), batch, group)
+    scale = f.scale if activated else None
+    S1, S2 = kernels.phases.grad_moments(dy, x, m, scale, shift, *epilogue)
+    b = tables.backward(S1, S2, m, f, p, options, L, batch, group)
     dx = dresidual = x.new_empty(0)
     if want_dx or want_dresidual:
-        dx, dresidual = kernels.grad_affine(
+        dx, dresidual = kernels.phases.grad_affine(
             dy, x, m, f.scale, shift, b.x_scale, b.u, *epilogue, want_dx, want_dresidual
         )
-    none, L = m.new_empty(0), positions(x)
+    none = m.new_empty(0)
     dweight, dbias, dcenter, dscale, dshift = (
         none if vector is None or table is None else L * table.sum(0)
         for vector, table in zip(p, b.gradients, strict=True)
     )
     return dx, dresidual, dweight, dbias, dcenter, dscale, dshift
+
+
+# Whole, in plain PyTorch.
 
 
 def forward(
@@ -110,13 +136,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, m, E and V, the last two new tensors; in training updates the running statistics."""
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    options = Options(eps, restrict, activation, slope)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
-    fixed = None if training or running is None else (running[0].clone(), running[1].clone())
-    y, m, E, V, batch = normalise(portable, x, residual, p, fixed, options)
-    if batch is not None and running is not None:
-        tables.update(running, E, V, batch.M, momentum)
-    return y, m, E, V
+    if running is not None and not training:
+        running = running[0].clone(), running[1].clone()
+    call = Call(x, residual, p, running, training, momentum)
+    return normalise(PORTABLE, call, Options(eps, restrict, activation, slope))[:4]
 
 
 def inference(
@@ -136,8 +160,8 @@ def inference(
 ) -> Tensor:
     """Only y, in evaluation."""
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    options = Options(eps, restrict, activation, slope)
-    return normalise(portable, x, residual, p, (running_mean, running_var), options).y
+    call = Call(x, residual, p, (running_mean, running_var), False, 0.0)
+    return normalise(PORTABLE, call, Options(eps, restrict, activation, slope)).y
 
 
 def backward(
@@ -163,7 +187,7 @@ def backward(
     """Gradients of x, the residual and the five vectors; without elements where there is none."""
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
     options = Options(eps, restrict, activation, slope)
-    batch = batches.alone(m, positions(x)) if training else None
+    wanted = want_dx, want_dresidual
     return differentiate(
-        portable, dy, x, residual, m, E, V, p, options, batch, None, want_dx, want_dresidual
+        PORTABLE, dy, x, residual, m, E, V, p, training, options, None, None, *wanted
     )

@@ -23,27 +23,8 @@ import torch
 from torch import Tensor
 
 from rbnorm.elementwise import RESTRICTION_OF
-from rbnorm.engine import batch as batches
-from rbnorm.engine.batch import Batch, Group
-
-
-class Vectors(NamedTuple):
-    """The per-channel parameters, each (C,) or None where the layer has none."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    center_weight: Tensor | None
-    scale_weight: Tensor | None
-    scale_bias: Tensor | None
-
-
-class Options(NamedTuple):
-    """What a layer is beside its vectors; functions by their codes, as the ops take them."""
-
-    eps: float
-    restrict: int
-    activation: int = 0
-    slope: float = 0.0
+from rbnorm.engine.batch import Batch, Group, means
+from rbnorm.engine.call import Options, Running, Vectors
 
 
 class Forward(NamedTuple):
@@ -112,7 +93,7 @@ def backward(
         h, ho = h + e, torch.addcmul(ho, e, f.t)
     x_scale = None
     if batch is not None:
-        a1, a2 = batches.means(h, ho, batch, L, group)
+        a1, a2 = means(h, ho, batch, L, group)
         common = torch.addcmul(a1, f.t, a2)
         h, e, x_scale = h - common, e - common, -f.r * f.r * a2
     u = f.r * e
@@ -127,7 +108,7 @@ def backward(
 
 
 def update(
-    running: tuple[Tensor, Tensor],
+    running: Running,
     E: Tensor,
     V: Tensor,
     M: int | Tensor,

@@ -21,7 +21,7 @@ from rbnorm.export.constant import (
 )
 from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
 from rbnorm.layers.base import rbn_layers
-from rbnorm.layers.guard import forget
+from rbnorm.models.intact import forget
 from rbnorm.models.report import Report, number, paragraph, table
 from rbnorm.models.revert import _evaluate
 

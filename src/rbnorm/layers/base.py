@@ -19,7 +19,7 @@ from rbnorm.functional import representative_batch_norm
 from rbnorm.kernels.phases import table_dtype
 from rbnorm.layers.checkpoints import complete_batchnorm, flatten_official
 from rbnorm.layers.deferred import with_initial_value
-from rbnorm.layers.guard import Guarded
+from rbnorm.layers.guard import RunningMean
 from rbnorm.layers.options import NAMES, Calibration
 
 if TYPE_CHECKING:
@@ -40,13 +40,18 @@ def bias_option(bias: bool) -> dict[str, bool]:
     return {} if bias else {"bias": False}
 
 
-class _RepresentativeBatchNorm(Guarded, _BatchNorm):
+class _RepresentativeBatchNorm(_BatchNorm):
     """Everything of RBN but the rank of its input; see :class:`RepresentativeBatchNorm2d`."""
 
     center_weight: Parameter | None
     scale_weight: Parameter | None
     scale_bias: Parameter | None
     calibration: Calibration
+    running_mean: Any = RunningMean()
+    #: Refuse functions that would make a BatchNorm of this layer; see `rbnorm.assert_intact`.
+    guarded: bool = True
+    #: Whether gamma was divided by R(w_b), so that the layer computes BatchNorm at first.
+    preserved: bool = False
     #: Normalise by the running statistics in training too, and keep them; see `rbnorm.freeze`.
     frozen_stats: bool = False
     #: Share the batch with the processes of `process_group` (None: all); see `rbnorm.convert_sync`.
@@ -167,8 +172,6 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
         used = track or not from_batch
         factor = self._factor(mean, batches) if track else 0.0
         counted = batches if track else None
-        if counted is not None:  # before the call, which checkpointing may break off at its end
-            counted.add_(1)
         try:
             return representative_batch_norm(
                 input,
@@ -190,9 +193,11 @@ class _RepresentativeBatchNorm(Guarded, _BatchNorm):
                 group=Group.of(self.process_group) if self.synchronised and from_batch else None,
             )
         except (TypeError, ValueError):  # refused
-            if counted is not None:
-                counted.sub_(1)
+            counted = None
             raise
+        finally:  # also where checkpointing breaks the call off at its end
+            if counted is not None:
+                counted.add_(1)
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         """The vectors, the running statistics and the count of batches."""

@@ -33,6 +33,8 @@ class _LazyRepresentativeBatchNorm(_LazyNormBase, _RepresentativeBatchNorm):
     All arguments are those of that layer.
     """
 
+    guarded = False  # torch's own methods size the buffers, which have nothing to lose yet
+
     def __init__(
         self,
         eps: float = 1e-5,

@@ -21,9 +21,9 @@ from rbnorm.layers.classes import (
     RepresentativeBatchNorm3d,
     RepresentativeBatchNormAct2d,
 )
-from rbnorm.layers.guard import remember
 from rbnorm.layers.options import NAMES, Calibration, CalibrationOptions
 from rbnorm.layers.sync import SyncRepresentativeBatchNorm
+from rbnorm.models.intact import remember
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

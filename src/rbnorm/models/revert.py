@@ -24,8 +24,8 @@ from rbnorm.definition import RESTRICTIONS, resolve
 from rbnorm.kernels.phases import table_dtype
 from rbnorm.layers.base import _RepresentativeBatchNorm, input_of, rbn_layers
 from rbnorm.layers.classes import RepresentativeBatchNormAct2d
-from rbnorm.layers.guard import forget
 from rbnorm.layers.options import NAMES
+from rbnorm.models.intact import forget
 from rbnorm.models.originals import refuse_replaced
 from rbnorm.models.report import Report, number, table
 

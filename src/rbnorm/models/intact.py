@@ -1,0 +1,146 @@
+"""Whether the RBN layers of a model are still RBN after a tool that knows BatchNorm alone.
+
+A model remembers the names of its RBN layers: that finds what got past the layers' own guard
+(:mod:`rbnorm.layers.guard`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import Parameter
+
+from rbnorm.layers.base import _RepresentativeBatchNorm
+
+__all__ = ["assert_intact"]
+
+_ORDINARY = (Tensor, Parameter)
+
+# Where a model keeps the names of its layers: a plain attribute, so that copies have it too.
+_MEMORY = "_rbn_layers"
+# Layers of which somebody knows that they are BatchNorm again.
+_released: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def remember(model: nn.Module) -> None:
+    """Write down in a model which of its layers are RBN."""
+    layers = {
+        name: module
+        for name, module in _named(model)
+        if isinstance(module, _RepresentativeBatchNorm)
+    }
+    _released.difference_update(layers.values())
+    vars(model).pop(_MEMORY, None)
+    if layers and model not in layers.values():
+        vars(model)[_MEMORY] = tuple(layers)
+
+
+def forget(model: nn.Module) -> None:
+    """Let the layers of a model go: what becomes of them is meant."""
+    for module in model.modules():
+        vars(module).pop(_MEMORY, None)
+        if isinstance(module, _RepresentativeBatchNorm):
+            _released.add(module)
+
+
+def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(model.named_modules(remove_duplicate=False))
+
+
+def _join(*names: str) -> str:
+    return ".".join(name for name in names if name)
+
+
+def _programmed(module: nn.Module) -> set[str]:
+    """The names below a program, traced or exported, of what was an RBN layer in its model."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {""} if "RepresentativeBatchNorm" in getattr(module, "original_name", "") else set()
+    if not isinstance(module, fx.GraphModule):
+        return set()
+    stacks = (node.meta.get("nn_module_stack") or {} for node in module.graph.nodes)
+    levels = (level for stack in stacks for level in stack.values())
+    return {path for path, kind in levels if "RepresentativeBatchNorm" in str(kind)}
+
+
+def _is_reset(layer: _RepresentativeBatchNorm) -> bool:
+    """Whether a weight that conversion had divided is 1 everywhere."""
+    weight: Tensor | None = layer._parameters.get("weight")
+    weight = layer._buffers.get("weight") if weight is None else weight
+    if not layer.preserved or weight is None or type(weight) not in _ORDINARY:
+        return False
+    if weight.is_meta or weight.layout != torch.strided:
+        return False
+    return weight.numel() > 0 and bool((weight == 1).all())
+
+
+def _check_lost(modules: dict[str, nn.Module], present: list[str], expected: list[str]) -> None:
+    lost = [name for name in expected if name not in present]
+    if not lost:
+        return
+    kinds = [type(modules[name]).__name__ if name in modules else "nothing" for name in lost]
+    pairs = ", ".join(f"{name!r} by {kind}" for name, kind in zip(lost, kinds, strict=True))
+    raise ValueError(
+        f"RBN layers were replaced and their calibration is lost: {pairs}; make the model again, "
+        "and use rbnorm.convert_sync(model) to synchronise it, rbnorm.freeze(model) to freeze it, "
+        "and no fusion of convolution and BatchNorm; if this is meant, rbnorm.assert_intact(model, "
+        "[]) takes the model as it is"
+    )
+
+
+def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> list[str]:
+    """Raise if a tool turned RBN layers of a model into something else.
+
+    Tools put a layer of their own in the place of every BatchNorm, RBN included, and lose the
+    calibration without a word. The layer itself stops functions that read from it what BatchNorm
+    is made of, and nothing of the calibration: its running mean and variance, ``weight`` and
+    ``bias``, and ``eps`` or ``num_features``. So do all that fuse it with a convolution, freeze it
+    or synchronise it. This function finds what was lost in another way::
+
+        names = rbnorm.assert_intact(model)
+        model = tool(model)
+        rbnorm.assert_intact(model, names)
+
+    A model remembers its layers from the call that converted it or looked at it last, and its
+    copies do too; without ``expected`` the layers are those. It has nothing to remember where a
+    tool makes a new model. Programs that ``torch.jit.trace`` and ``torch.export`` make of a model
+    have its layers.
+
+    Args:
+        model: Any module.
+        expected: Names of modules of the model that must be RBN layers; None for those that the
+            model remembers.
+
+    Returns:
+        The names of all RBN layers of the model. It remembers these.
+
+    Raises:
+        ValueError: A layer was lost; the message names each, and what to do instead. Or an
+            initialisation loop set the weight of a converted layer to 1, which conversion had
+            divided by :math:`R(w_b)`.
+    """
+    modules = dict(_named(model))
+    layers = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, _RepresentativeBatchNorm)
+    }
+    present = list(layers)
+    for name, module in modules.items():
+        present += sorted(_join(name, inner) for inner in _programmed(module))
+    if expected is None:
+        memories = ((name, vars(module).get(_MEMORY, ())) for name, module in modules.items())
+        remembered = [_join(name, inner) for name, names in memories for inner in names]
+        expected = [name for name in remembered if modules.get(name) not in _released]
+    _check_lost(modules, present, list(dict.fromkeys(expected)))
+    reset = [name for name, layer in layers.items() if _is_reset(layer)]
+    if reset:
+        raise ValueError(
+            f"the weight of converted layers was set to 1, which changes what the model computes: "
+            f"{', '.join(map(repr, reset))}; initialise the model before convert_batchnorm, or "
+            "convert it with preserve=False to train it from scratch"
+        )
+    remember(model)
+    return list(dict.fromkeys(present))
