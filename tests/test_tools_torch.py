@@ -247,6 +247,14 @@ def test_calls_that_somebody_counts_are_made(monkeypatch) -> None:
     assert seen == ["RepresentativeBatchNormAct2d", "Identity", "ReLU"]
 
 
+def test_a_function_of_torch_that_rbn_does_not_call(monkeypatch) -> None:
+    """Profilers put theirs in the place of ``F.batch_norm``, which would see no RBN layer."""
+    layer = rbnorm.RepresentativeBatchNorm2d(2)
+    expected = copy.deepcopy(layer)(data())
+    monkeypatch.setattr(nn.functional, "batch_norm", None)
+    assert torch.equal(layer(data()), expected)
+
+
 class Doubling:
     """Gives something else for some attributes, as probabilistic and functional modules do."""
 

@@ -43,13 +43,6 @@ _COUNTERPARTS: dict[type[_BatchNorm], type[_RepresentativeBatchNorm]] = {
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
-def counterparts() -> dict[type[_BatchNorm], type[_RepresentativeBatchNorm]]:
-    """Torch's layers, and timm's norm-act layer once somebody has imported timm."""
-    timm = sys.modules.get("timm.layers")
-    norm_act = {} if timm is None else {timm.BatchNormAct2d: RepresentativeBatchNormAct2d}
-    return {**norm_act, **_COUNTERPARTS}
-
-
 def _is_plain(layer: _BatchNorm, kind: type[_BatchNorm]) -> bool:
     """Whether a layer computes what ``kind`` does, from tensors of its own, and can hold ours."""
     derived = type(layer).__mro__[: type(layer).__mro__.index(kind)]
@@ -73,7 +66,9 @@ def counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
             f"layer {name!r} was made in inference mode, which fixes its tensors; "
             "make the model outside of it"
         )
-    for kind, rbn in counterparts().items():
+    timm = sys.modules.get("timm.layers")  # once somebody has imported it
+    norm_act = {} if timm is None else {timm.BatchNormAct2d: RepresentativeBatchNormAct2d}
+    for kind, rbn in {**norm_act, **_COUNTERPARTS}.items():
         if isinstance(layer, kind) and _is_plain(layer, kind):
             return rbn
     raise ValueError(
