@@ -72,6 +72,22 @@ def test_calibration_gets_memory_with_its_layer() -> None:
         assert (vector == value).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["moved", "assigned", "both"])
+def test_constant_of_a_layer_without_gamma_has_its_value(way: str) -> None:
+    with torch.device("meta"):
+        layer = rbnorm.convert_batchnorm(nn.BatchNorm2d(4, affine=False))
+    source = nn.BatchNorm2d(4, affine=False)
+    source.running_mean.fill_(1)
+    if way != "assigned":
+        layer.to_empty(device="cpu")
+    if way != "moved":
+        layer.load_state_dict(source.state_dict(), assign=way == "assigned")
+        x = torch.randn(2, 4, 3, 3)
+        torch.testing.assert_close(layer.eval()(x), source.eval()(x))
+    assert layer.weight.tolist() == pytest.approx([1 / 0.7310585786300049] * 4)
+
+
 def test_loading_replaces_them() -> None:
     layer, other = built(), rbnorm.RepresentativeBatchNorm2d(4)
     layer.load_state_dict(other.state_dict(), assign=True)

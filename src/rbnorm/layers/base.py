@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -121,23 +121,33 @@ class _RepresentativeBatchNorm(_BatchNorm):
         if not self.frozen_stats:
             super().reset_running_stats()
 
-    def reset_calibration(self, names: Collection[str] = NAMES) -> None:
-        """Set calibration parameters to their initial values."""
-        for name, value in self.calibration.initial().items():
-            if name in names:
-                nn.init.constant_(getattr(self, name), value)
+    def reset_calibration(self) -> None:
+        """Set the calibration parameters to their initial values."""
+        for tensor, value in self.additions().values():
+            nn.init.constant_(tensor, value)
+
+    def additions(self) -> dict[str, tuple[Tensor, float]]:
+        """The layer's own tensors that BatchNorm has not, by name, each with its initial value."""
+        values = self.calibration.initial().items()
+        found = {n: (p, v) for n, v in values if (p := self._parameters.get(n)) is not None}
+        constant = self._buffers.get("weight")  # of `convert_batchnorm`, in the place of gamma
+        gate = {} if constant is None else {"weight": (constant, 1 / self.calibration.gate())}
+        return {**found, **gate}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As torch, and give the calibration memory with its layer, and its initial values then."""
-        vectors = {n: p for n in NAMES if (p := self._parameters.get(n)) is not None and p.is_meta}
+        absent = {name: t for name, (t, _) in self.additions().items() if t.is_meta}
         neighbours = (self._parameters.get("weight"), self._buffers.get("running_mean"))
         layer = next((t for t in neighbours if t is not None), None)
         if layer is not None and not layer.is_meta:  # of a checkpoint without calibration
-            for name, vector in vectors.items():
-                empty = torch.empty_like(vector, device=layer.device)
-                self._parameters[name] = Parameter(empty, vector.requires_grad)
+            for name, tensor in absent.items():
+                empty = torch.empty_like(tensor, device=layer.device)
+                learnt = isinstance(tensor, Parameter)
+                setattr(self, name, Parameter(empty, tensor.requires_grad) if learnt else empty)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.reset_calibration(vectors)
+        for name, (tensor, value) in self.additions().items():
+            if name in absent:
+                nn.init.constant_(tensor, value)
         return self
 
     def forward(self, input: Tensor) -> Tensor:

@@ -39,22 +39,17 @@ def complete_batchnorm(layer: _RepresentativeBatchNorm, state: State, prefix: st
         return
     if any(key not in state for key in keys):
         return
-    for name, value in layer.calibration.initial().items():
-        parameter = layer._parameters.get(name)
-        if parameter is None:  # pruned or parametrised: torch names what is missing
-            continue
+    for name, (tensor, value) in layer.additions().items():
         if not keys:  # nothing tells a checkpoint of this layer from one without it
-            state[prefix + name] = parameter.detach()
+            state.setdefault(prefix + name, tensor.detach())
             continue
         # Of the kind of its neighbour: a shard, say.
         first = state[keys[0]]
-        like = first if own["weight"] is not None or is_lazy(parameter) else parameter
+        like = first if own["weight"] is not None or is_lazy(tensor) else tensor
         state[prefix + name] = torch.full_like(
-            like.detach(), value, dtype=parameter.dtype, device=first.device
+            like.detach(), value, dtype=tensor.dtype, device=first.device
         )
-    if "weight" in layer._buffers:  # the constant of `convert_batchnorm`
-        state.setdefault(prefix + "weight", layer.weight)
-    elif layer.preserved and own["weight"] is not None:
+    if layer.preserved and own["weight"] is not None:
         state[prefix + "weight"] = state[prefix + "weight"].detach() / layer.calibration.gate()
 
 
