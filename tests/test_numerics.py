@@ -1,13 +1,25 @@
 """Accuracy in float32 and half types where statistics are hard, against BatchNorm's own."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tolerances import TOLERANCE
 from torch import Tensor
 from torch.nn import functional as F
 
+from rbnorm import use_backend
 from rbnorm.functional import representative_batch_norm
 from rbnorm.kernels import active
+
+
+@pytest.fixture(autouse=True, params=["chosen", "portable"])
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What runs on this CPU, and the tables and phases of plain PyTorch."""
+    with use_backend("portable") if request.param == "portable" else nullcontext():
+        yield
+
 
 SHAPES = [(8, 4, 16, 16), (4, 3, 7, 7), (64, 16, 8, 8), (32, 2, 28, 28), (16, 5)]
 

@@ -14,21 +14,21 @@ from rbnorm_cli.main import main
 from rbnorm_cli.names import NORMS
 from rbnorm_lab.bench import (
     candidates,
+    cases,
     command,
     exported,
     figure,
     goals,
     layers,
     measure,
-    models,
+    networks,
     rows,
     show,
 )
 from rbnorm_lab.bench.candidates import Subject
+from rbnorm_lab.bench.cases import Case, Row
 from rbnorm_lab.bench.goals import Goal, Outcome, outcomes
-from rbnorm_lab.bench.measure import Effort, Part
-from rbnorm_lab.bench.memory import count_bytes
-from rbnorm_lab.bench.rows import Case, Row
+from rbnorm_lab.bench.measure import Effort, Part, count_bytes
 from rbnorm_lab.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def make_row(candidate, median_s=1.0, case=CASE, **values):
 
 
 def subject(name, call):
-    return Subject(name, "torch", call, None, grad=False)
+    return Subject(name, "torch", (call,), None, grad=False)
 
 
 # The timing.
@@ -73,8 +73,15 @@ def test_a_slow_case_ends_after_seven_rounds(repeats, seconds, rounds):
 
 
 def test_a_timing_of_several_calls_is_divided_by_their_number(monkeypatch):
-    monkeypatch.setattr(measure, "_seconds", lambda call, calls: float(call()) * calls**2)
-    assert measure.in_turn([subject("a", lambda: 3)], 5, CPU, Effort(2))["a"] == [15.0, 15.0]
+    monkeypatch.setattr(measure, "host_seconds", lambda work: sum(call() for call in work) ** 2)
+    assert measure.in_turn([subject("a", lambda: 3)], 5, CPU, Effort(2))["a"] == [45.0, 45.0]
+
+
+def test_the_inputs_of_a_subject_take_turns():
+    order = []
+    calls = tuple(lambda name=name: order.append(name) for name in "xyz")
+    measure.in_turn([Subject("a", "torch", calls, None, grad=False)], 5, CPU, Effort(1))
+    assert "".join(order) == "xyzxy"
 
 
 def test_a_row_has_the_quartiles_and_the_ratio_of_medians(monkeypatch):
@@ -122,7 +129,7 @@ def test_all_ways_of_rbn_compute_the_same(mode, layout, dtype):
 
 def test_the_input_has_the_layout_and_dtype_of_the_case():
     case = replace(CASE, layout="channels_last", dtype="bfloat16")
-    for tensor in candidates.inputs(case, CPU):
+    for tensor in candidates.inputs(case, CPU)[0]:
         assert not tensor.is_contiguous()
         assert tensor.is_contiguous(memory_format=torch.channels_last)
         assert tensor.dtype == torch.bfloat16
@@ -135,7 +142,7 @@ def test_the_compiled_candidates_stand_beside_eager_batchnorm():
 
 def test_the_literal_model_is_the_model_with_rbn():
     case = Case("models", "inference", "float32", "nchw", (1, 3, 32, 32))
-    found = {s.name: s for s in models.eager(case, CPU)}
+    found = {s.name: s for s in networks.eager(case, CPU)}
     with found["rbnorm"].ready():
         ours, literal = found["rbnorm"].call(), found["literal"].call()
     assert found["literal"].model.bn1.__class__ is candidates.Literal
@@ -269,7 +276,7 @@ def test_the_map_of_the_per_call_cost_is_no_part_of_the_suite():
         for name in ("batchnorm", "rbnorm")
     ]
     goal = Goal("time", "BatchNorm", {})
-    suite, call = outcomes(measured, [goal, replace(goal, per_call=True)])
+    suite, call = outcomes(measured, [goal, replace(goal, where={"shape": layers.PER_CALL})])
     assert [case.shape for case in suite.ratios] == [CASE.shape]
     assert [case.shape for case in call.ratios] == [layers.PER_CALL]
 
@@ -308,7 +315,7 @@ def test_the_command_writes_rows_machine_and_figure(small_parts, tmp_path, capsy
     assert [row.part for row in found] == ["layers"] * (len(found) // 2) + ["models"] * (
         len(found) // 2
     )
-    for by_candidate in rows.cases(found):
+    for by_candidate in cases.cases(found):
         base = by_candidate["batchnorm"]
         for row in by_candidate.values():
             assert row.ratio_to_batchnorm == row.median_s / base.median_s
@@ -338,6 +345,7 @@ def test_a_part_measured_again_replaces_its_rows_alone(small_parts, tmp_path):
 def test_rows_of_another_processor_stay_where_they_are(small_parts, tmp_path, monkeypatch):
     theirs = [make_row("batchnorm")]
     rows.save(tmp_path, theirs, {"layers": {"cpu": "Another(R) CPU", "device": "cpu"}})
+    monkeypatch.delenv("RBNORM_CPU", raising=False)
     monkeypatch.setattr(rows, "_cpu_name", lambda: "This(R) Fine CPU @ 2.10GHz")
     for _ in range(2):
         main(["bench", "--parts", "layers", "--repeats", "1", "--out", str(tmp_path)])
@@ -347,13 +355,20 @@ def test_rows_of_another_processor_stay_where_they_are(small_parts, tmp_path, mo
     assert len(found) == len({row.candidate for row in found})
 
 
+def test_rows_of_a_limited_cpu_stand_beside_those_of_the_whole(tmp_path):
+    whole = {"cpu": "Fine CPU", "device": "cpu"}
+    rows.save(tmp_path, [make_row("batchnorm")], {"layers": whole})
+    assert rows.beside(tmp_path, {**whole, "limit": None}) == tmp_path
+    assert rows.beside(tmp_path, {**whole, "limit": "avx2"}) == tmp_path / "fine-cpu-avx2"
+
+
 def test_rows_come_back_as_they_were_written(tmp_path):
     measured = [make_row("batchnorm"), make_row("copy", saved_bytes=None)]
     rows.save(tmp_path, measured, {"layers": {"cores": 2}})
     assert rows.load(tmp_path) == (measured, {"layers": {"cores": 2}})
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"part": "layers"}'])
+@pytest.mark.parametrize("line", ["{", "[]", '{"part": "layers"}', "\xff"])
 def test_foreign_rows_are_refused(line, tmp_path):
     (tmp_path / rows.ROWS).write_text(line + "\n")
     (tmp_path / rows.MACHINE).write_text(json.dumps({}))

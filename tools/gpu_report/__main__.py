@@ -1,25 +1,22 @@
-"""``python -m tools.gpu_report --out DIR``: run the steps, then print one table."""
+"""``python -m tools.gpu_report --out DIR``: run the steps, then print what came of them."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tools.gpu_report import table
-from tools.gpu_report.rows import FILE, append, read
+from tools.gpu_report import draw
+from tools.gpu_report.step import FILE, append, read
+from tools.gpu_report.steps import STEPS
 
 # What compiles runs side by side, what is timed alone.
-STANDARD = "machine,correctness+warm+suite,overhead,layers,model,phases,counters,training"
-STEPS = STANDARD.replace("+", ",").split(",")
-DATA = "RBNORM_GPU_REPORT_DATA"  # see the training; importing it would open the device here
+STANDARD = "machine,correctness+warm+suite,overhead,layers,model,counters"
 ROOT = Path(__file__).parents[2]
 GRACE = 20.0  # seconds from the end of a step's time to its end by force: a case may be under way
 
@@ -31,9 +28,7 @@ def _arguments() -> argparse.Namespace:
         "--steps", default=STANDARD, help="in this order; those joined by + run at once"
     )
     parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
-    parser.add_argument("--limit", type=float, default=480, help="seconds for any one step")
     parser.add_argument("--effort", choices=("smoke", "short", "full"), default="full")
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as a tar.gz of train/CLASS/*.jpg ...")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     given = parser.parse_args()
     given.steps = [group.split("+") for group in given.steps.split(",")]
@@ -43,16 +38,9 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _settings(name: str) -> tuple[float, int]:
-    """Time limit and processes of a step, read: to import it would open the device here."""
-    text = (ROOT / "tools/gpu_report" / f"{name}.py").read_text()
-    seconds, workers = re.findall(r"^NAME, SECONDS, WORKERS = \S+, (\d+), (\d+)$", text, re.M)[0]
-    return float(seconds), int(workers)
-
-
 def _start(name: str, seconds: float, given: argparse.Namespace) -> list[subprocess.Popen[bytes]]:
     """The processes of a step."""
-    workers = min(_settings(name)[1], os.cpu_count() or 1) if given.device == "cuda" else 1
+    workers = min(STEPS[name].workers, os.cpu_count() or 1) if given.device == "cuda" else 1
     command = [sys.executable, "-m", "tools.gpu_report.step", name, "--device", given.device]
     command += ["--effort", given.effort, "--seconds", str(seconds)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -87,7 +75,8 @@ def _run(names: list[str], given: argparse.Namespace, end: float) -> None:
     start = time.monotonic()
     running = {}
     for name in names:
-        seconds = min(_settings(name)[0], given.limit, end - start - GRACE)
+        limit = STEPS[name].seconds * (1 if given.device == "cuda" else 20)
+        seconds = min(limit, end - start - GRACE)
         if seconds > 0:
             running[name] = seconds, _start(name, seconds, given)
         else:
@@ -100,18 +89,27 @@ def _run(names: list[str], given: argparse.Namespace, end: float) -> None:
         append("steps", {"name": name, "status": status, "seconds": took})
 
 
+def _said(name: str, rows: Path) -> str:
+    """Of one step: how it ended, and what failed or was left out."""
+    mine = [row for row in read(rows) if row["step"] == name]
+    (ended,) = (row for row in read(rows) if row["step"] == "steps" and row["name"] == name)
+    lines = [f"== {name}: {ended['status']}, {len(mine)} rows"]
+    lines += [f"FAILED {row['case']}: {row['failed'][:300]}" for row in mine if "failed" in row]
+    lines += [f"WRONG {row}" for row in mine if row.get("right") is False]
+    left = [row["case"] for row in mine if "left" in row]
+    lines += [f"left out, no time: {len(left)} cases, from {left[0]}"] if left else []
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run every step, and keep the report up to date after each."""
     given = _arguments()
-    importlib.import_module("rbnorm")  # with a sentence here if PYTHONPATH=src is missing
     given.out = given.out.resolve()
     given.out.mkdir(parents=True, exist_ok=True)
     rows = given.out / "rows.jsonl"
     for old in (rows, given.out / "log.txt"):
         old.unlink(missing_ok=True)
     os.environ[FILE] = str(rows)
-    if given.data is not None:
-        os.environ[DATA] = str(given.data.resolve())
     paths = [str(ROOT), str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     end = time.monotonic() + given.budget
@@ -119,8 +117,10 @@ def main() -> None:
         _run(group, given, end)
         (given.out / "gpu-report.json").write_text(json.dumps(read(rows), indent=0) + "\n")
         for name in group:
-            print(table.of(name, read(rows)), flush=True)
-    print(table.of("steps", read(rows)))
+            print(_said(name, rows), flush=True)
+    report = draw.Report(read(rows))
+    if any("gb_per_s" in row for row in report.of("machine")):
+        print(draw.page(report, "en"))
 
 
 if __name__ == "__main__":

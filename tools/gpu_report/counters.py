@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from rbnorm import RepresentativeBatchNorm2d
-from tools.gpu_report.options import Options, Row
-from tools.gpu_report.subjects import Case, random
+from rbnorm_lab.bench.candidates import inputs
+from rbnorm_lab.bench.cases import Case
 
-NAME, SECONDS, WORKERS = "counters", 60, 1
-CASES = [Case("training", "bfloat16", layout, (32, 256, 56, 56)) for layout in
-         ("channels_last", "contiguous")]  # fmt: skip
+CASES = {
+    layout: Case("counters", "training", "bfloat16", layout, (32, 256, 56, 56))
+    for layout in ("channels_last", "nchw")
+}
 METRICS = {
     "gpu__time_duration.sum": "ns",
     "dram__bytes_read.sum": "read",
@@ -25,41 +26,38 @@ METRICS = {
 }
 
 
-def cases(options: Options) -> list[int]:
-    """Which of ``CASES``."""
-    return list(range(len(CASES)))
-
-
-def run(case: int, options: Options) -> Iterator[Row]:
+def counters(layout: str, options: Any) -> Iterator[dict[str, Any]]:
     """The kernels of a training step and of an evaluation, in their order."""
     if not options.cuda or not shutil.which("ncu"):
         yield {"note": "ncu, Nsight Compute, is not on the PATH, or there is no device"}
         return
-    names = ",".join(METRICS)
-    command = ["ncu", "--csv", "--profile-from-start", "off", "--metrics", names]
-    command += ["--print-units", "base", sys.executable, "-m", "tools.gpu_report.counters"]
-    found = subprocess.run(
-        [*command, str(case)], capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
+    command = ["ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS)]
+    command += ["--print-units", "base", sys.executable, "-m", "tools.gpu_report.counters", layout]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in found.stdout.splitlines() if line.startswith('"')]
     if not lines:
         raise RuntimeError(f"ncu: {found.stdout[-300:]} {found.stderr[-300:]}")
-    rows: dict[str, Row] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for line in csv.DictReader(lines):
         if line["Metric Name"] in METRICS:
             row = rows.setdefault(line["ID"], {"kernel": line["Kernel Name"][:40]})
             row[METRICS[line["Metric Name"]]] = float(line["Metric Value"].replace(",", ""))
+    case = CASES[layout]
     for row in rows.values():
-        moved = row["read"] + row["written"]
-        passes = {k: round(row[k] / CASES[case].nbytes, 2) for k in ("read", "written")}
-        speed = {"us": row["ns"] / 1e3, "gb_per_s": moved / row["ns"]}
-        yield {**CASES[case].fields, "kernel": row["kernel"], **passes, **speed}
+        moved = {k: round(row[k] / case.nbytes, 2) for k in ("read", "written")}
+        speed = (row["read"] + row["written"]) / row["ns"]
+        yield {
+            **{"mode": case.mode, "dtype": case.dtype, "shape": case.size},
+            "layout": "contiguous" if layout == "nchw" else layout,
+            **{"kernel": row["kernel"], **moved, "us": row["ns"] / 1e3, "gb_per_s": speed},
+        }
 
 
-def _profiled(case: Case, options: Options) -> None:
+def _profiled(case: Case) -> None:
     """A training step and an evaluation, the second time seen by the profiler."""
-    layer = RepresentativeBatchNorm2d(case.shape[1]).to(options.device)
-    x, dy = random(case, options, 0).requires_grad_(), random(case, options, 1)
+    device = torch.device("cuda")
+    layer = RepresentativeBatchNorm2d(case.shape[1]).to(device)
+    x, dy = inputs(case, device)[0]
     for last in (False, True):
         torch.cuda.synchronize()
         if last:
@@ -72,4 +70,4 @@ def _profiled(case: Case, options: Options) -> None:
 
 
 if __name__ == "__main__":
-    _profiled(CASES[int(sys.argv[1])], Options("cuda", "full", 60))
+    _profiled(CASES[sys.argv[1]])

@@ -1,18 +1,47 @@
-"""One process of one step: ``python -m tools.gpu_report.step NAME ...``, started by the report."""
+"""One process of one step, started by the report, and the file that all of them write rows to."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
+import os
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
-import torch
+FILE = "RBNORM_GPU_REPORT_ROWS"
+"""The environment variable that names the file of rows: a line of JSON each."""
 
-from tools.gpu_report.options import Options
-from tools.gpu_report.rows import append
+
+def append(step: str, row: dict[str, Any]) -> None:
+    """Write one row at once; a line this short is written whole."""
+    with open(os.environ[FILE], "a") as file:
+        file.write(json.dumps({"step": step, **row}) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every whole row."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # the process was killed while it wrote
+            continue
+    return found
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """As a plugin of pytest: a row for every test, so that a run cut short says much."""
+    controller = "PYTEST_XDIST_WORKER" not in os.environ
+    if FILE not in os.environ or not controller or (report.when != "call" and report.passed):
+        return
+    row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2)}
+    if report.failed:
+        row["error"] = str(report.longrepr)[-600:]
+    append("suite", row)
 
 
 def _interpret() -> None:
@@ -31,18 +60,19 @@ def main() -> int:
     parser.add_argument("--share", required=True, help="i/n: every n-th case from the i-th")
     given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-    options = Options(given.device, given.effort, given.seconds)
+    import torch  # noqa: PLC0415
+
+    from tools.gpu_report.steps import STEPS, Options  # noqa: PLC0415
+
+    options = Options(torch.device(given.device), given.effort)
     start = time.perf_counter()
     if not options.cuda:
         torch.set_num_threads(1)
         _interpret()
-    step = importlib.import_module(f"tools.gpu_report.{given.name}")
-    index, count = map(int, given.share.split("/"))
+    step, (index, count) = STEPS[given.name], map(int, given.share.split("/"))
     failures = 0
-    for number, case in enumerate(step.cases(options)):
-        if number % count != index:
-            continue
-        if time.perf_counter() - start > options.seconds:
+    for case in step.cases(options)[index::count]:
+        if time.perf_counter() - start > given.seconds:
             append(given.name, {"case": str(case), "left": "the time was over"})
             continue
         try:

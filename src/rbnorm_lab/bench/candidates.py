@@ -1,25 +1,27 @@
-"""What is compared: every way to normalise a tensor, and a copy of it as the floor."""
+"""What is compared: every way to normalise a tensor, and a copy of it as the floor.
+
+This, the cases and the clock need torch alone: the report of a GPU runs them where nothing else is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import rbnorm
 from rbnorm import RepresentativeBatchNorm1d, RepresentativeBatchNorm2d, definition
-from rbnorm_lab.bench.rows import Case
+from rbnorm_lab.bench.cases import BASELINE, LAYOUTS, Case
 
-BASELINE: Final = "batchnorm"
-LAYOUTS: Final[dict[str, torch.memory_format]] = {
-    "nchw": torch.contiguous_format,
-    "channels_last": torch.channels_last,
-}
+NATIVE: Final = "batchnorm native"
+"""BatchNorm without cuDNN, where that would serve it."""
+_ROTATED: Final = 2**28  # bytes of all inputs on a GPU: several times its second-level cache
 
 
 class Literal(RepresentativeBatchNorm2d):
@@ -46,67 +48,81 @@ class Subject:
 
     Attributes:
         name: The candidate.
-        backend: What runs it; see :class:`~rbnorm_lab.bench.rows.Row`.
-        call: Does the work once: forward, and in training backward.
+        backend: What runs it; see :class:`~rbnorm_lab.bench.cases.Row`.
+        calls: Each does the work once, on an input of its own; they take turns.
         model: Its module, or None for the copy.
-        grad: Whether the call differentiates.
+        grad: Whether the calls differentiate.
         counts: What was counted of it beforehand, by the field of the row it belongs to.
     """
 
     name: str
     backend: str
-    call: Callable[[], object]
+    calls: tuple[Callable[[], object], ...]
     model: nn.Module | None
     grad: bool
     counts: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def call(self) -> Callable[[], object]:
+        """The first call."""
+        return self.calls[0]
+
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Open around calls, not in them: entering it costs as much as a small layer."""
-        portable = self.backend == "portable"
-        chosen = rbnorm.use_backend("portable") if portable else nullcontext()
-        with torch.set_grad_enabled(self.grad), chosen:
+        with torch.set_grad_enabled(self.grad), ExitStack() as stack:
+            if self.backend == "portable":
+                stack.enter_context(rbnorm.use_backend("portable"))
+            if self.name == NATIVE:
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
 
 
-def inputs(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The input and the gradient of the output, standard normal, in the case's dtype and layout."""
+def inputs(case: Case, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and gradients of the output, standard normal, in the case's dtype and layout.
+
+    On a GPU there are as many as it takes that none is found in a cache, elsewhere one.
+    """
     torch.manual_seed(0)
-    x, dy = (
-        torch.randn(case.shape, device=device)
-        .to(getattr(torch, case.dtype))
-        .contiguous(memory_format=LAYOUTS[case.layout])
-        for _ in range(2)
-    )
-    return x.requires_grad_(case.training), dy
+    count = max(2, min(16, _ROTATED // (3 * case.nbytes or 1))) if device.type == "cuda" else 1
+
+    def draw() -> Tensor:
+        x = torch.randn(case.shape, device=device).to(getattr(torch, case.dtype))
+        return x.contiguous(memory_format=LAYOUTS[case.layout])
+
+    return [(draw().requires_grad_(case.training), draw()) for _ in range(count)]
 
 
 def eager(case: Case, device: torch.device) -> list[Subject]:
     """BatchNorm, RBN by every backend of the device, the literal definition, and a copy.
 
-    The copy is ``x.clone()``: like a layer it allocates what it returns.
+    The copy is ``x.clone()``: like a layer it allocates what it returns. On a GPU BatchNorm is
+    there without cuDNN, too.
     """
-    x, dy = inputs(case, device)
+    pairs = inputs(case, device)
     chosen = rbnorm.backends()[device.type].name
-    make = partial(_subject, case=case, x=x, dy=dy)
+    make = partial(_layer, case=case, pairs=pairs)
     flat = len(case.shape) < 4
+    theirs = nn.BatchNorm1d if flat else nn.BatchNorm2d
     ours = RepresentativeBatchNorm1d if flat else RepresentativeBatchNorm2d
+    copies = tuple(x.detach().clone for x, _ in pairs)
     subjects = [
-        make(BASELINE, nn.BatchNorm1d if flat else nn.BatchNorm2d, "torch"),
+        make(BASELINE, theirs, "torch"),
         make("rbnorm", ours, chosen),
         make("literal", Literal, "torch"),
-        Subject("copy", "torch", x.detach().clone, None, grad=False),
+        Subject("copy", "torch", copies, None, grad=False),
     ]
-    if chosen != "portable":
+    if device.type == "cuda":
+        subjects.append(make(NATIVE, theirs, "torch"))
+    elif chosen != "portable":
         subjects.append(make("rbnorm portable", ours, "portable"))
     return subjects
 
 
 def compiled(case: Case, device: torch.device) -> list[Subject]:
     """BatchNorm, and what ``torch.compile`` makes of it, of RBN and of the literal definition."""
-    x, dy = inputs(case, device)
     torch.compiler.reset()  # else the shapes so far count against the limit of recompilations
-    make = partial(_subject, case=case, x=x, dy=dy)
+    make = partial(_layer, case=case, pairs=inputs(case, device))
     layers = {BASELINE: nn.BatchNorm2d, "rbnorm": RepresentativeBatchNorm2d, "literal": Literal}
     return [
         make(BASELINE, nn.BatchNorm2d, "torch"),
@@ -114,24 +130,62 @@ def compiled(case: Case, device: torch.device) -> list[Subject]:
     ]
 
 
-def _subject(
+def _layer(
     name: str,
     kind: Callable[[int], nn.Module],
     backend: str,
     *,
     case: Case,
-    x: Tensor,
-    dy: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
 ) -> Subject:
-    layer = kind(case.shape[1]).to(x.device).train(case.training)
+    layer = kind(case.shape[1]).to(pairs[0][0].device).train(case.training)
     function: Callable[[Tensor], Tensor] = layer
     if backend == "inductor":
         function = torch.compile(layer, fullgraph=True, dynamic=False)
+
+    def step(x: Tensor, dy: Tensor) -> object:
+        return torch.autograd.grad(function(x), [x, *layer.parameters()], dy)
+
+    calls = tuple(
+        partial(step, x, dy) if case.mode == "training" else partial(function, x) for x, dy in pairs
+    )
+    return Subject(name, backend, calls, layer, grad=case.training)
+
+
+def network(
+    name: str,
+    model: nn.Module,
+    backend: str,
+    *,
+    case: Case,
+    device: torch.device,
+    classes: int = 1000,
+) -> Subject:
+    """A whole network; training is a step of SGD with momentum on images of noise."""
+    layout = LAYOUTS[case.layout]
+    model = model.to(device).to(memory_format=layout).train(case.training)
+    torch.manual_seed(0)
+    images = torch.randn(case.shape, device=device).contiguous(memory_format=layout)
+    labels = torch.randint(classes, case.shape[:1], device=device)
+    function = torch.compile(model, dynamic=False) if backend == "inductor" else model
     if not case.training:
-        return Subject(name, backend, partial(function, x), layer, grad=False)
-    wanted = [x, *layer.parameters()]
+        return Subject(name, backend, (partial(function, images),), model, grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    narrow = case.dtype == "bfloat16"
 
-    def step() -> object:
-        return torch.autograd.grad(function(x), wanted, dy)
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+            loss = F.cross_entropy(function(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    return Subject(name, backend, step, layer, grad=True)
+    return Subject(name, backend, (step,), model, grad=True)
+
+
+def literally(model: nn.Module) -> nn.Module:
+    """A model with RBN, computed formula by formula from now on."""
+    for layer in model.modules():
+        if isinstance(layer, RepresentativeBatchNorm2d):
+            layer.__class__ = Literal
+    return model

@@ -8,32 +8,23 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import track
 
 from rbnorm.models.files import replace
 from rbnorm_lab.bench import figure, show
+from rbnorm_lab.bench.cases import Row
 from rbnorm_lab.bench.exported import EXPORTED
 from rbnorm_lab.bench.goals import outcomes
-from rbnorm_lab.bench.layers import COMPILED, LAYERS, SHORT
+from rbnorm_lab.bench.layers import LAYER_PARTS
 from rbnorm_lab.bench.measure import Effort, Part, measure
-from rbnorm_lab.bench.models import COMPILED_MODELS, MOBILENET, MODELS
-from rbnorm_lab.bench.norms import NORM_COSTS
-from rbnorm_lab.bench.rows import Row, beside, here, load, save
+from rbnorm_lab.bench.networks import NETWORK_PARTS
+from rbnorm_lab.bench.rows import beside, here, load, save
 from rbnorm_lab.errors import UsageError, at_least
 from rbnorm_lab.folders import check_folder, make_folder
 from rbnorm_lab.plots import picture
-from rbnorm_lab.progress import terminal, text
+from rbnorm_lab.progress import terminal
 
-PARTS: Final = {
-    "layers": LAYERS,
-    "short": SHORT,
-    "compiled": COMPILED,
-    "models": MODELS,
-    "mobilenet": MOBILENET,
-    "compiled-models": COMPILED_MODELS,
-    **NORM_COSTS,
-    **EXPORTED,
-}
+PARTS: Final = {**LAYER_PARTS, **NETWORK_PARTS, **EXPORTED}
 FIGURE: Final = "bench"
 
 
@@ -94,21 +85,9 @@ def _check(parts: Sequence[str], repeats: int, device: str) -> None:
 
 
 def _run(name: str, part: Part, device: torch.device, effort: Effort) -> list[Row]:
-    columns = (
-        text("{task.description:<56}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
     found: list[Row] = []
-    with Progress(*columns, console=terminal(stderr=True)) as progress:
-        task = progress.add_task(name, total=len(part.cases))
-        for case in part.cases:
-            about = f"{name}: {case.mode} {case.dtype} {case.layout} {case.size}"
-            progress.update(task, description=about)
-            found += measure(case, part.subjects(case, device), device, effort)
-            progress.advance(task)
-        progress.update(task, description=name)
+    for case in track(part.cases, name, console=terminal(stderr=True)):
+        found += measure(case, part.subjects(case, device), device, effort)
     return found
 
 

@@ -16,9 +16,9 @@ from torch import nn
 from rbnorm.diagnosis import recalibrate
 from rbnorm.export import fold, to_onnx
 from rbnorm.layers.base import _RepresentativeBatchNorm
-from rbnorm_lab.bench.candidates import BASELINE, Subject
+from rbnorm_lab.bench.candidates import Subject
+from rbnorm_lab.bench.cases import BASELINE, Case
 from rbnorm_lab.bench.measure import Part
-from rbnorm_lab.bench.rows import Case
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
 
@@ -80,7 +80,7 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
             path = Path(folder) / "model.onnx"
             to_onnx(module, example).save(path)
             run = load(path)
-        found.append(Subject(name, load.__name__[1:], partial(run, images), None, grad=False))
+        found.append(Subject(name, load.__name__[1:], (partial(run, images),), None, grad=False))
     return found
 
 

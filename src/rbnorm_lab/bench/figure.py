@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
-from rbnorm_lab.bench.candidates import BASELINE
-from rbnorm_lab.bench.rows import Row
+from rbnorm_lab.bench.candidates import NATIVE
+from rbnorm_lab.bench.cases import BASELINE, Row
 from rbnorm_lab.plots import INK
 
 # Colours of Okabe and Ito, and a marker each; a compiled candidate is hollow.
@@ -20,8 +20,8 @@ _STYLES: Final = {
     "literal": ("#cc79a7", "D"),
     "copy": ("#009e73", "^"),
     BASELINE: ("#0072b2", "o"),
+    NATIVE: ("#0072b2", "P"),
 }
-T = TypeVar("T")
 
 _TICKS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -32,9 +32,9 @@ def draw(rows: Sequence[Row]) -> Figure:
     Args:
         rows: Rows of layers, at least one; those of compiled layers join the same panels.
     """
-    modes = _distinct(row.mode for row in rows)
-    columns = _distinct((row.dtype, row.layout) for row in rows)
-    sizes = _distinct(row.size for row in rows)
+    modes = [*dict.fromkeys(row.mode for row in rows)]
+    columns = [*dict.fromkeys((row.dtype, row.layout) for row in rows)]
+    sizes = [*dict.fromkeys(row.size for row in rows)]
     figure = Figure(
         figsize=(2 + 2.4 * len(columns), 1.6 + len(modes) * (0.8 + 0.17 * len(sizes))),
         layout="constrained",
@@ -59,12 +59,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _distinct(values: Iterable[T]) -> list[T]:
-    return list(dict.fromkeys(values))
-
-
 def _panel(axes: Axes, rows: Sequence[Row], sizes: Sequence[str]) -> None:
-    for name in _distinct(row.candidate for row in rows if row.candidate != BASELINE):
+    for name in dict.fromkeys(row.candidate for row in rows if row.candidate != BASELINE):
         color, marker = _STYLES[name.removeprefix("compiled ")]
         chosen = [row for row in rows if row.candidate == name]
         axes.plot(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from statistics import quantiles
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from rbnorm_lab.bench.candidates import BASELINE, Subject
-from rbnorm_lab.bench.memory import count_bytes
-from rbnorm_lab.bench.rows import Case, Row
+from rbnorm_lab.bench.candidates import Subject
+from rbnorm_lab.bench.cases import BASELINE, Case, Row
 
 FEWEST_ROUNDS: Final = 7
-_ELEMENTS: Final = 2**19  # a timing covers about this many, and so at least some 0.1 ms
+# A timing covers about as many numbers, and so at least some 0.1 ms.
+_NUMBERS: Final = {"cpu": 2**19, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,12 @@ class Effort:
     Attributes:
         repeats: Rounds of timings.
         seconds: Once these are over, a case ends as soon as it has :data:`FEWEST_ROUNDS`.
+        calls: The most calls in a timing.
     """
 
     repeats: int = 15
     seconds: float = 1.5
+    calls: int = 50
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def measure(
     case: Case, subjects: Sequence[Subject], device: torch.device, effort: Effort
 ) -> list[Row]:
     """Warm up, count bytes, and time the candidates in turn; one row for each."""
-    calls = max(1, min(50, _ELEMENTS // torch.Size(case.shape).numel()))
+    calls = max(1, min(effort.calls, _NUMBERS[device.type] // case.numel))
     for subject in subjects:  # the first calls compile
         with subject.ready():
             subject.call()
@@ -81,7 +87,6 @@ def in_turn(
     The subjects take turns, so that a busy moment meets all of them, and every round begins with
     the next one, so that none always follows the same other.
     """
-    clock = _cuda_seconds if device.type == "cuda" else _seconds
     found: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     start = time.perf_counter()
     for turn in range(effort.repeats):
@@ -89,24 +94,86 @@ def in_turn(
             break
         first = turn % len(subjects)
         for subject in (*subjects[first:], *subjects[:first]):
+            work = [*islice(cycle(subject.calls), calls)]
             with subject.ready():
-                found[subject.name].append(clock(subject.call, calls) / calls)
+                found[subject.name].append(seconds_of(work, device) / calls)
     return found
 
 
-def _seconds(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return time.perf_counter() - start
-
-
-def _cuda_seconds(call: Callable[[], object], calls: int) -> float:
+def seconds_of(work: Sequence[Callable[[], object]], device: torch.device) -> float:
+    """Seconds of these calls, one after the other: on a GPU by its own events."""
+    if device.type != "cuda":
+        return host_seconds(work)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
-    for _ in range(calls):
+    for call in work:
         call()
     end.record()
     torch.cuda.synchronize()
     return float(start.elapsed_time(end)) / 1e3
+
+
+def host_seconds(work: Sequence[Callable[[], object]]) -> float:
+    """Seconds until the last of these calls returns, on a GPU before it has ended."""
+    start = time.perf_counter()
+    for call in work:
+        call()
+    return time.perf_counter() - start
+
+
+class Memory(NamedTuple):
+    """Bytes of one call.
+
+    Attributes:
+        saved: Kept by the forward pass for the backward pass, without the module's parameters and
+            buffers. A storage counts once and whole, however many saved tensors are views of it.
+        peak: The most that is allocated at a time, beyond what there was before.
+    """
+
+    saved: int
+    peak: int
+
+
+def count_bytes(subject: Subject, device: torch.device) -> Memory:
+    """Call a candidate once and count.
+
+    The peak is what PyTorch's allocator reports: its own statistics on a GPU, the profiler's
+    record of every allocation on the CPU.
+    """
+    own = {} if subject.model is None else subject.model.state_dict(keep_vars=True)
+    state = {tensor.untyped_storage().data_ptr() for tensor in own.values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in state:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    count = _cuda_peak if device.type == "cuda" else _cpu_peak
+    with subject.ready(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        peak = count(subject.call)
+    return Memory(sum(kept.values()), peak)
+
+
+def _cuda_peak(call: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_peak(call: Callable[[], object]) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it logs every start and stop otherwise
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    live = most = 0
+    for _, change in changes:
+        live += change
+        most = max(most, live)
+    return most

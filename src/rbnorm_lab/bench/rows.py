@@ -1,4 +1,4 @@
-"""What was measured: one row for each candidate in each case, one line of JSON for each row."""
+"""Rows in a folder, one line of JSON for each, and the machine that they were measured on."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import torch
 
 import rbnorm
 from rbnorm.models.files import parse_json, replace
+from rbnorm_lab.bench.cases import Row
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.records import environment, now
 
@@ -25,91 +27,6 @@ Machine = dict[str, dict[str, Any]]
 """For every part, where, when and with which versions it was measured."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is the same for all candidates that are compared with one another.
-
-    Attributes:
-        part: The part of the benchmark.
-        mode: "training", forward and backward; or "inference".
-        dtype: Of the input; parameters are float32.
-        layout: "nchw" or "channels_last".
-        shape: Of the input (N, C, H, W).
-    """
-
-    part: str
-    mode: str
-    dtype: str
-    layout: str
-    shape: tuple[int, ...]
-
-    @property
-    def training(self) -> bool:
-        """Whether a call is forward and backward."""
-        return self.mode == "training"
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the input."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return torch.Size(self.shape).numel() * dtype.itemsize
-
-    @property
-    def size(self) -> str:
-        """The shape as people write it."""
-        return "x".join(map(str, self.shape))
-
-
-@dataclass(frozen=True)
-class Row(Case):
-    """One candidate in one case.
-
-    Attributes:
-        candidate: Its name.
-        backend: What ran it: "torch", "inductor", or a name of :func:`rbnorm.backends`.
-        median_s: Median over the rounds of the seconds of one call; q1_s and q3_s the quartiles.
-        rounds: Timings taken.
-        calls: Calls in each timing.
-        ratio_to_batchnorm: Ratio of this median to that of BatchNorm in the same case.
-        threads: Threads of PyTorch.
-        saved_bytes: Bytes that the forward pass keeps for the backward pass, without parameters
-            and buffers; None where there is no backward pass.
-        peak_bytes: Most bytes that were allocated at a time during a call.
-        parameters: Numbers in the parameters of the network; None where a layer is measured, or
-            where nobody counted.
-        buffers: Numbers in its buffers, likewise.
-        flops: Floating-point operations of a call in convolutions and matrix products, likewise.
-    """
-
-    candidate: str
-    backend: str
-    median_s: float
-    q1_s: float
-    q3_s: float
-    rounds: int
-    calls: int
-    ratio_to_batchnorm: float
-    threads: int
-    saved_bytes: int | None
-    peak_bytes: int
-    parameters: int | None = None
-    buffers: int | None = None
-    flops: int | None = None
-
-    @property
-    def case(self) -> Case:
-        """What this row may be compared in."""
-        return Case(*(getattr(self, field.name) for field in fields(Case)))
-
-
-def cases(rows: Iterable[Row]) -> Iterator[dict[str, Row]]:
-    """The rows of every case by candidate, in the order they were measured."""
-    found: dict[Case, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(row.case, {})[row.candidate] = row
-    yield from found.values()
-
-
 def load(out: Path) -> tuple[list[Row], Machine]:
     """The rows of a folder and where they come from; none where there are none yet.
 
@@ -117,21 +34,17 @@ def load(out: Path) -> tuple[list[Row], Machine]:
         UsageError: A file cannot be read, or is none of this benchmark's.
     """
     try:
-        lines = (out / ROWS).read_text().splitlines()
+        lines = (out / ROWS).read_bytes().splitlines()
+        rows = [msgspec.json.decode(line, type=Row) for line in lines]
         machine = parse_json((out / MACHINE).read_text())
-        rows = [_parse(parse_json(line)) for line in lines]
     except FileNotFoundError:
         return [], {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise UsageError(
             f"{ROWS} and {MACHINE} in {out} are not rows of this benchmark ({error}): remove them, "
             "or choose another --out"
         ) from error
     return rows, machine
-
-
-def _parse(values: dict[str, Any]) -> Row:
-    return Row(**{**values, "shape": tuple(values["shape"])})
 
 
 def save(out: Path, rows: Sequence[Row], machine: Machine) -> None:
@@ -148,6 +61,7 @@ def here(device: torch.device) -> dict[str, Any]:
         "date": now(),
         **environment(),
         "cpu": _cpu_name(),
+        "limit": os.environ.get("RBNORM_CPU"),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -156,8 +70,10 @@ def here(device: torch.device) -> dict[str, Any]:
 
 
 def processor(machine: dict[str, Any]) -> str:
-    """What computed, by the description of a part's machine."""
-    return str(machine["cpu"] if machine["device"] == "cpu" else machine["device"])
+    """What computed, by the description of a part's machine: a CPU may be limited by RBNORM_CPU."""
+    if machine["device"] != "cpu":
+        return str(machine["device"])
+    return f"{machine['cpu']} {machine.get('limit') or ''}".strip()
 
 
 def beside(out: Path, machine: dict[str, Any]) -> Path:

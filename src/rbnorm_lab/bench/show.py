@@ -9,10 +9,9 @@ from typing import Literal
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rbnorm_lab.bench.candidates import BASELINE
+from rbnorm_lab.bench.cases import BASELINE, Row, cases
 from rbnorm_lab.bench.goals import Outcome
 from rbnorm_lab.bench.layers import PER_CALL
-from rbnorm_lab.bench.rows import Row, cases
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
@@ -34,9 +33,8 @@ def _costs(title: str, by_candidate: dict[str, Row]) -> Table:
     base = by_candidate[BASELINE]
     table = Table(title=f"{title}; input {base.size}", box=SIMPLE_HEAD, title_justify="left")
     table.add_column("norm", no_wrap=True)
-    for heading in ("parameters", "buffers", "MFLOP in products", "time", "/ batchnorm"):
-        table.add_column(heading, justify="right")
-    for heading in ("spread", "MB saved", "MB at most"):
+    numbers = ("parameters", "buffers", "MFLOP in products", "time", "/ batchnorm", "spread")
+    for heading in (*numbers, "MB saved", "MB at most"):
         table.add_column(heading, justify="right")
     for name, row in by_candidate.items():
         table.add_row(
@@ -46,7 +44,7 @@ def _costs(title: str, by_candidate: dict[str, Row]) -> Table:
             f"{(row.flops or 0) / 1e6:,.1f}",
             _duration(row.median_s),
             f"{row.ratio_to_batchnorm:.2f}",
-            f"{(row.q3_s - row.q1_s) / row.median_s:.0%}",
+            f"{row.spread:.0%}",
             "" if row.saved_bytes is None else f"{row.saved_bytes / 1e6:.1f}",
             f"{row.peak_bytes / 1e6:.1f}",
         )
@@ -62,7 +60,7 @@ def _table(title: str, found: Sequence[dict[str, Row]]) -> Table:
     for by_candidate in found:
         row = by_candidate[BASELINE]
         ratios = (f"{by_candidate[name].ratio_to_batchnorm:.2f}" for name in candidates)
-        spread = max((r.q3_s - r.q1_s) / r.median_s for r in by_candidate.values())
+        spread = max(r.spread for r in by_candidate.values())
         table.add_row(row.size, _duration(row.median_s), *ratios, f"{spread:.0%}")
     suite = [by_candidate for by_candidate in found if by_candidate[BASELINE].shape != PER_CALL]
     if len(suite) > 1:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
-from rbnorm_lab.bench.norms import SMALL_MODEL
+from rbnorm_lab.bench.networks import SMALL_MODEL
 from rbnorm_lab.studies.answer import NOT_RUN, SUBJECT
 from rbnorm_lab.studies.arms import Study
 from rbnorm_lab.studies.costs import RATIOS, Costs, NormCost, Ratio, bench_command

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from rbnorm_lab.bench.candidates import BASELINE
+from rbnorm_lab.bench.cases import BASELINE, Row, cases
 from rbnorm_lab.bench.command import measure_parts
 from rbnorm_lab.bench.measure import Effort
-from rbnorm_lab.bench.rows import MACHINE, ROWS, Row, cases, load
+from rbnorm_lab.bench.rows import MACHINE, ROWS, load
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.studies.answer import SUBJECT
 from rbnorm_lab.studies.arms import Rate, Settings, Study

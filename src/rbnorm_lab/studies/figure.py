@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from rbnorm_lab.bench.candidates import BASELINE
+from rbnorm_lab.bench.cases import BASELINE
 from rbnorm_lab.plots import (
     BASELINE_MARK,
     INK,
