@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_modules
 
 from rbnorm.elementwise import ActivationName, activation_of
 from rbnorm.layers.base import _RepresentativeBatchNorm
@@ -25,6 +25,13 @@ __all__ = [
     "RepresentativeBatchNorm3d",
     "RepresentativeBatchNormAct2d",
 ]
+
+_GLOBAL_HOOKS = (  # the dictionaries stay the same objects
+    torch_modules._global_backward_pre_hooks,
+    torch_modules._global_backward_hooks,
+    torch_modules._global_forward_pre_hooks,
+    torch_modules._global_forward_hooks,
+)
 
 
 class RepresentativeBatchNorm1d(_RepresentativeBatchNorm, nn.BatchNorm1d):
@@ -164,7 +171,7 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
 
     def _fused_activation(self) -> ActivationName | None:
         """The activation that can be part of the op; None where drop or act are other code."""
-        if is_bare(self.drop) and is_bare(self.act) and not _has_any_global_hook():
+        if is_bare(self.drop) and is_bare(self.act) and not any(_GLOBAL_HOOKS):
             name = activation_of(self.act) if activation_of(self.drop) == "none" else None
             return cast("ActivationName | None", name)
         return None

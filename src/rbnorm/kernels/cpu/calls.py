@@ -8,7 +8,6 @@ subclass, fake, negative by a bit, seen by a dispatch mode), take the portable p
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -30,7 +29,8 @@ THREADS = threads.find()
 _kernels.use_threads(*THREADS.addresses)
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_EXACT = (Tensor, Parameter)
+_EXACT = {Tensor, Parameter}
+_WIDE = torch.float32
 _profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _keys = torch._C._dispatch_keys
@@ -41,11 +41,6 @@ with torch.inference_mode():
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor is what its memory says, and nobody follows what is done with it."""
-    return type(x) in _EXACT and _keys(x).raw_repr() in _PLAIN and _modes() == 0
 
 
 class _Misfit(Exception):  # noqa: N818 - never leaves this module
@@ -63,21 +58,23 @@ class _Input:
     __slots__ = ("C", "N", "address", "format", "kept", "sizes", "x")
 
     def __init__(self, x: Tensor) -> None:
-        if not _is_plain(x) or x.dtype not in _TYPES or x.ndim < 2 or not x.numel():
+        if type(x) not in _EXACT or _keys(x).raw_repr() not in _PLAIN or _modes():
             raise _Misfit
-        self.kept: list[Tensor] = []
-        self.format = torch.contiguous_format
+        code, count = _TYPES.get(x.dtype), x.numel()
+        if code is None or not count or x.ndim < 2:
+            raise _Misfit
+        last, self.format = False, torch.contiguous_format
         if not x.is_contiguous():
-            last = CHANNELS_LAST.get(x.ndim)
-            if last is not None and x.is_contiguous(memory_format=last):
-                self.format = last
+            form = CHANNELS_LAST.get(x.ndim)
+            last = form is not None and x.is_contiguous(memory_format=form)
+            if last:
+                self.format = form
             else:
                 x = x.contiguous()
-        self.x, self.address, (self.N, self.C, *_) = x, x.data_ptr(), x.shape
-        self.sizes = (
-            _TYPES[x.dtype], self.N, self.C, x.numel() // (self.N * self.C),
-            self.format is not torch.contiguous_format, torch.get_num_threads(),
-        )  # fmt: skip
+        self.kept: list[Tensor] = []
+        self.x, self.address, (N, C, *_) = x, x.data_ptr(), x.shape
+        self.N, self.C = N, C
+        self.sizes = code, N, C, count // (N * C), last, torch.get_num_threads()
 
     def table(self) -> Tensor:
         return torch.empty((self.N, self.C), dtype=torch.float32, device="cpu")
@@ -89,36 +86,32 @@ class _Input:
         """The address of what has x's shape and dtype, in its layout; 0 for None."""
         if t is None:
             return 0
-        if not _is_plain(t) or t.dtype is not self.x.dtype or t.shape != self.x.shape:
+        if type(t) not in _EXACT or t.dtype is not self.x.dtype or t.shape != self.x.shape:
+            raise _Misfit
+        if _keys(t).raw_repr() not in _PLAIN:
             raise _Misfit
         if not t.is_contiguous(memory_format=self.format):
             t = torch.empty_like(self.x).copy_(t)
             self.kept.append(t)
         return t.data_ptr()
 
-    def tables(self, *tensors: Tensor | None, written: bool = False) -> list[int]:
+    def tables(self, *tensors: Tensor | None) -> list[int]:
         """The addresses of tables (N, C)."""
-        return self._addresses((self.N, self.C), tensors, written)
+        return self._addresses((self.N, self.C), tensors)
 
-    def vectors(self, *tensors: Tensor | None, written: bool = False) -> list[int]:
+    def vectors(self, *tensors: Tensor | None) -> list[int]:
         """The addresses of vectors (C,)."""
-        return self._addresses((self.C,), tensors, written)
+        return self._addresses((self.C,), tensors)
 
-    def _addresses(
-        self, shape: tuple[int, ...], tensors: tuple[Tensor | None, ...], written: bool
-    ) -> list[int]:
+    def _addresses(self, shape: tuple[int, ...], tensors: tuple[Tensor | None, ...]) -> list[int]:
         found = []
         for t in tensors:
             if t is None:
                 found.append(0)
                 continue
-            if not (
-                type(t) in _EXACT and t.dtype is torch.float32 and t.shape == shape and t.is_cpu
-            ):
+            if type(t) not in _EXACT or t.dtype is not _WIDE or t.shape != shape or not t.is_cpu:
                 raise _Misfit
             if t.is_neg() or not t.is_contiguous():
-                if written:
-                    raise _Misfit
                 t = t.resolve_neg().contiguous()  # noqa: PLW2901
                 self.kept.append(t)
             found.append(t.data_ptr())
@@ -140,18 +133,18 @@ def _or_portable(
 
     validated = checked(wraps(kernel)(portable))
 
+    @wraps(kernel)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
+        if _profiled():
+            with record_function(f"rbnorm::{name}"):
+                return attempt(*args, **kwargs)
+        return attempt(*args, **kwargs)
+
     def attempt(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
         try:
             return kernel(*args, **kwargs)
-        except _Misfit:
+        except (_Misfit, _kernels.Refused):
             return validated(*args, **kwargs)  # type: ignore[no-any-return]
-
-    @wraps(kernel)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
-        if not _profiled():
-            return attempt(*args, **kwargs)
-        with record_function(f"rbnorm::{name}"):
-            return attempt(*args, **kwargs)
 
     return call
 
@@ -159,16 +152,6 @@ def _or_portable(
 def _demand(holds: bool) -> None:
     if not holds:
         raise _Misfit
-
-
-def _check_options(
-    x: _Input, training: bool, eps: float, momentum: float, *vectors: Tensor | None
-) -> None:
-    """Numbers without meaning, and what must be given together."""
-    _demand((vectors[3] is None) is (vectors[4] is None))
-    _demand(0 < eps < math.inf if training else 0 <= eps < math.inf)
-    _demand(-math.inf < momentum < math.inf)
-    _demand(not training or x.x.numel() > x.C)
 
 
 @_or_portable
@@ -191,26 +174,17 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`rbnorm.engine.layer.forward`."""
     at = _Input(x)
-    vectors = (weight, bias, center_weight, scale_weight, scale_bias)
-    _check_options(at, training, eps, momentum, *vectors)
-    _demand((running_mean is None) is (running_var is None))
-    _demand(training or running_mean is not None)
-    places, running = at.vectors(*vectors), at.vectors(running_mean, running_var, written=training)
-    other = at.data(residual)
+    places = at.vectors(
+        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
+    )
     if training and running_mean is not None and running_var is not None:
+        _demand(running_mean.data_ptr() == places[5] and running_var.data_ptr() == places[6])
         _demand(not (running_mean.requires_grad or running_var.requires_grad))
-        size, small = at.x.nbytes, 4 * at.C
-        mean, var = running
-        for place in running:  # what is written must not be read after that
-            for data in (at.address, other):
-                _demand(not data - small < place < data + size)
-            for vector in places:
-                _demand(not vector - small < place < vector + small)
-        _demand(not mean - small < var < mean + small)
+    other = at.data(residual)
     y, m, E, V = torch.empty_like(at.x), at.table(), at.vector(), at.vector()
     _kernels.forward(
         *at.sizes, *places, training, eps, restrict, other, activation, slope, momentum, at.address,
-        *running, y.data_ptr(), m.data_ptr(), E.data_ptr(), V.data_ptr(),
+        y.data_ptr(), m.data_ptr(), E.data_ptr(), V.data_ptr(),
     )  # fmt: skip
     return y, m, E, V
 
@@ -233,14 +207,14 @@ def inference(
 ) -> Tensor:
     """As :func:`rbnorm.engine.layer.inference`."""
     at = _Input(x)
-    vectors = (weight, bias, center_weight, scale_weight, scale_bias)
-    _check_options(at, False, eps, 0.0, *vectors)
-    places, running = at.vectors(*vectors), at.vectors(running_mean, running_var)
-    other = at.data(residual)
+    places = at.vectors(
+        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
+    )
+    other = 0 if residual is None else at.data(residual)
     y = torch.empty_like(at.x)
     _kernels.forward(
         *at.sizes, *places, False, eps, restrict, other, activation, slope, 0.0, at.address,
-        *running, y.data_ptr(), 0, 0, 0,
+        y.data_ptr(), 0, 0, 0,
     )  # fmt: skip
     return y
 
@@ -268,18 +242,15 @@ def backward(
 ) -> Gradients:
     """As :func:`rbnorm.engine.layer.backward`."""
     at = _Input(x)
-    vectors = (weight, bias, center_weight, scale_weight, scale_bias)
-    _check_options(at, training, eps, 0.0, *vectors)
     _demand(activation != 0 or not want_dresidual)
-    places = at.vectors(*vectors)
-    inputs = at.data(dy), at.address, *at.tables(m), *at.vectors(E, V)
-    other = at.data(residual)
-    none, nothing = x.new_empty(0), m.new_empty(0)
-    dx = torch.empty_like(at.x) if want_dx else none
-    dresidual = torch.empty_like(at.x) if want_dresidual else none
-    grads = [nothing if v is None else at.vector() for v in vectors]
+    vectors = (weight, bias, center_weight, scale_weight, scale_bias)
+    places = at.vectors(*vectors, E, V)
+    inputs = at.data(dy), at.address, *at.tables(m), at.data(residual)
+    dx = torch.empty_like(at.x) if want_dx else x.new_empty(0)
+    dresidual = torch.empty_like(at.x) if want_dresidual else x.new_empty(0)
+    grads = [m.new_empty(0) if v is None else at.vector() for v in vectors]
     _kernels.backward(
-        *at.sizes, *places, training, eps, restrict, other, activation, slope, *inputs,
+        *at.sizes, *places, training, eps, restrict, inputs[3], activation, slope, *inputs[:3],
         *[t.data_ptr() for t in (dx, dresidual, *grads)],
     )  # fmt: skip
     return dx, dresidual, *grads  # type: ignore[return-value]

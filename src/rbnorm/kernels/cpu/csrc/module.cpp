@@ -1,5 +1,6 @@
 // The Python module: addresses, sizes and options in, numbers written where they lie. Who calls has
-// checked and allocated; what is looked at here keeps memory safe, as far as numbers tell.
+// allocated, and looked at shapes and types. What is looked at here are numbers; what they do not allow
+// is Refused, and who calls makes the sentence.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -17,6 +18,8 @@ namespace rbnorm {
 Runtime runtime{};
 
 namespace {
+
+PyObject* refused;  // the module's exception
 
 const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
@@ -98,12 +101,15 @@ class Arguments {
     if (s.L == 1) s.last = true;  // the channels of an instance lie side by side in either layout
     return s;
   }
-  Layer layer() {
+  // With the running statistics, or E and V.
+  template <class T>
+  Layer layer(T*& mean, T*& variance) {
     Layer l;
     address(l.weight), address(l.bias), address(l.center_weight), address(l.scale_weight);
-    address(l.scale_bias);
-    demand(!l.scale_weight == !l.scale_bias, "an address must not be null");
+    address(l.scale_bias), address(mean), address(variance);
+    demand(!l.scale_weight == !l.scale_bias && !mean == !variance, "addresses must come in pairs");
     l.training = integer() != 0, l.eps = number();
+    demand(std::isfinite(l.eps) && (l.training ? l.eps > 0 : l.eps >= 0), "eps must be positive and finite");
     l.restriction = code(restrictions, "restrict must be one of the codes of rbnorm.elementwise");
     return l;
   }
@@ -120,7 +126,7 @@ class Arguments {
   PyObject* run(Kernel kernel, const Read& read) {
     demand(left == 0, "there are more or fewer arguments than that");
     if (PyErr_Occurred()) return nullptr;
-    if (wrong) return PyErr_SetString(PyExc_RuntimeError, wrong), nullptr;
+    if (wrong) return PyErr_SetString(refused, wrong), nullptr;
     bool has_memory = true;
     PyThreadState* state = PyEval_SaveThread();
     try {
@@ -146,18 +152,37 @@ class Arguments {
 
 int64_t bytes(Type type, const Shape& s) { return s.N * s.C * s.L * bytes_of[type]; }
 
+// Whether nothing is read where the running statistics are written.
+bool is_apart(const Forward& f) {
+  const int64_t data = bytes(f.type, f.shape), vector = 4 * f.shape.C;
+  const auto apart = [](const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
+    const auto first = reinterpret_cast<uintptr_t>(a), second = reinterpret_cast<uintptr_t>(b);
+    return !a || !b || first + uintptr_t(a_bytes) <= second || second + uintptr_t(b_bytes) <= first;
+  };
+  const Layer& l = f.layer;
+  for (const float* written : {f.running_mean, f.running_var}) {
+    if (!apart(written, vector, f.x, data) || !apart(written, vector, f.epilogue.residual, data))
+      return false;
+    for (const float* read : {l.weight, l.bias, l.center_weight, l.scale_weight, l.scale_bias})
+      if (!apart(written, vector, read, vector)) return false;
+  }
+  return apart(f.running_mean, vector, f.running_var, vector);
+}
+
 PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count);
   Forward f;
-  f.type = in.type(), f.shape = in.shape(), f.layer = in.layer(), f.epilogue = in.epilogue();
-  f.momentum = in.number();
-  in.address(f.x, true);
-  in.address(f.running_mean, !f.layer.training), in.address(f.running_var, !f.layer.training);
-  in.demand(!f.running_mean == !f.running_var, "an address must not be null");
-  in.address(f.y, true), in.address(f.m, f.layer.training), in.address(f.E, f.m);
-  in.address(f.V, f.m);
-  in.demand(!f.layer.training || f.shape.N > 1 || f.shape.L > 1,
-            "a channel must have more than one value in training");
+  f.type = in.type(), f.shape = in.shape(), f.layer = in.layer(f.running_mean, f.running_var);
+  f.epilogue = in.epilogue(), f.momentum = in.number();
+  in.address(f.x, true), in.address(f.y, true);
+  in.address(f.m, f.layer.training), in.address(f.E, f.m), in.address(f.V, f.m);
+  in.demand(std::isfinite(f.momentum), "momentum must be a finite number");
+  if (f.layer.training) {
+    in.demand(f.shape.N > 1 || f.shape.L > 1, "a channel must have more than one value in training");
+    in.demand(is_apart(f), "running statistics must not share memory with what is read");
+  } else {
+    in.demand(f.running_mean, "running statistics must be given in evaluation");
+  }
   return in.run([](const Forward& f) {
     use_huge_pages(f.y, bytes(f.type, f.shape));
     kernels().forward(f);
@@ -167,9 +192,9 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
 PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count);
   Backward b;
-  b.type = in.type(), b.shape = in.shape(), b.layer = in.layer(), b.epilogue = in.epilogue();
+  b.type = in.type(), b.shape = in.shape(), b.layer = in.layer(b.E, b.V), b.epilogue = in.epilogue();
   in.address(b.dy, true), in.address(b.x, true), in.address(b.m, true);
-  in.address(b.E, true), in.address(b.V, true);
+  in.demand(b.E, "an address must not be null");
   in.address(b.dx), in.address(b.dresidual);
   in.address(b.weight), in.address(b.bias), in.address(b.center_weight), in.address(b.scale_weight);
   in.address(b.scale_bias);
@@ -257,6 +282,8 @@ PyMODINIT_FUNC PyInit__kernels() {
                                 nullptr,               nullptr,    nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
   if (!module) return nullptr;
+  rbnorm::refused = PyErr_NewException("rbnorm.kernels.cpu.Refused", nullptr, nullptr);
+  PyModule_AddObject(module, "Refused", rbnorm::refused);  // takes the reference
   PyModule_AddStringConstant(module, "instruction_set", rbnorm::kernels().name);
   rbnorm::add_codes(module, "restrictions", rbnorm::restrictions);
   rbnorm::add_codes(module, "activations", rbnorm::activations);
