@@ -33,14 +33,17 @@ _EXACT = {Tensor, Parameter}
 _WIDE = torch.float32
 _profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-_keys = torch._C._dispatch_keys
-with torch.inference_mode(False):
-    _PLAIN = {_keys(torch.empty(0, device="cpu")).raw_repr()}
-with torch.inference_mode():
-    _PLAIN.add(_keys(torch.empty(0, device="cpu")).raw_repr())
+_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether a tensor is what its memory says."""
+    if type(t) not in _EXACT or not t.is_cpu or t.layout is not torch.strided:
+        return False
+    return not (t.is_neg() or t.is_nested)
 
 
 class _Misfit(Exception):  # noqa: N818 - never leaves this module
@@ -58,7 +61,7 @@ class _Input:
     __slots__ = ("C", "N", "address", "format", "kept", "sizes", "x")
 
     def __init__(self, x: Tensor) -> None:
-        if type(x) not in _EXACT or _keys(x).raw_repr() not in _PLAIN or _modes():
+        if not _is_plain(x) or _modes() or _transforms():
             raise _Misfit
         code, count = _TYPES.get(x.dtype), x.numel()
         if code is None or not count or x.ndim < 2:
@@ -86,9 +89,7 @@ class _Input:
         """The address of what has x's shape and dtype, in its layout; 0 for None."""
         if t is None:
             return 0
-        if type(t) not in _EXACT or t.dtype is not self.x.dtype or t.shape != self.x.shape:
-            raise _Misfit
-        if _keys(t).raw_repr() not in _PLAIN:
+        if not _is_plain(t) or t.dtype is not self.x.dtype or t.shape != self.x.shape:
             raise _Misfit
         if not t.is_contiguous(memory_format=self.format):
             t = torch.empty_like(self.x).copy_(t)

@@ -152,6 +152,9 @@ class Arguments {
 
 int64_t bytes(Type type, const Shape& s) { return s.N * s.C * s.L * bytes_of[type]; }
 
+bool has_many(const Shape& s) { return s.N > 1 || s.L > 1; }
+constexpr char many[] = "a channel must have more than one value in training";
+
 // Whether nothing is read where the running statistics are written.
 bool is_apart(const Forward& f) {
   const int64_t data = bytes(f.type, f.shape), vector = 4 * f.shape.C;
@@ -178,7 +181,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   in.address(f.m, f.layer.training), in.address(f.E, f.m), in.address(f.V, f.m);
   in.demand(std::isfinite(f.momentum), "momentum must be a finite number");
   if (f.layer.training) {
-    in.demand(f.shape.N > 1 || f.shape.L > 1, "a channel must have more than one value in training");
+    in.demand(has_many(f.shape), many);
     in.demand(is_apart(f), "running statistics must not share memory with what is read");
   } else {
     in.demand(f.running_mean, "running statistics must be given in evaluation");
@@ -195,6 +198,7 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   b.type = in.type(), b.shape = in.shape(), b.layer = in.layer(b.E, b.V), b.epilogue = in.epilogue();
   in.address(b.dy, true), in.address(b.x, true), in.address(b.m, true);
   in.demand(b.E, "an address must not be null");
+  in.demand(!b.layer.training || has_many(b.shape), many);
   in.address(b.dx), in.address(b.dresidual);
   in.address(b.weight), in.address(b.bias), in.address(b.center_weight), in.address(b.scale_weight);
   in.address(b.scale_bias);
