@@ -13,6 +13,9 @@ from rbnorm.engine.call import Call
 from rbnorm.kernels.backends import PORTABLE, Kernels, active
 from rbnorm.kernels.phases import table_dtype
 
+# torch before 2.7 does not tell, and has no such graphs.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
 Output = TypeVar("Output")
 Way = Literal["empty", "switchable", "literal", "traced", "whole", "phases"]
 
@@ -72,7 +75,7 @@ def is_switchable(call: Call) -> bool:
     between them, ``aten.batch_norm``: so RBN's standardisation has that form there.
     """
     return (
-        torch.compiler.is_exporting()
+        _is_exporting()
         and call.training
         and call.group is None
         and call.running is not None
