@@ -255,7 +255,8 @@ class _RepresentativeBatchNorm(_BatchNorm):
         self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
         flatten_official(state_dict, prefix)
-        complete_batchnorm(self, state_dict, prefix)
+        gate = self.calibration.gate() if self.preserved else None
+        complete_batchnorm(self, self.additions(), gate, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

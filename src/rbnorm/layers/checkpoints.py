@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from rbnorm.layers.options import NAMES
-
-if TYPE_CHECKING:
-    from rbnorm.layers.base import _RepresentativeBatchNorm
 
 State = dict[str, Tensor]
 
@@ -25,21 +23,28 @@ def flatten_official(state: State, prefix: str) -> None:
             state[prefix + name] = value.reshape(-1)
 
 
-def complete_batchnorm(layer: _RepresentativeBatchNorm, state: State, prefix: str) -> None:
+def complete_batchnorm(
+    layer: _BatchNorm,
+    additions: Mapping[str, tuple[Tensor, float]],
+    gate: float | None,
+    state: State,
+    prefix: str,
+) -> None:
     """Add the initial calibration to a BatchNorm's checkpoint, which has nothing of it.
 
-    Where conversion had preserved the function, gamma is divided as it was then.
+    Where conversion had preserved the function, gamma is divided as it was then, by ``gate``.
     """
     own = {"weight": layer._parameters.get("weight"), "running_mean": layer.running_mean}
     keys = [prefix + name for name, tensor in own.items() if tensor is not None]
     # What has no memory is the layer's own, from those who fill up what a checkpoint lacks.
     given = (state.get(prefix + name) for name in NAMES)
     if any(value is not None and not value.is_meta for value in given):
-        _warn_of_mixture(layer, state, prefix)
+        if gate is not None:
+            _warn_of_mixture(layer, state, prefix)
         return
     if any(key not in state for key in keys):
         return
-    for name, (tensor, value) in layer.additions().items():
+    for name, (tensor, value) in additions.items():
         if not keys:  # nothing tells a checkpoint of this layer from one without it
             state.setdefault(prefix + name, tensor.detach())
             continue
@@ -49,14 +54,12 @@ def complete_batchnorm(layer: _RepresentativeBatchNorm, state: State, prefix: st
         state[prefix + name] = torch.full_like(
             like.detach(), value, dtype=tensor.dtype, device=first.device
         )
-    if layer.preserved and own["weight"] is not None:
-        state[prefix + "weight"] = state[prefix + "weight"].detach() / layer.calibration.gate()
+    if gate is not None and own["weight"] is not None:
+        state[prefix + "weight"] = state[prefix + "weight"].detach() / gate
 
 
-def _warn_of_mixture(layer: _RepresentativeBatchNorm, state: State, prefix: str) -> None:
+def _warn_of_mixture(layer: _BatchNorm, state: State, prefix: str) -> None:
     """A BatchNorm's checkpoint that somebody put into the state of the converted model."""
-    if not layer.preserved:
-        return
     values = {**layer._parameters, **layer._buffers}
     own = {name for name, value in values.items() if _is_in(state, prefix + name, value)}
     present = {name for name in NAMES if values.get(name) is not None}
