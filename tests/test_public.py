@@ -64,6 +64,7 @@ def test_pickles_of_released_versions_load(version: str) -> None:
     found = pickle.loads((RELEASED.parent / version / "layers.pickle").read_bytes())
     assert_close(found["model"](found["input"]), found["output"], torch.float32)
     assert type(found["model"][1]) is rbnorm.RepresentativeBatchNormAct2d
+    assert pickle.loads(b"crbnorm.revert\nRevertReport\n.") is rbnorm.RevertReport
     lazy = found["lazy"]
     lazy(found["input"][:, :, None])
     assert type(lazy) is rbnorm.RepresentativeBatchNorm3d

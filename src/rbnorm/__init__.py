@@ -80,24 +80,14 @@ def _register_with_opacus() -> None:
 
 when_imported("opacus.validators", _register_with_opacus)
 
-# The names that modules had until 0.2: pickles of that time have them.
+# What 0.1 and 0.2 pickled names modules as they were called then.
 _FORMER = {
-    "autograd": "engine.autograd",
-    "base": "layers.base",
-    "batch": "engine.batch",
     "calibration": "layers.options",
-    "convert": "models.convert",
     "deferred": "layers.deferred",
-    "files": "models.files",
-    "integrity": "models.intact",
     "lazy": "layers.lazy",
     "modules": "layers.classes",
-    "originals": "models.originals",
-    "record": "models.record",
     "revert": "models.revert",
     "sync": "layers.sync",
-    "tables": "engine.tables",
-    "tuning": "models.tuning",
 }
 for _old, _new in _FORMER.items():
     sys.modules[f"rbnorm.{_old}"] = importlib.import_module(f"rbnorm.{_new}")

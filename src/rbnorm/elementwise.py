@@ -173,7 +173,7 @@ RESTRICTION_OF: Final = by_code(RESTRICTIONS)
 ACTIVATION_OF: Final = by_code(ACTIVATIONS)
 
 
-# Of each layer of torch its forward, as nobody has put another one in its place yet, and its names.
+# Torch's layers with their own forward, which somebody may replace later, and their names here.
 _LAYERS = {f.module: f.module.forward for f in ACTIVATIONS.values() if f.module is not None}
 _NAMES = {
     module: [name for name, f in ACTIVATIONS.items() if f.module is module] for module in _LAYERS

@@ -2,7 +2,7 @@
 
 Over processes, forward gathers once, 2 C + 1 numbers of each: the mean of its instances' means, the
 variance of z, and how many values they stand for. Backward sums 2 C numbers once. The parameters'
-gradients are those of a process's own instances; who trains data-parallel reduces them anyway.
+gradients are those of a process's own instances: data-parallel training reduces them anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Group(NamedTuple):
 
     @classmethod
     def of(cls, process_group: dist.ProcessGroup | None) -> Group | None:
-        """The group of this process, or None where there is nobody to talk to.
+        """The group of this process, or None where it has no other process.
 
         Args:
             process_group: None for all processes.

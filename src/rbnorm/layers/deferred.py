@@ -1,7 +1,7 @@
 """Parameters without values that know which ones they start with.
 
-Who makes a model on the meta device gives it memory later, and fills what no checkpoint has by
-rules of its own, which know nothing of the calibration. It takes ``torch.empty_like`` of the
+A library that makes a model on the meta device gives it memory later, and fills what no checkpoint
+has by its own rules, which do not know the calibration. It takes ``torch.empty_like`` of the
 parameter; ours answers with its initial value.
 """
 

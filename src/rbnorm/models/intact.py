@@ -39,7 +39,7 @@ def remember(model: nn.Module) -> None:
 
 
 def forget(model: nn.Module) -> None:
-    """Let the layers of a model go: what becomes of them is meant."""
+    """Let go of the layers of a model, which is about to lose them on purpose."""
     for module in model.modules():
         vars(module).pop(_MEMORY, None)
         if isinstance(module, _RepresentativeBatchNorm):
@@ -85,7 +85,7 @@ def _check_lost(modules: dict[str, nn.Module], present: list[str], expected: lis
     raise ValueError(
         f"RBN layers were replaced and their calibration is lost: {pairs}; make the model again, "
         "and use rbnorm.convert_sync(model) to synchronise it, rbnorm.freeze(model) to freeze it, "
-        "and no fusion of convolution and BatchNorm; if this is meant, rbnorm.assert_intact(model, "
+        "and no fusion of convolution and BatchNorm; if you meant it, rbnorm.assert_intact(model, "
         "[]) takes the model as it is"
     )
 
