@@ -66,6 +66,22 @@ def rebuilt(norm: nn.Module) -> nn.Module:
     return new
 
 
+def slimmed(norm: nn.Module, keep: Tensor) -> nn.Module:
+    """Some channels of the layer in a new one; no size and no eps are read."""
+    new = nn.BatchNorm2d(int(keep.sum()))
+    new.weight.data = norm.weight.data[keep].clone()
+    new.bias.data = norm.bias.data[keep].clone()
+    new.running_mean = norm.running_mean[keep].clone()
+    new.running_var = norm.running_var[keep].clone()
+    return new
+
+
+def written(norm: nn.Module) -> bytes:
+    """As files of weights for another program have it."""
+    vectors = norm.bias.data, norm.weight.data, norm.running_mean.data, norm.running_var.data
+    return b"".join(vector.numpy().tobytes() for vector in vectors)
+
+
 def statistics(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
     """What estimates statistics anew reads."""
     return norm.running_mean, norm.running_var, norm.momentum

@@ -60,6 +60,8 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "branch": (lambda model: foreign.Branch(*first_two(model)).kernel(), REVERT),
     "not called": (lambda model: foreign.at_once(model[1], model[0](IMAGE)), REVERT),
     "constant": (foreign.constant, REVERT),
+    "slimmed": (lambda model: foreign.slimmed(model[1], torch.tensor([1, 0, 1, 1]) > 0), REVERT),
+    "written": (lambda model: foreign.written(model[1]), REVERT),
     "by name": (lambda model: foreign.rebuilt(model[1]), REVERT),
 }
 
@@ -240,13 +242,41 @@ def test_initialisation_after_conversion_is_named(loop: Callable[[nn.Module], ob
     expected = model(x)
     loop(model)
     torch.testing.assert_close(model(x), expected * torch.tensor(1.0).sigmoid())
-    with pytest.raises(ValueError, match=r"was set to 1, .*: '0'; initialise the model before"):
+    with pytest.raises(ValueError, match=r"layers was set, .*: '0'; initialise the model before"):
         rbnorm.assert_intact(model)
     for preserve in (True, False):
         model = nn.Sequential(*bn())
         foreign.initialise(model)
         rbnorm.convert_batchnorm(model, preserve)
         assert rbnorm.assert_intact(model) == ["0"]
+
+
+def around_one(model: nn.Module) -> None:
+    """The initialisation of DCGAN."""
+    for module in model.modules():
+        if type(module).__name__.find("BatchNorm") != -1:
+            nn.init.normal_(module.weight.data, 1.0, 0.02)
+            nn.init.constant_(module.bias.data, 0)
+
+
+def test_initialisation_to_any_values_is_named() -> None:
+    """By copies too; what training, freezing and checkpoints do to gamma is something else."""
+    model = rbnorm.convert_batchnorm(shake(nn.Sequential(*bn())))
+    other = copy.deepcopy(model)
+    around_one(other)
+    with pytest.raises(ValueError, match="was set, which changes what the model computes: '0'"):
+        rbnorm.assert_intact(other)
+    other[0].preserved = False
+    assert rbnorm.assert_intact(other) == ["0"]
+    other.load_state_dict(model.state_dict())
+    model(torch.randn(2, 4, 5, 5))
+    around_one(model)  # from here on nothing tells it from training
+    assert rbnorm.assert_intact(model) == ["0"]
+    model = rbnorm.convert_batchnorm(nn.Sequential(*bn()))
+    model.load_state_dict(shake(nn.Sequential(*bn())).state_dict())
+    assert rbnorm.assert_intact(model) == ["0"]
+    nn.init.zeros_(model[0].weight)
+    assert rbnorm.assert_intact(model.half()) == ["0"]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")

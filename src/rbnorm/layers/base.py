@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _VECTORS = ("weight", "bias", *NAMES)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _FLAGS = ("frozen_stats", "synchronised")
+# Where a layer keeps what gamma was when its model was looked at last.
+GAMMA = "_gamma"
 # The BatchNorm for inputs of each rank.
 _KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 # As torch has them, before anybody puts something else in their place.
@@ -257,6 +259,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
         flatten_official(state_dict, prefix)
         gate = self.calibration.gate() if self.preserved else None
         complete_batchnorm(self, self.additions(), gate, state_dict, prefix)
+        vars(self).pop(GAMMA, None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

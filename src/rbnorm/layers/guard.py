@@ -21,6 +21,8 @@ from rbnorm.layers.options import NAMES
 # What estimates, resets or initialises statistics needs less.
 _TAKEN = {"running_mean", "running_var", "weight", "bias"}
 _SIZES = {"eps", "num_features"}
+# What sets values in place, as initialisation does, in functions that need no size.
+_SETTERS = {"constant_", "fill_", "normal_", "ones_", "uniform_", "zero_", "zeros_"}
 _KNOWN = {"calibration", *NAMES}
 
 # What to do in the place of a tool, by its name; the first that fits.
@@ -71,7 +73,8 @@ def _judge(frame: FrameType) -> None:
         frame = frame.f_back
     code, module = frame.f_code, frame.f_globals.get("__name__") or "somebody"
     words = set() if code.co_name == "<module>" else _words(code, frame.f_globals)
-    if words >= _TAKEN and words & _SIZES and not words & _KNOWN:
+    takes = words >= _TAKEN and bool(words & _SIZES or not words & _SETTERS)
+    if takes and not words & _KNOWN:
         name = getattr(code, "co_qualname", code.co_name)
         remedy = next(text for word, text in _REMEDIES if re.search(word, name, re.IGNORECASE))
         raise ValueError(

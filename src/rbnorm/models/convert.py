@@ -67,8 +67,8 @@ def counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
             "make the model outside of it"
         )
     timm = sys.modules.get("timm.layers")  # once somebody has imported it
-    norm_act = {} if timm is None else {timm.BatchNormAct2d: RepresentativeBatchNormAct2d}
-    for kind, rbn in {**norm_act, **_COUNTERPARTS}.items():
+    kinds = {} if timm is None else {timm.BatchNormAct2d: RepresentativeBatchNormAct2d}
+    for kind, rbn in (*kinds.items(), *_COUNTERPARTS.items()):
         if isinstance(layer, kind) and _is_plain(layer, kind):
             return rbn
     raise ValueError(

@@ -6,14 +6,17 @@ A model remembers the names of its RBN layers: that finds what got past the laye
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter
 
-from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.base import GAMMA, _RepresentativeBatchNorm
+from rbnorm.layers.options import NAMES
 
 __all__ = ["assert_intact"]
 
@@ -33,6 +36,8 @@ def remember(model: nn.Module) -> None:
         if isinstance(module, _RepresentativeBatchNorm)
     }
     _released.difference_update(layers.values())
+    for layer in layers.values():
+        vars(layer)[GAMMA] = _gamma(layer)
     vars(model).pop(_MEMORY, None)
     if layers and model not in layers.values():
         vars(model)[_MEMORY] = tuple(layers)
@@ -65,15 +70,29 @@ def _programmed(module: nn.Module) -> set[str]:
     return {path for path, kind in levels if "RepresentativeBatchNorm" in str(kind)}
 
 
-def _is_reset(layer: _RepresentativeBatchNorm) -> bool:
-    """Whether a weight that conversion had divided is 1 everywhere."""
+def _gamma(layer: _RepresentativeBatchNorm) -> tuple[int | None, float, float] | None:
+    """The batches so far, and the range of a gamma that conversion divided; None for any other."""
     weight: Tensor | None = layer._parameters.get("weight")
     weight = layer._buffers.get("weight") if weight is None else weight
     if not layer.preserved or weight is None or type(weight) not in _ORDINARY:
+        return None
+    if weight.is_meta or weight.layout != torch.strided or not weight.numel():
+        return None
+    batches = layer.num_batches_tracked
+    low, high = (float(end) for end in weight.detach().aminmax())
+    return None if batches is None else int(batches), low, high
+
+
+def _is_reset(layer: _RepresentativeBatchNorm) -> bool:
+    """Whether somebody set a gamma that conversion had divided: to 1, or without training."""
+    now, before = _gamma(layer), vars(layer).get(GAMMA)
+    if now is None or now[1:] == (1, 1):
+        return now is not None
+    if before is None or before[0] != now[0] or layer.frozen_stats or now[1:] == (0, 0):
         return False
-    if weight.is_meta or weight.layout != torch.strided:
-        return False
-    return weight.numel() > 0 and bool((weight == 1).all())
+    calibration = (pair for name, pair in layer.additions().items() if name in NAMES)
+    trained = any(bool((tensor != value).any()) for tensor, value in calibration)
+    return not (trained or all(map(partial(math.isclose, rel_tol=0.01), before[1:], now[1:])))
 
 
 def _check_lost(modules: dict[str, nn.Module], present: list[str], expected: list[str]) -> None:
@@ -96,8 +115,8 @@ def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> li
     Tools put a layer of their own in the place of every BatchNorm, RBN included, and lose the
     calibration without a word. The layer itself stops functions that read from it what BatchNorm
     is made of, and nothing of the calibration: its running mean and variance, ``weight`` and
-    ``bias``, and ``eps`` or ``num_features``. So do all that fuse it with a convolution, freeze it
-    or synchronise it. This function finds what was lost in another way::
+    ``bias``. So do all that fuse it with a convolution, freeze, synchronise or copy it. This
+    function finds what was lost in another way::
 
         names = rbnorm.assert_intact(model)
         model = tool(model)
@@ -118,8 +137,9 @@ def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> li
 
     Raises:
         ValueError: A layer was lost; the message names each, and what to do instead. Or an
-            initialisation loop set the weight of a converted layer to 1, which conversion had
-            divided by :math:`R(w_b)`.
+            initialisation loop set the weight of a converted layer, which conversion had divided
+            by :math:`R(w_b)`: it is 1, or has changed since the last look without a batch in
+            training and without a checkpoint, and the calibration has not.
     """
     modules = dict(_named(model))
     layers = {
@@ -138,9 +158,10 @@ def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> li
     reset = [name for name, layer in layers.items() if _is_reset(layer)]
     if reset:
         raise ValueError(
-            f"the weight of converted layers was set to 1, which changes what the model computes: "
+            f"the weight of converted layers was set, which changes what the model computes: "
             f"{', '.join(map(repr, reset))}; initialise the model before convert_batchnorm, or "
-            "convert it with preserve=False to train it from scratch"
+            "convert it with preserve=False to train it from scratch; if this is meant, set "
+            "layer.preserved = False"
         )
     remember(model)
     return list(dict.fromkeys(present))

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from rbnorm.definition import RESTRICTIONS, resolve
 from rbnorm.kernels.phases import table_dtype
-from rbnorm.layers.base import _RepresentativeBatchNorm, input_of, rbn_layers
+from rbnorm.layers.base import GAMMA, _RepresentativeBatchNorm, input_of, rbn_layers
 from rbnorm.layers.classes import RepresentativeBatchNormAct2d
 from rbnorm.layers.options import NAMES
 from rbnorm.models.intact import forget
@@ -96,7 +96,7 @@ class _Step:
         for name in NAMES:
             del layer._parameters[name]
         group = layer.process_group
-        own = ("calibration", "frozen_stats", "synchronised", "process_group", "preserved")
+        own = ("calibration", "frozen_stats", "synchronised", "process_group", "preserved", GAMMA)
         for name in own:
             vars(layer).pop(name, None)
         layer.__class__ = self.kind  # type: ignore[assignment]
