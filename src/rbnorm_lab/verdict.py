@@ -35,12 +35,13 @@ def remedy_name(remedy: Remedy) -> Text:
 
 
 def _own(name: str) -> str:
-    return "和".join(zh for en, zh in (("mean", "均值"), ("contrast", "对比度")) if en in name)
+    what = "和".join(zh for en, zh in (("mean", "均值"), ("contrast", "对比度")) if en in name)
+    return f"{'各通道' if 'channel' in name else ''}自身的{what}"
 
 
 _ZH: Final[dict[str, Callable[[Remedy], str]]] = {
     "unchanged": lambda remedy: "原样",
-    "moments": lambda remedy: f"每张图像自身的{_own(remedy.name)}设为第一个数据集的",
+    "moments": lambda remedy: f"每张图像{_own(remedy.name)}设为第一个数据集的",
     "re-estimated": lambda remedy: (
         f"在{'第二' if remedy.needs_data else '第一'}个数据集上重新估计统计量"
     ),

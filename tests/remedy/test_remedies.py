@@ -67,6 +67,42 @@ def test_what_is_set_is_what_differs(model, first, change, what: str) -> None:
     ]
 
 
+def test_channels_are_matched_by_themselves_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    x, labels = torch.randn(40, 3, 6, 6) + torch.tensor([0.0, 1, 2]).view(3, 1, 1), torch.ones(40)
+    first, second = [(x, labels.long())], [(x - 3, labels.long())]
+    model(x)
+    row = rbnorm.remedies(model, first, second, batch_sizes=())["each channel's own mean set"]
+    match = rbnorm.MatchMoments.of(first, "mean", by_channel=True)
+    right = model.eval()(match(x - 3)).argmax(1) == labels
+    assert row.second.value == pytest.approx(float(right.double().mean()), abs=1e-12)
+    assert (row.passes, row.needs_data) == (0, False)
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (2, 3, 4, 5)])
+def test_sequences_and_volumes_are_matched_one_by_one(shape) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm3d
+    model = nn.Sequential(norm(2), nn.Flatten(), nn.LazyLinear(3))
+    x, labels = torch.randn(20, *shape), torch.arange(20) % 3
+    model(x)
+    first, second = [(x, labels)], [(x - torch.arange(20.0).view(-1, *[1] * len(shape)), labels)]
+    result = rbnorm.remedies(model, first, second, batch_sizes=())
+    match = rbnorm.MatchMoments.of(first, "mean")
+    right = model.eval()(match(second[0][0])).argmax(1) == labels
+    found = result["each image's own mean set"].second.value
+    assert found == pytest.approx(float(right.double().mean()), abs=1e-12)
+
+
+def test_a_constant_channel_leaves_the_whole_image_to_be_matched(model, first) -> None:
+    first = [(torch.cat([x, torch.ones_like(x)], 1), y) for x, y in first]
+    model[0] = nn.Conv2d(2, 6, 3)
+    result = rbnorm.remedies(model, first, [(x - 3, y) for x, y in first], batch_sizes=())
+    kinds = [row.name for row in result.rows if row.kind == "moments"]
+    assert kinds == ["each image's own mean set"]
+
+
 def test_images_alike_are_not_matched(model, first) -> None:
     result = rbnorm.remedies(model, first, batches(*images(200, 3)), batch_sizes=())
     assert all(row.kind != "moments" for row in result.rows)

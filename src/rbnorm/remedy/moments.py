@@ -140,7 +140,10 @@ def matched(model: nn.Module, match: MatchMoments) -> Iterator[None]:
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
         x = first_tensor((args, kwargs))
-        return tree_map(lambda leaf: match(leaf) if leaf is x else leaf, (args, kwargs))
+        if x is None:
+            return None
+        y = match.to(x.device)(x)
+        return tree_map(lambda leaf: y if leaf is x else leaf, (args, kwargs))
 
     handle = model.register_forward_pre_hook(before, with_kwargs=True)
     try:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rbnorm.diagnosis.images import Images, ImageShift, image_table
+from rbnorm.diagnosis.images import Images, ImageShift, image_table, own_moments
 from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unchanged
 from rbnorm.diagnosis.result import mean
 from rbnorm.diagnosis.scores import Collector, Metric, Scores, agreement, interval
+from rbnorm.diagnosis.tally import Tally
 from rbnorm.remedy.moments import MatchMoments
 from rbnorm.remedy.result import Remedies, Remedy, ranked
 from rbnorm.remedy.statistics import Rebatched
@@ -41,7 +42,8 @@ class _Data:
     def __init__(self, name: str, batches: Iterable[Any]) -> None:
         self.name, self.batches = name, batches
         self.table: Tensor | None = None
-        self.images = False
+        self.dims = 0  # of an instance
+        self.channels = Tally()  # mean and standard deviation of each, (2, C)
 
     def pass_over(
         self, model: nn.Module, forward: Forward, size: int | None, on_output: Any
@@ -50,8 +52,11 @@ class _Data:
         parts: list[Tensor] = []
 
         def on_input(x: Tensor) -> None:
-            self.images = x.ndim > 2
+            self.dims = x.ndim - 1
             parts.append(image_table(x))
+            if self.dims > 1 and self.table is None:
+                own = torch.stack(own_moments(x.detach(), self.dims, by_channel=True), 1)
+                self.channels.add(own.flatten(2).double())
 
         batches = self.batches if size is None else Rebatched(self.batches, size)
         run(model, batches, forward, {}, on_output, on_input)
@@ -80,14 +85,15 @@ def remedies(
     r"""Try what may win back the accuracy that a model loses on a second data set.
 
     The model is measured in evaluation mode on both data sets: as it is; with each image's own
-    mean, contrast, or both set to those of the first data (:class:`rbnorm.MatchMoments`), where the
-    second data's images differ from them in that; with its running statistics re-estimated
-    (:func:`rbnorm.recalibrate`) on the first, and on the unlabelled second data set; with the
-    statistics of the test batch at several batch sizes; with a mixture :math:`(1-\alpha)` running
-    :math:`+\,\alpha` test batch, whose weight is the one of 0.25, 0.5 and 0.75 with the largest
-    mutual information of instance and prediction on the second data set, without labels; with TENT
-    (Wang et al., ICLR 2021), which adapts affine parameters and calibration; and, given
-    ``fine_tuning``, after training for some steps as it is and converted to RBN.
+    mean, contrast, or both set to those of the first data (:class:`rbnorm.MatchMoments`), as a
+    whole and channel by channel, where the second data's images differ from them in that; with its
+    running statistics re-estimated (:func:`rbnorm.recalibrate`) on the first, and on the unlabelled
+    second data set; with the statistics of the test batch at several batch sizes; with a mixture
+    :math:`(1-\alpha)` running :math:`+\,\alpha` test batch, whose weight is the one of 0.25, 0.5
+    and 0.75 with the largest mutual information of instance and prediction on the second data set,
+    without labels; with TENT (Wang et al., ICLR 2021), which adapts affine parameters and
+    calibration; and, given ``fine_tuning``, after training for some steps as it is and converted to
+    RBN.
 
     Differences are paired instance by instance, intervals are 95 % percentile bootstrap intervals
     over instances (2,000 resamples, always the same). They tell how sure the difference is on
@@ -197,16 +203,20 @@ class _Session:
     def _own_moments(self) -> list[Trial]:
         """Set what the second data's images have other than the first's."""
         name, why = "each image's own mean and contrast set", "there are no images"
-        if all(data.images for data in self.data):
-            first = Images(None, Thresholds())
+        if all(data.dims > 1 for data in self.data):
+            dims, first = self.data[0].dims, Images(None, Thresholds())
             second = Images(first, Thresholds())
             first.add(self.tables[0])
             second.add(self.tables[1])
             shift, why = ImageShift.of(second), "both are the first data's already"
             if shift is not None and shift.moved is not None:
-                M, S = self.tables[0].nanmean(0).tolist()
-                match = MatchMoments(M, S, shift.moved)
-                return [own_moments_set(self.model, match)]
+                whole, channels = self.tables[0].nanmean(0), self.data[0].channels.result()[1]
+                return [
+                    own_moments_set(self.model, MatchMoments(M, S, shift.moved, dims=dims))
+                    for M, S in (whole, channels)
+                    if S.numel() != 1 or S.ndim == 0  # of a single channel there is nothing new
+                    if (S > 0).all()
+                ]
         self.skipped[name] = why
         return []
 

@@ -77,7 +77,8 @@ class Trial:
 def own_moments_set(model: nn.Module, match: MatchMoments) -> Trial:
     """Each image's own mean, contrast or both set to those of the first data."""
     what = "mean and contrast" if match.match == "both" else match.match
-    return Trial(f"each image's own {what} set", "moments", lambda _: matched(model, match))
+    whose = "channel" if match.mean.ndim else "image"
+    return Trial(f"each {whose}'s own {what} set", "moments", lambda _: matched(model, match))
 
 
 def re_estimated(model: nn.Module, forward: Forward, batches: Iterable[Any], of: str) -> Trial:
