@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from rbnorm.definition import STATISTICS, Restriction, Statistic, StatisticName, resolve
@@ -167,13 +168,13 @@ def representative_batch_norm(
     if way == "traced":
         return autograd.traced(call, options)
     try:
-        if autograd.is_recorded(call):
+        if torch.is_grad_enabled() and autograd.is_recorded(call):
             y: Tensor = autograd.Normalise.apply(
-                kernels, options, *call[3:], False, input, residual, *call.p
+                kernels, options, call, False, input, residual, *call.p
             )
             return y
         if training or kernels.whole is None:
-            return layer.normalise(kernels, call, options).y
+            return layer.normalise(kernels, call, options)[0]
         return kernels.whole.inference(input, residual, *call.p, *call.running, *options)  # type: ignore[misc]
     except RuntimeError:
         if direct:  # kernels check at less cost, but these are the words of every way

@@ -43,17 +43,16 @@ class Normalise(torch.autograd.Function):
         ctx: _Context,
         kernels: Kernels,
         options: Options,
-        running: Running | None,
-        training: bool,
-        momentum: float | Tensor,
-        group: Group | None,
+        call: Call,
         traced: bool,
         x: Tensor,
         residual: Tensor | None,
         *vectors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         """y; of a traced call also E, V and, of several processes, M."""
-        call = Call(x, residual, Vectors(*vectors), running, training, momentum, group)
+        if traced:  # whose tensors are these
+            call = Call(x, residual, Vectors(*vectors), *call[3:])
+        training, group = call.training, call.group
         y, m, E, V, batch = layer.normalise(kernels, call, options)
         if not training and kernels.whole is None:  # the buffers, which may change before backward
             E, V = E.clone(), V.clone()
@@ -78,7 +77,7 @@ class Normalise(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         x, residual, m, E, V, *others = ctx.saved_tensors
         p, training, options, group = Vectors(*others[:5]), ctx.training, ctx.options, ctx.group
-        want_dx, want_dresidual, *want_dp = ctx.needs_input_grad[7:]
+        want_dx, want_dresidual, *want_dp = ctx.needs_input_grad[4:]
         want_dz = want_dresidual and options.activation > 0
         wanted = want_dx, want_dz, *want_dp
         gradients: Sequence[Tensor | None]
@@ -87,13 +86,11 @@ class Normalise(torch.autograd.Function):
             gradients = _differentiable(dy, x, residual, p, running, options, group, wanted)
         else:
             batch = Batch(*others[5:]) if others[5:] else None
-            gradients = layer.differentiate(
-                ctx.kernels, dy, x, residual, m, E, V, p, training, options, batch, group,
-                want_dx, want_dz,
-            )  # fmt: skip
+            at = dy, x, residual, m, E, V, p, training, options
+            gradients = layer.differentiate(ctx.kernels, *at, batch, group, want_dx, want_dz)
         dx, dz, *dp = (g if keep else None for g, keep in zip(gradients, wanted, strict=True))
         dresidual = dz if want_dz else dy if want_dresidual else None
-        return *(None,) * 7, dx, dresidual, *dp
+        return None, None, None, None, dx, dresidual, *dp
 
 
 def _differentiable(
@@ -112,29 +109,27 @@ def _differentiable(
         x = x.view_as(x)
         inputs = [x, *(v if v is None else v.view_as(v) for v in (residual, *p))]
         call = Call(x, inputs[1], Vectors(*inputs[2:]), running, running is None, 0.0, group)
-        y = layer.normalise(PORTABLE, call, options).y
+        y = layer.normalise(PORTABLE, call, options)[0]
         chosen = [v for v, keep in zip(inputs, wanted, strict=True) if keep and v is not None]
         gradients = iter(torch.autograd.grad(y, chosen, dy, create_graph=True))
     return [next(gradients) if keep else None for keep in wanted]
 
 
 def is_recorded(call: Call) -> bool:
-    """Whether somebody may ask for a gradient."""
-    if torch.is_grad_enabled():
-        for tensor in (call.x, call.residual, *call.p):
-            if tensor is not None and tensor.requires_grad:
-                return True
+    """Whether a gradient may be asked for, where gradients are enabled."""
+    for tensor in (call.x, call.residual, *call.p):
+        if tensor is not None and tensor.requires_grad:
+            return True
     return False
 
 
 def traced(call: Call, options: Options) -> Tensor:
     """In plain PyTorch; in training with a backward of our own where a compiler can follow it."""
     if not (call.training and torch.compiler.is_compiling() and _TRACED_BACKWARD):
-        return layer.normalise(PORTABLE, call, options).y
+        return layer.normalise(PORTABLE, call, options)[0]
     x, residual, p, running, training, momentum, group = call
-    output: tuple[Tensor, ...] = Normalise.apply(
-        PORTABLE, options, None, training, 0.0, group, True, x, residual, *p
-    )
+    rest = Call(None, None, None, None, training, 0.0, group)  # type: ignore[arg-type]
+    output: tuple[Tensor, ...] = Normalise.apply(PORTABLE, options, rest, True, x, residual, *p)
     y, E, V, *size = output
     if running is not None:
         tables.update(running, E, V, size[0] if size else x.numel() // x.shape[1], momentum)

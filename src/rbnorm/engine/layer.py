@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 
 from rbnorm.engine import tables
@@ -12,15 +10,8 @@ from rbnorm.engine.call import Call, Options, Running, Vectors
 from rbnorm.kernels.backends import PORTABLE, Kernels
 from rbnorm.kernels.phases import Gradients, positions, table_dtype
 
-
-class Result(NamedTuple):
-    """What forward gives: y, and for backward m, E, V and, of phases in training, the batch."""
-
-    y: Tensor
-    m: Tensor
-    E: Tensor
-    V: Tensor
-    batch: Batch | None
+# y, and for backward m, E, V and, of phases in training, the batch.
+Result = tuple[Tensor, Tensor, Tensor, Tensor, Batch | None]
 
 
 def normalise(kernels: Kernels, call: Call, options: Options) -> Result:
@@ -34,10 +25,9 @@ def normalise(kernels: Kernels, call: Call, options: Options) -> Result:
     if kernels.whole is not None:
         mean, var = running or (None, None)
         if not training or _is_written(x, running, momentum):
-            y, m, E, V = kernels.whole.forward(
+            return *kernels.whole.forward(
                 x, residual, *p, mean, var, training, momentum, *options
-            )
-            return Result(y, m, E, V, None)
+            ), None
         y, m, E, V = kernels.whole.forward(x, residual, *p, None, None, True, 0.0, *options)
         M = x.numel() // x.shape[1]
     else:
@@ -55,7 +45,7 @@ def normalise(kernels: Kernels, call: Call, options: Options) -> Result:
         )
     if training and running is not None:
         tables.update(running, E, V, M, momentum)
-    return Result(y, m, E, V, batch)
+    return y, m, E, V, batch
 
 
 def _is_written(x: Tensor, running: Running | None, momentum: float | Tensor) -> bool:
@@ -85,7 +75,7 @@ def differentiate(
 ) -> Gradients:
     """Gradients of x, the residual and the vectors; without elements where there is none.
 
-    ``batch`` is that of :class:`Result`.
+    ``batch`` is what :func:`normalise` gave.
     """
     if kernels.whole is not None:
         wanted = want_dx, want_dresidual
@@ -161,7 +151,7 @@ def inference(
     """Only y, in evaluation."""
     p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
     call = Call(x, residual, p, (running_mean, running_var), False, 0.0)
-    return normalise(PORTABLE, call, Options(eps, restrict, activation, slope)).y
+    return normalise(PORTABLE, call, Options(eps, restrict, activation, slope))[0]
 
 
 def backward(

@@ -38,8 +38,9 @@ def route(call: Call, closed: bool) -> tuple[Way, Kernels]:
 
     ``closed`` says that the statistic is the mean and the restriction has a name.
     """
-    traced = is_traced()
-    if unrecorded(_is_empty, call) if traced else _is_empty(call):
+    x, traced = call.x, is_traced()
+    empty = unrecorded(x.numel) == 0 if traced else x.numel() == 0
+    if empty and (call.group is None or 0 in x.shape[1:2]):
         return "empty", PORTABLE
     if traced and is_switchable(call):
         return "switchable", PORTABLE
@@ -47,15 +48,10 @@ def route(call: Call, closed: bool) -> tuple[Way, Kernels]:
         return "literal", PORTABLE
     if traced:
         return "traced", PORTABLE
-    kernels = active(call.x.device.type)
+    kernels = active(x.device.type)
     if kernels.whole is not None and call.group is None:
         return "whole", kernels
     return "phases", Kernels(kernels.phases)
-
-
-def _is_empty(call: Call) -> bool:
-    x = call.x
-    return x.numel() == 0 and (call.group is None or 0 in x.shape[1:2])
 
 
 def is_traced() -> bool:
