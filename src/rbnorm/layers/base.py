@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -138,14 +139,12 @@ class _RepresentativeBatchNorm(_BatchNorm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As torch, and give the calibration memory with its layer, and its initial values then."""
-        absent = {name: t for name, (t, _) in self.additions().items() if t.is_meta}
+        absent = [name for name, (tensor, _) in self.additions().items() if tensor.is_meta]
         neighbours = (self._parameters.get("weight"), self._buffers.get("running_mean"))
-        layer = next((t for t in neighbours if t is not None), None)
-        if layer is not None and not layer.is_meta:  # of a checkpoint without calibration
-            for name, tensor in absent.items():
-                empty = torch.empty_like(tensor, device=layer.device)
-                learnt = isinstance(tensor, Parameter)
-                setattr(self, name, Parameter(empty, tensor.requires_grad) if learnt else empty)
+        layer = next((t for t in neighbours if t is not None and not t.is_meta), None)
+        if absent and layer is not None:  # of a checkpoint without calibration
+            here = partial(torch.empty_like, device=layer.device)
+            super()._apply(lambda t: here(t) if t.is_meta else t, recurse=False)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, (tensor, value) in self.additions().items():
             if name in absent:

@@ -152,8 +152,13 @@ def _divide(layers: dict[_BatchNorm, Tensor], gate: float) -> None:
     for layer, like in layers.items():
         vars(layer)["preserved"] = True
         if layer.weight is None:
-            del layer._parameters["weight"]
-            layer.register_buffer("weight", torch.full_like(like, 1 / gate, requires_grad=False))
+            put_constant(layer, like, gate)
+
+
+def put_constant(layer: nn.Module, like: Tensor, gate: float) -> None:
+    """Give a layer without gamma the buffer that stands in its place."""
+    del layer._parameters["weight"]
+    layer.register_buffer("weight", torch.full_like(like, 1 / gate, requires_grad=False))
 
 
 def _check_new_parameters(model: nn.Module) -> None:

@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm._version import __version__
 from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.options import Calibration
-from rbnorm.models.convert import convert_layers
+from rbnorm.models.convert import convert_layers, put_constant
 
 __all__ = ["convert_as_recorded", "record_layers"]
 
@@ -143,13 +142,10 @@ def convert_as_recorded(model: Model, record: Mapping[str, object]) -> Model:
     return model
 
 
-def _restore(layer: nn.Module, state: dict[str, object]) -> None:
+def _restore(layer: _RepresentativeBatchNorm, state: dict[str, object]) -> None:
     constant = state.pop(_CONSTANT, False)
     for key, value in {"frozen_stats": False, **state}.items():
         setattr(layer, key, value)
-    if constant and layer._parameters.get("weight") is None and "weight" not in layer._buffers:
+    if constant and layer._parameters.get("weight", layer) is None:
         like = next(iter((*layer.parameters(), *layer.buffers())))
-        layer._parameters.pop("weight", None)
-        layer.register_buffer(
-            "weight", torch.ones(like.shape, dtype=like.dtype, device=like.device)
-        )
+        put_constant(layer, like, layer.calibration.gate())
