@@ -27,7 +27,7 @@ def own_moments(x: Tensor, dims: int, by_channel: bool = False) -> tuple[Tensor,
 def image_table(x: Tensor) -> Tensor:
     """Mean and standard deviation of every instance of an input (N, ...), (N, 2) in float64."""
     x = x.detach() if x.ndim > 1 else x.detach().reshape(-1, 1)
-    return torch.stack(own_moments(x, x.ndim - 1), 1).flatten(1).double().cpu()
+    return torch.stack(own_moments(x, x.ndim - 1), 1).flatten(1).cpu().double()
 
 
 class Images:

@@ -56,7 +56,7 @@ class _Data:
             parts.append(image_table(x))
             if self.dims > 1 and self.table is None:
                 own = torch.stack(own_moments(x.detach(), self.dims, by_channel=True), 1)
-                self.channels.add(own.flatten(2).double())
+                self.channels.add(own.flatten(2).cpu().double())
 
         batches = self.batches if size is None else Rebatched(self.batches, size)
         run(model, batches, forward, {}, on_output, on_input)
