@@ -90,6 +90,15 @@ def test_instance_variance_with_a_large_mean() -> None:
     assert torch.allclose(v.double(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 1), (4, 3, 1, 1)])
+def test_the_mean_of_one_position_is_memory_of_its_own(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    m = active("cpu").phases.mean(x)
+    before = x.clone()
+    m.add_(1)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_statistics_are_taken_in_float32(dtype: torch.dtype) -> None:
     """4096 ones summed in half precision would stop growing at 256 or 2048."""

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rbnorm_lab import statistics
-from rbnorm_lab.statistics import estimate, holm, sign_flip
+from rbnorm_lab.statistics import Estimate, estimate, holm, sign_flip
 
 ALPHA = 0.05
 
@@ -137,3 +137,11 @@ def test_what_is_no_sample_is_refused(statistic, values):
 def test_what_is_no_p_value_is_refused(p):
     with pytest.raises(ValueError, match="p values lie between 0 and 1"):
         holm([0.5, p])
+
+
+@pytest.mark.parametrize(
+    ("interval", "detectable"),
+    [((0.0, 0.2), False), ((-0.2, 0.0), False), ((0.01, 0.2), True), ((-0.2, -0.01), True)],
+)
+def test_an_interval_that_touches_zero_detects_nothing(interval, detectable):
+    assert Estimate((0.1,), 0.1, interval, 0.05).detectable is detectable

@@ -10,7 +10,7 @@ from simulated import comparison, corrupted, failures_of, make_study, records_of
 from rbnorm_lab.statistics import estimate, sign_flip
 from rbnorm_lab.studies.answer import answer
 from rbnorm_lab.studies.corrupted import controls, corruption_tables
-from rbnorm_lab.studies.results import collect
+from rbnorm_lab.studies.results import ALPHA, PrimaryResult, collect
 from rbnorm_lab.studies.variants import comparisons_of
 from rbnorm_lab.studies.words import chinese
 from rbnorm_lab.text import Text
@@ -279,3 +279,9 @@ def test_a_further_comparison_that_was_not_run_is_left_out():
     results = found(study, lambda arm, seed: None if arm.label == "gn" else BASE[seed])
     assert results.others[0].difference is None
     assert "than gn" not in answer(study, results).en
+
+
+@pytest.mark.parametrize(("adjusted", "detectable"), [(ALPHA, True), (0.0501, False)])
+def test_a_p_value_of_alpha_itself_rejects(adjusted, detectable):
+    result = PrimaryResult(comparison("a", "b"), None, adjusted, 1)
+    assert result.detectable is detectable
