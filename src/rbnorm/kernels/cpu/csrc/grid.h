@@ -116,7 +116,9 @@ inline int64_t block_of(Type type, const Shape& s, int64_t instances) {
 class Arena {
  public:
   explicit Arena(int64_t numbers, int64_t parts = 1)
-      : memory(new float[numbers * parts]), numbers(numbers), free(memory.get()) {}
+      : memory(new float[numbers * parts]), numbers(numbers), free(memory.get()) {
+    use_huge_pages(free, numbers * parts * 4);
+  }
   float* take(int64_t count) { return std::exchange(free, free + count); }
   void enter(int64_t part) { free = memory.get() + part * numbers; }
 

@@ -83,6 +83,9 @@ namespace plain { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 
+// Memory that is new from the system costs more to touch page by page than to compute with.
+void use_huge_pages(void* data, int64_t bytes);
+
 // The OpenMP runtime that is loaded already: `run` starts a function on a team of threads.
 struct Runtime {
   void (*run)(void (*function)(void*), void* data, unsigned threads, unsigned flags);

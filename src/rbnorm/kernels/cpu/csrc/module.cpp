@@ -17,6 +17,16 @@ namespace rbnorm {
 
 Runtime runtime{};
 
+void use_huge_pages(void* data, int64_t size) {
+#ifdef __linux__
+  constexpr uintptr_t worth = 4 << 20, page = 4096;
+  if (!data || uintptr_t(size) < worth) return;
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(size)) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 namespace {
 
 PyObject* refused;  // the module's exception
@@ -41,17 +51,6 @@ const Kernels& kernels() {
     return plain::kernels;
   }();
   return chosen;
-}
-
-// Memory that is new from the system costs more to touch page by page than to compute with.
-void use_huge_pages(void* data, int64_t size) {
-#ifdef __linux__
-  constexpr uintptr_t worth = 4 << 20, page = 4096;
-  if (!data || uintptr_t(size) < worth) return;
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(size)) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 // The arguments of a call, in order. What is wrong with one is kept until the end.
@@ -187,7 +186,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
     in.demand(f.running_mean, "running statistics must be given in evaluation");
   }
   return in.run([](const Forward& f) {
-    use_huge_pages(f.y, bytes(f.type, f.shape));
+    use_huge_pages(f.y, bytes(f.type, f.shape)), use_huge_pages(f.m, 4 * f.shape.N * f.shape.C);
     kernels().forward(f);
   }, f);
 }

@@ -26,15 +26,18 @@ struct Gradient {
   static INLINE void terms(const V& dz, const V& d, V* out) { out[0] = dz, out[1] = dz * d; }
 };
 
-template <class Term>
-INLINE void terms_at(Rows dz, Rows x, int64_t r, int64_t j, const V& center, V* out) {
-  const V d = load(x.at + r * x.stride + j) - center;
-  Term::terms(std::is_same_v<Term, Gradient> ? load(dz.at + r * dz.stride + j) : V{}, d, out);
+template <class Term, class S>
+INLINE void terms_at(RowsOf<S> dz, RowsOf<S> x, int64_t r, int64_t j, const V& center, V* out) {
+  const V d = x.get(r, j) - center;
+  if constexpr (std::is_same_v<Term, Gradient>)
+    Term::terms(dz.get(r, j), d, out);
+  else
+    Term::terms(V{}, d, out);
 }
 
 // Adds up a tile of runs: a vector of rows at a time, whose sums are turned into lanes.
-template <class Term, class Ahead>
-void sum_runs(const Piece& tile, const float* center, Rows dz, Rows x, float* first, float* second,
+template <class Term, class S, class Ahead>
+void sum_runs(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, float* first, float* second,
               Ahead fetch) {
   constexpr int K = Term::sums;
   const int64_t n = tile.width, rest = n % W;
@@ -78,8 +81,8 @@ void sum_runs(const Piece& tile, const float* center, Rows dz, Rows x, float* fi
 }
 
 // Adds up the rows of a tile, lane by lane; some rows at once share what is read per lane.
-template <class Term, int Group>
-INLINE void sum_group(const Piece& tile, const float* center, Rows dz, Rows x, int64_t r,
+template <class Term, int Group, class S>
+INLINE void sum_group(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, int64_t r,
                       float* first, float* second) {
   constexpr int K = Term::sums;
   const int64_t n = tile.width;
@@ -104,8 +107,9 @@ INLINE void sum_group(const Piece& tile, const float* center, Rows dz, Rows x, i
   for (; j + W <= n; j += W) column(j, true);
   if (j < n) column(most(n - W, 0), false);
 }
-template <class Term>
-void sum_lanes(const Piece& tile, const float* center, Rows dz, Rows x, float* first, float* second) {
+template <class Term, class S>
+void sum_lanes(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, float* first,
+               float* second) {
   constexpr int group = std::is_same_v<Term, Gradient> ? group_rows / 2 : group_rows;
   int64_t r = 0;
   for (; r + group <= tile.rows; r += group)
@@ -115,11 +119,12 @@ void sum_lanes(const Piece& tile, const float* center, Rows dz, Rows x, float* f
 
 // Short runs, position by position: rows of as many lanes as there are channels.
 INLINE Rows turned(const float* flat, int64_t channels, int64_t L, float* room) {
-  const int64_t stride = padded(channels);
-  for (int64_t c = 0; c < channels; c++)
-    for (int64_t i = 0; i < L; i++) room[i * stride + c] = flat[c * L + i];
-  for (int64_t i = 0; i < L; i++)
-    for (int64_t c = channels; c < stride; c++) room[i * stride + c] = 0;
+  const int64_t stride = padded(channels), whole = channels / W * W;
+  for (int64_t i = 0; i < L; i++) {
+    float* row = room + i * stride;
+    for (int64_t c = 0; c < whole; c += W) store(row + c, gathered(flat + c * L + i, L));
+    for (int64_t c = whole; c < stride; c++) row[c] = c < channels ? flat[c * L + i] : 0;
+  }
   return {room, stride};
 }
 
@@ -133,9 +138,10 @@ struct Source {
 template <class Term>
 void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source& in, Sums& sums) {
   constexpr bool gradient = std::is_same_v<Term, Gradient>;
-  const bool small = in.x.type != FLOAT32 || (gradient && in.tail->activation != NONE);
+  const bool small = gradient && in.tail->activation != NONE;
   // In evaluation the next instance's run is not read next.
   const bool is_next = Term::sums > 1 && a.n + a.instances < s.N && s.L * bytes_of[in.x.type] <= 4096;
+  const bool is_short = has_short_runs(s);
   Room room[4];
   const int64_t channels = a.channels();
   const int64_t times = s.last && channels == s.C ? rows_in_one(channels, a.positions()) : 1;
@@ -144,28 +150,33 @@ void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source&
   for_pieces(s, a, tables, [&](const Tables& all, const Piece& piece, bool lanes) {
     for_tiles(piece, lanes, small, [&](const Piece& tile, int64_t at) {
       const Tables t = all.from(at);
-      Rows x = in.x.in(tile, room[0].at), dz{};
-      if constexpr (gradient)
-        dz = through(tile, t, lanes, in.dy.in(tile, room[1].at), x, *in.tail, room[2].at, room[3].at);
-      if (has_short_runs(s)) {  // their rows again, by position
-        const int64_t n = tile.width / s.L;
-        const Piece positions{0, s.L, padded(n), padded(n)};
-        Room turned_x, turned_dz;
-        x = turned(x.at, n, s.L, turned_x.at);
-        if (gradient) dz = turned(dz.at, n, s.L, turned_dz.at);
-        float center[most_wide + W] = {};
-        std::memcpy(center, tables.center + done, n * sizeof(float));
-        sum_lanes<Term>(positions, center, dz, x, sums.first + done, sums.second + done);
-        done += n;
-      } else {
-        float *first = sums.first + at, *second = sums.second + at;
+      float *first = sums.first + at, *second = sums.second + at;
+      const auto add = [&](auto dz, auto x) FLAT {
         if (lanes) return sum_lanes<Term>(tile, t.center, dz, x, first, second);
         sum_runs<Term>(tile, t.center, dz, x, first, second, [&](int64_t r) FLAT {
           if (!is_next) return;
           in.x.fetch(tile.offset + r * tile.stride + s.C * s.L, tile.width);
           if (gradient) in.dy.fetch(tile.offset + r * tile.stride + s.C * s.L, tile.width);
         });
-      }
+      };
+      if (!small && tile.width >= W && !is_short)
+        return by_type(in.x.type, [&](auto type) FLAT {
+          using S = decltype(type);
+          add(gradient ? in.dy.rows<S>(tile) : RowsOf<S>{}, in.x.rows<S>(tile));
+        });
+      Rows x = in.x.in(tile, room[0].at), dz{};
+      if constexpr (gradient)
+        dz = through(tile, t, lanes, in.dy.in(tile, room[1].at), x, *in.tail, room[2].at, room[3].at);
+      if (!is_short) return add(dz, x);
+      const int64_t n = tile.width / s.L;  // their rows again, by position
+      const Piece positions{0, s.L, padded(n), padded(n)};
+      Room turned_x, turned_dz;
+      x = turned(x.at, n, s.L, turned_x.at);
+      if (gradient) dz = turned(dz.at, n, s.L, turned_dz.at);
+      float center[most_wide + W] = {};
+      std::memcpy(center, tables.center + done, n * sizeof(float));
+      sum_lanes<Term>(positions, center, dz, x, sums.first + done, sums.second + done);
+      done += n;
     });
   });
   if (times > 1) fold_row(sums.first, channels, times), fold_row(sums.second, channels, times);
@@ -214,8 +225,10 @@ void moments_of(const Shape& s, const Area& a, Memory x, const MomentTables& out
   if (s.last) {
     ways[x.type].widen(x.place(s.offset(a.n, a.c0, a.i0)), center, channels);
   } else {
-    for (int64_t c = 0; c < channels; c++)
-      ways[x.type].widen(x.place(s.offset(a.n, a.c0 + c, a.i0)), center + c, 1);
+    by_type(x.type, [&](auto type) FLAT {
+      const auto p = static_cast<const typename decltype(type)::Stored*>(x.place(s.offset(a.n, a.c0, a.i0)));
+      for (int64_t c = 0; c < channels; c++) center[c] = decltype(type)::number(p + c * s.L);
+    });
   }
   std::fill_n(center + channels, padded(channels) - channels, 0.f);
   sum_area<Term>(s, a, {center, nullptr, nullptr}, {{}, x, nullptr}, sums);
@@ -281,9 +294,9 @@ void grad_moments(const Shape& s, const Area& a, const Tables& tables, const Sou
     Sums sums;
     sum_area<Gradient>(s, part, tables.from(done), in, sums);
     const int64_t channels = part.channels();
-    for (int64_t j = 0; j < channels; j++) {
-      first[done + j] = sums.first[j] / n;
-      second[done + j] = sums.second[j] / n;
+    for (int64_t j = 0; j < channels; j += W) {
+      store_some(first + done + j, load(sums.first + j) / n, channels - j);
+      store_some(second + done + j, load(sums.second + j) / n, channels - j);
     }
   });
 }

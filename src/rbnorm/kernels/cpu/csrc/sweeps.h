@@ -27,28 +27,27 @@ struct OfLane {
 };
 
 // y = scale (x - center) + shift; center may be null.
-template <class Of>
-void map_tile(const Piece& tile, const Tables& t, Rows x, Rows y) {
+template <class Of, class S>
+void map_tile(const Piece& tile, const Tables& t, RowsOf<S> x, RowsOf<S> y) {
   const auto row = [&](auto centered) FLAT {
     for_vectors(tile, [=](int64_t r, int64_t j) FLAT {
-      V v = load(x.at + r * x.stride + j);
+      V v = x.get(r, j);
       if (centered) v -= Of::get(t.center, r, j);
-      store(y.at + r * y.stride + j, Of::get(t.scale, r, j) * v + Of::get(t.shift, r, j));
+      y.put(r, j, Of::get(t.scale, r, j) * v + Of::get(t.shift, r, j));
     });
   };
   t.center ? row(std::true_type{}) : row(std::false_type{});
 }
 
 // dx = scale dz + x_scale (x - center) + u; without x_scale x is not read.
-template <class Of>
-void grad_tile(const Piece& tile, const Tables& t, Rows dz, Rows x, Rows dx) {
+template <class Of, class S>
+void grad_tile(const Piece& tile, const Tables& t, RowsOf<S> dz, RowsOf<S> x, RowsOf<S> dx) {
   const auto row = [&](auto with_x) FLAT {
     for_vectors(tile, [=](int64_t r, int64_t j) FLAT {
       V v = Of::get(t.u, r, j);
       if (with_x)
-        v += Of::get(t.x_scale, r, j) * (load(x.at + r * x.stride + j) - Of::get(t.center, r, j));
-      store(dx.at + r * dx.stride + j,
-            Of::get(t.scale, r, j) * load(dz.at + r * dz.stride + j) + v);
+        v += Of::get(t.x_scale, r, j) * (x.get(r, j) - Of::get(t.center, r, j));
+      dx.put(r, j, Of::get(t.scale, r, j) * dz.get(r, j) + v);
     });
   };
   t.x_scale ? row(std::true_type{}) : row(std::false_type{});
@@ -69,7 +68,7 @@ inline void add_strip(float* z, const float* other, int64_t n) {
 // z = scale (x - center) + shift + residual.
 INLINE void before_activation(const Piece& tile, const Tables& t, bool lanes, Rows x, const Tail& tail,
                               Rows z, float* room) {
-  (lanes ? map_tile<OfLane> : map_tile<OfRow>)(tile, t, x, z);
+  (lanes ? map_tile<OfLane, Float> : map_tile<OfRow, Float>)(tile, t, x, z);
   if (tail.residual.start)
     for_rows(tile, z, tail.residual.in(tile, room), add_strip);
 }
@@ -89,10 +88,15 @@ INLINE Rows through(const Piece& tile, const Tables& t, bool lanes, Rows dy, Row
 // y = act(scale (x - center) + shift + residual).
 void affine(const Shape& s, const Area& a, const Tables& tables, Memory x, const Tail& tail, Memory y) {
   Room room[3];
-  const bool small = x.type != FLOAT32 || !tail.empty();
+  const bool small = !tail.empty();
   for_pieces(s, a, tables, [&](const Tables& all, const Piece& piece, bool lanes) {
     for_tiles(piece, lanes, small, [&](const Piece& tile, int64_t at) {
       const Tables t = all.from(at);
+      if (!small && tile.width >= W)
+        return by_type(x.type, [&](auto type) FLAT {
+          using S = decltype(type);
+          (lanes ? map_tile<OfLane, S> : map_tile<OfRow, S>)(tile, t, x.rows<S>(tile), y.rows<S>(tile));
+        });
       const Rows z = y.out(tile, room[0].at);
       before_activation(tile, t, lanes, x.in(tile, room[1].at), tail, z, room[2].at);
       if (tail.activation != NONE)
@@ -116,17 +120,23 @@ INLINE void write_tile(const Piece& tile, Rows from, Memory to, float* room) {
 void grad_affine(const Shape& s, const Area& a, const Tables& tables, Memory dy, Memory x,
                  const Tail& tail, Memory dx, Memory dresidual) {
   Room room[5];
-  const bool plain = tail.activation == NONE, small = x.type != FLOAT32 || !plain;
+  const bool plain = tail.activation == NONE, small = !plain;
   for_pieces(s, a, tables, [&](const Tables& all, const Piece& piece, bool lanes) {
     for_tiles(piece, lanes, small, [&](const Piece& tile, int64_t at) {
       const Tables t = all.from(at);
+      if (plain && tile.width >= W)
+        return by_type(x.type, [&](auto type) FLAT {
+          using S = decltype(type);
+          (lanes ? grad_tile<OfLane, S> : grad_tile<OfRow, S>)(tile, t, dy.rows<S>(tile), x.rows<S>(tile),
+                                                              dx.rows<S>(tile));
+        });
       const Rows from = t.x_scale || !plain ? x.in(tile, room[0].at) : Rows{};
       const Rows dz =
           through(tile, t, lanes, dy.in(tile, room[1].at), from, tail, room[2].at, room[3].at);
       if (dresidual.start) write_tile(tile, dz, dresidual, room[4].at);
       if (!dx.start) return;
       const Rows out = dx.out(tile, room[4].at);
-      (lanes ? grad_tile<OfLane> : grad_tile<OfRow>)(tile, t, dz, from, out);
+      (lanes ? grad_tile<OfLane, Float> : grad_tile<OfRow, Float>)(tile, t, dz, from, out);
       dx.put(tile, out);
     });
   });

@@ -137,11 +137,16 @@ INLINE void for_tiles(const Piece& p, bool lanes, bool small, F f) {
     }
 }
 
-// The numbers of a tile as float32, at least a vector in a row: where they lie, or in `room`.
-struct Rows {
-  float* at;
+// Rows of numbers of a type; of float32 they are what a tile that is copied has.
+template <class S>
+struct RowsOf {
+  typename S::Stored* at;
   int64_t stride;
+  INLINE V get(int64_t r, int64_t j) const { return S::get(at + r * stride + j); }
+  INLINE void put(int64_t r, int64_t j, const V& v) const { S::put(at + r * stride + j, v); }
 };
+using Rows = RowsOf<Float>;
+
 struct Memory {
   Type type;
   const void* start;
@@ -150,6 +155,11 @@ struct Memory {
     return static_cast<char*>(const_cast<void*>(start)) + offset * bytes_of[type];
   }
   bool is_copied(const Piece& tile) const { return type != FLOAT32 || tile.width < W; }
+  template <class S>
+  INLINE RowsOf<S> rows(const Piece& tile) const {
+    return {static_cast<typename S::Stored*>(place(tile.offset)), tile.stride};
+  }
+  // The numbers of a tile as float32, at least a vector in a row: where they lie, or in `room`.
   INLINE Rows out(const Piece& tile, float* room) const {
     if (is_copied(tile)) return {room, most(tile.width, W)};
     return {static_cast<float*>(place(tile.offset)), tile.stride};

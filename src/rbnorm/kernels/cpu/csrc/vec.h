@@ -109,6 +109,19 @@ INLINE V permuted(const V& v, const Mask& from) {
 #endif
 }
 
+// The numbers at p, `step` apart.
+INLINE V gathered(const float* p, int64_t step) {
+#if RBNORM_VECTOR_BYTES == 64
+  const V lane = made([](int k) FLAT { return float(k); }, Lanes{});
+  return _mm512_i32gather_ps(_mm512_cvttps_epi32(lane * float(step)), p, 4);
+#elif RBNORM_VECTOR_BYTES == 32
+  const V lane = made([](int k) FLAT { return float(k); }, Lanes{});
+  return _mm256_i32gather_ps(p, _mm256_cvttps_epi32(lane * float(step)), 4);
+#else
+  return V{p[0], p[step], p[2 * step], p[3 * step]};
+#endif
+}
+
 INLINE bool any(const Mask& mask) {
   uint64_t set = 0, words[RBNORM_VECTOR_BYTES / 8];
   std::memcpy(words, &mask, sizeof(words));
@@ -137,8 +150,19 @@ INLINE void add(float* total, float* lost, const V& v) {
 
 // Types -----------------------------------------------------------------------------------------
 
+struct Float {
+  using Stored = float;
+  static INLINE V get(const float* p) { return load(p); }
+  static INLINE void put(float* p, const V& v) { store(p, v); }
+  static INLINE float number(const float* p) { return *p; }
+};
+
 // A bfloat16 is the upper half of a float32.
 struct BFloat {
+  using Stored = uint16_t;
+  static INLINE V get(const uint16_t* p) { return wide(read<Shorts>(p)); }
+  static INLINE void put(uint16_t* p, const V& v) { write(p, narrow(v)); }
+  static INLINE float number(const uint16_t* p) { return bits<float>(uint32_t(*p) << 16); }
   static INLINE V wide(const Shorts& half) {
 #if RBNORM_VECTOR_BYTES == 64
     return bits<V>(bits<Words>(_mm512_cvtepu16_epi32(bits<__m256i>(half))) << 16);
@@ -162,6 +186,10 @@ struct BFloat {
 };
 
 struct Half {
+  using Stored = uint16_t;
+  static INLINE V get(const uint16_t* p) { return wide(read<Shorts>(p)); }
+  static INLINE void put(uint16_t* p, const V& v) { write(p, narrow(v)); }
+  static INLINE float number(const uint16_t* p) { return wide(Shorts{*p})[0]; }
 #if RBNORM_VECTOR_BYTES == 64
   static INLINE V wide(const Shorts& half) { return _mm512_cvtph_ps(bits<__m256i>(half)); }
   static INLINE Shorts narrow(const V& v) {
@@ -192,6 +220,12 @@ struct Half {
   }
 #endif
 };
+
+// Calls f(S) for the type of data.
+template <class F>
+INLINE void by_type(Type type, F f) {
+  type == FLOAT32 ? f(Float{}) : type == BFLOAT16 ? f(BFloat{}) : f(Half{});
+}
 
 template <class S>
 void widen(const void* from, float* to, int64_t n) {
