@@ -316,7 +316,7 @@ done = subprocess.run(
     text=True,
 )
 print(done.stdout)
-Image("rbnorm-compare/accuracy.png", width=480)
+Image("rbnorm-compare/clean.png", width=480)
 
 # %% [markdown]
 # ## 代码 · Code

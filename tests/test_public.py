@@ -16,7 +16,7 @@ from torch import nn
 
 import rbnorm
 from rbnorm import hub
-from rbnorm_lab.store import RecordStore
+from rbnorm_lab.store import Store
 
 HERE = Path(__file__).resolve().parent
 RELEASED = HERE / "released" / "0.1.0"
@@ -100,7 +100,7 @@ def test_hub_folder_of_0_1_0_loads(tmp_path: Path) -> None:
 
 def test_records_of_0_1_0_load(tmp_path: Path) -> None:
     shutil.copy(RELEASED / "records.jsonl", tmp_path)
-    records = RecordStore(tmp_path).load()
+    records = Store(tmp_path).records
     assert [record.config.norm for record in records.values()] == ["bn", "rbn"]
     assert all(record.epochs[-1].test_accuracy > 0.9 for record in records.values())
 

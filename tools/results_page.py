@@ -19,18 +19,13 @@ from rbnorm.models.files import replace
 from rbnorm_cli.main import main
 from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser
-from rbnorm_lab.domains.answer import domains_answer
-from rbnorm_lab.domains.page import NAME as DOMAINS
-from rbnorm_lab.gradients import gradients_answer, store_of
-from rbnorm_lab.store import FailureStore, RecordStore
-from rbnorm_lab.studies.answer import NOT_RUN, answer
-from rbnorm_lab.studies.arms import Settings
-from rbnorm_lab.studies.catalogue import CATALOGUE
-from rbnorm_lab.studies.cost_page import cost_answer
-from rbnorm_lab.studies.costs import COST, load_costs
-from rbnorm_lab.studies.learnt import Learnt, learnt, said
+from rbnorm_lab.catalogue.gradients import settings_of
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies.command import Plans
+from rbnorm_lab.studies.learnt import Learnt, learnt, sentence
 from rbnorm_lab.studies.results import Results, collect
-from rbnorm_lab.studies.tuning import Rates
+from rbnorm_lab.studies.sentences import NOT_RUN, answer
+from rbnorm_lab.studies.study import Settings
 from rbnorm_lab.text import Text, joined
 from tools.results_table import ROOT, domain_results
 
@@ -82,14 +77,12 @@ def answers(results: Path) -> dict[str, Text]:
     found, networks = {}, []
     for source in SOURCES:
         for name, of in _results(results / source.folder, source).items():
-            found[name + source.suffix] = answer(of.study, of)
+            found[name + source.suffix] = answer(of)
             if name == "networks":
                 networks += [_on(source, one) for one in learnt(of)]
-    own = results / STUDIES.folder
-    found[COST] = cost_answer(load_costs(own))
-    found[DOMAINS] = domains_answer(domain_results(own))
-    found["gradients"] = gradients_answer(list(store_of(own).load().values()))
-    found["learnt"] = joined(said(networks), " ", "") if networks else NOT_RUN
+    found["gradients"] = answer(_gradients(results / STUDIES.folder))
+    found["domains"] = answer(domain_results(results / STUDIES.folder))
+    found["learnt"] = joined(map(sentence, networks), " ", "") if networks else NOT_RUN
     return found
 
 
@@ -102,13 +95,14 @@ def _on(source: Source, of: Learnt) -> Learnt:
 
 def _results(folder: Path, source: Source) -> dict[str, Results]:
     options = make_parser("").parse_args(source.command)
-    settings = Settings.of(vars(options))
-    records, failures = RecordStore(folder).load(), FailureStore(folder).load()
-    found = {}
-    for name in study_names(options.names):
-        study = CATALOGUE[name](settings, Rates(settings, records, failures))
-        found[name] = collect(study, records, failures)
-    return found
+    plans = Plans(study_names(options.names), Settings.of(vars(options)), Store(folder))
+    return {study.name: collect(study, plans.store) for study in plans.studies()}
+
+
+def _gradients(folder: Path) -> Results:
+    settings = settings_of(vars(make_parser("").parse_args(["study gradients"])))
+    plans = Plans(["gradients"], settings, Store(folder))
+    return collect(plans.studies()[0], plans.store)
 
 
 def filled(page: str, said: Mapping[str, Text], language: str) -> str:

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Final
 
 from rbnorm_cli.parser import make_parser
-from rbnorm_lab.analysis import with_margin
-from rbnorm_lab.domains.page import accuracy
-from rbnorm_lab.domains.plan import BN, CENTRING, RBN, DomainArm, DomainSettings
-from rbnorm_lab.domains.results import DomainResults, settings_of_records
-from rbnorm_lab.domains.store import DomainStore
+from rbnorm_lab.catalogue.domains import BN, CENTRING, RBN
+from rbnorm_lab.domains.settings import completed, settings_of
 from rbnorm_lab.domains.testing import TEST_BATCH
 from rbnorm_lab.records import Record
 from rbnorm_lab.shift import CLEAN, TRAINED, mean_corruption_accuracy
 from rbnorm_lab.shift import TEST_BATCH as OF_TEST_BATCH
 from rbnorm_lab.statistics import estimate
-from rbnorm_lab.store import RecordStore
-from rbnorm_lab.studies.arms import Settings, Text
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies.command import Plans
 from rbnorm_lab.studies.costs import Costs, load_costs
-from rbnorm_lab.studies.tuning import Rates
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.results import TARGET, Results, collect, estimate_of
+from rbnorm_lab.studies.study import Settings
+from rbnorm_lab.text import Text, with_margin
 from tools.marks import put
 
 NAME: Final = "results"
@@ -61,8 +61,8 @@ def table(results: Path) -> dict[str, str]:
         results: Folder of the studies' records.
     """
     settings = Settings.of(vars(make_parser("").parse_args(["study", "primary"])))
-    every = RecordStore(results).load()
-    rate = Rates(settings, every)
+    store = Store(results)
+    every, rate = store.records, Rates(settings, store)
     of_domains = domain_results(results)
     costs = load_costs(results)
     rows = []
@@ -90,13 +90,12 @@ def table(results: Path) -> dict[str, str]:
     return {language: _drawn(rows, language) for language in READMES}
 
 
-def domain_results(results: Path) -> DomainResults:
+def domain_results(results: Path) -> Results:
     """What the records of the study of domains show."""
-    store = DomainStore(results)
-    defaults = DomainSettings.of(vars(make_parser("").parse_args(["study domains"])))
-    return DomainResults(
-        settings_of_records(store.records, defaults), store.records, store.failures
-    )
+    options = vars(make_parser("").parse_args(["study domains"]))
+    store = Store(results)
+    plans = Plans(["domains"], completed(settings_of(options), None, store), store)
+    return collect(plans.studies()[0], store)
 
 
 def _runs(
@@ -131,10 +130,12 @@ def _shifted(record: Record, statistics: str, condition: str | None) -> float | 
     return mean_corruption_accuracy(accuracies) if condition is None else accuracies[condition]
 
 
-def _domain(results: DomainResults, arm: DomainArm | None, as_trained: bool) -> str:
+def _domain(results: Results, arm: str | None, as_trained: bool) -> str:
     if arm is None:
         return NONE
-    return accuracy(results.accuracy(arm, TRAINED if as_trained else TEST_BATCH[64]))
+    return with_margin(
+        estimate_of(results.of(arm), TARGET, TRAINED if as_trained else TEST_BATCH[64]), 1
+    )
 
 
 def _cost(costs: Costs | None, norm: str) -> str:

@@ -15,7 +15,9 @@ LEAST: Final = {
     "checkpoint_every": 1,
     "decay_every": 1,
     "epochs": 1,
+    "few_seeds": 1,
     "fine_tune": 1,
+    "gradient_steps": 0,
     "image_size": 1,
     "limit": 1,
     "norm_batch": 1,
@@ -24,6 +26,7 @@ LEAST: Final = {
     "repeats": 1,
     "seed": 0,
     "seeds": 1,
+    "steps": 1,
     "test_limit": 1,
     "tuning_epochs": 1,
     "tuning_seeds": 1,
@@ -53,6 +56,10 @@ def check(options: argparse.Namespace) -> None:
     for model in _models(options.command, given):
         names.model_name(model)
     match options.command:
+        case "compare":
+            for name in names.items(options.shifted):
+                if not names.corruption(name):
+                    raise names.unknown("corruption", name, names.CORRUPTIONS)
         case "study":
             names.study_names(names.items(options.names))
         case "diagnose":

@@ -14,7 +14,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "norm": names.NORMS,
     "norms": names.NORMS,
     "mixed_precision": names.MIXED_PRECISIONS,
-    "names": (*names.STUDIES, names.ALL),
+    "names": (*names.studies(), names.ALL),
 }
 
 

@@ -35,21 +35,6 @@ CORRUPTIONS: Final = (
 SEVERITIES: Final = (1, 2, 3, 4, 5)
 DEFAULT_SEVERITY: Final = 3
 ALL: Final = "all"
-STUDIES: Final = (
-    "primary",
-    "ablation",
-    "shift",
-    "batch-size",
-    "init",
-    "fine-tune",
-    "networks",
-    "segmentation",
-    "cifar",
-    "cost",
-)
-"""In the order in which ``rbnorm study all`` runs them, all but those of :data:`OWN_DATA`."""
-OWN_DATA: Final = ("segmentation", "cifar")
-"""The studies of other images than the rest."""
 NETWORKS: Final = (
     "small:torchvision:mobilenet_v3_small",
     "small:timm:regnetx_002",
@@ -196,17 +181,28 @@ def library_models(library: str) -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
+def studies() -> dict[str, bool]:
+    """The studies of ``rbnorm study NAME``, and whether ``all`` has them, by their files' text."""
+    found = {}
+    for file in sorted((Path(__file__).parents[1] / "rbnorm_lab/catalogue").glob("[a-z]*.py")):
+        source = file.read_text(encoding="utf-8")
+        if "\nCOMMAND: " not in source:
+            found[file.stem.replace("_", "-")] = "\nOWN_DATA: " not in source
+    return found
+
+
 def study_names(names: Sequence[str]) -> list[str]:
     """The studies asked for, in their order.
 
     Raises:
         UsageError: There is no such study.
     """
+    every = studies()
     for name in names:
-        if name not in (*STUDIES, ALL):
-            raise unknown("study", name, (*STUDIES, ALL))
-    every = () if ALL not in names else tuple(name for name in STUDIES if name not in OWN_DATA)
-    return [name for name in STUDIES if name in (*names, *every)]
+        if name not in (*every, ALL):
+            raise unknown("study", name, (*every, ALL))
+    return [name for name, in_all in every.items() if name in names or (in_all and ALL in names)]
 
 
 def model_file(spec: str) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from rbnorm_cli.domains import add_domains_options
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.gradients import add_gradients_options
-from rbnorm_cli.names import NETWORKS
+from rbnorm_cli.names import CORRUPTIONS, NETWORKS, studies
 from rbnorm_cli.options import add_options
 
 CONTINUES = "the same command again continues after the last finished run"
@@ -152,6 +152,14 @@ def _compare(parser: Parser) -> None:
         out=(Path("rbnorm-compare"), "folder of records and report"),
     )
     parser.add_argument(
+        "--shifted",
+        nargs="*",
+        default=["contrast:5"],
+        help=f"test on corrupted images, too: list of {', '.join(CORRUPTIONS)}, severities from 1 "
+        "to 5 as in noise:5, otherwise 3; nothing for none",
+        metavar="KIND",
+    )
+    parser.add_argument(
         "--save-models",
         action="store_true",
         help="keep the trained models in the folder's models/, for rbnorm diagnose --model FILE",
@@ -163,9 +171,8 @@ def _study(parser: Parser) -> None:
     add(
         "names",
         nargs="+",
-        help="primary, ablation, shift, batch-size, init, fine-tune, networks, segmentation, "
-        "cifar, cost, or all; all leaves out segmentation and cifar, which have data of their own, "
-        "and draws the page of cost, which only cost by its name measures",
+        help=f"{', '.join(studies())}, or all; all leaves out segmentation and cifar, which have "
+        "data of their own, and draws the page of cost, which only cost by its name measures",
         metavar="NAME",
     )
     add_options(

@@ -6,56 +6,91 @@ import argparse
 import time
 from dataclasses import fields
 
-from rbnorm_cli.names import items
+from rbnorm_cli.names import LRASPP, corruption, items, study_names
 
 
 def compare(options: argparse.Namespace, command: str) -> None:
     """``rbnorm compare``."""
-    from rbnorm_lab import compare as module
+    from rbnorm_lab.checkpoints import saved_path
+    from rbnorm_lab.processes import count_processes
+    from rbnorm_lab.studies import command as module
+    from rbnorm_lab.studies.study import Settings
+    from rbnorm_lab.studies.work import Sources
 
-    asked = module.Comparison.of(vars(options))
-    module.compare(asked, options.out, command, save_models=options.save_models)
+    images = [] if options.model == LRASPP else options.shifted  # scenes have no corrupted labels
+    shifted = [corruption(name) for name in items(images)]
+    conditions = tuple(f"{kind}/{severity}" for kind, severity in filter(None, shifted))
+    settings = Settings.of(
+        vars(options),
+        shift="controls" if conditions else "none",
+        conditions=conditions,
+        processes=count_processes(),
+    )
+    folder = options.out / "models"
+    how = module.How(
+        Sources(root=options.data_root),
+        keep=lambda config: saved_path(folder, config) if options.save_models else None,
+        check=True,
+        together=True,
+    )
+    module.study(["compare"], settings, options.out, command, how)
 
 
 def study(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study``."""
-    from rbnorm_lab.studies import arms
     from rbnorm_lab.studies import command as module
+    from rbnorm_lab.studies import costs
+    from rbnorm_lab.studies.runner import Shard
+    from rbnorm_lab.studies.study import Settings
+    from rbnorm_lab.studies.work import Sources
 
-    module.study(
-        items(options.names),
-        arms.Settings.of(vars(options)),
-        options.out,
-        command,
-        data_root=options.data_root,
+    names = study_names(items(options.names))
+    settings = Settings.of(vars(options))
+    how = module.How(
+        Sources(root=options.data_root and options.data_root.resolve()),
         shard=options.shard,
         ray=options.ray,
-        run=not options.no_run,
         only_estimate=options.estimate,
+        run=not options.no_run,
     )
+    # the machines that share the work of `all` are too busy to time anything on
+    first = Shard.parse(options.shard).index == 1
+    if "cost" in items(options.names) and first and not (options.no_run or options.estimate):
+        costs.measure_missing(options.out)
+    module.study(names, settings, options.out, command, how)
 
 
 def study_domains(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study domains``."""
     start = time.monotonic()
-    from rbnorm_lab.domains import command as module
-    from rbnorm_lab.domains.plan import DomainSettings
+    from rbnorm_lab.domains import settings as own
+    from rbnorm_lab.store import Store
+    from rbnorm_lab.studies import command as module
 
-    settings = DomainSettings.of(vars(options))
-    if not options.no_run:
-        limits = module.Limits(**{f.name: getattr(options, f.name) for f in fields(module.Limits)})
-        module.domains(options.images, options.weights, settings, options.out, limits, start)
-    if not (options.no_page or options.estimate):
-        from rbnorm_lab.domains.page import draw
-
-        draw(options.out, settings, command)
+    settings = own.settings_of(vars(options))
+    values = ("processes", "minutes", "cut")
+    how = module.How(
+        own.Sources() if options.no_run else own.sources_of(options),
+        **{name: getattr(options, name) for name in values},
+        only_estimate=options.estimate,
+        run=not options.no_run,
+        page=not options.no_page,
+        keep=own.kept_in(options.out) if options.keep_models else lambda config: None,
+        start=start,
+    )
+    settings = own.completed(settings, how.sources.images, Store(options.out))
+    module.study(["domains"], settings, options.out, command, how)
 
 
 def study_gradients(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study gradients``."""
-    from rbnorm_lab import gradients as module
+    from rbnorm_lab.catalogue.gradients import settings_of
+    from rbnorm_lab.studies import command as module
+    from rbnorm_lab.studies.work import Sources
 
-    module.gradients_study(options)
+    settings = settings_of(vars(options))
+    how = module.How(Sources(root=options.data_root), run=not options.no_run)
+    module.study(["gradients"], settings, options.out, command, how)
 
 
 def train(options: argparse.Namespace, command: str) -> None:

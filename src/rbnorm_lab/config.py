@@ -5,7 +5,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Final, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -37,63 +38,10 @@ _CHOICES: Final = {
     "recipe": RECIPES,
 }
 _NAMES: Final = {"data": data_name, "model": model_name}
-Own = TypeVar("Own", bound="Config")
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything that influences the result of something, and nothing else: a frozen dataclass.
-
-    Attributes:
-        WHAT: What it describes, for errors.
-        LATER: Fields that the first records lack; left out at their defaults, they leave keys as
-            they were.
-    """
-
-    WHAT: ClassVar[str]
-    LATER: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def of(cls: type[Own], options: Mapping[str, Any], **values: Any) -> Own:
-        """The config of a command's options.
-
-        Args:
-            options: By name; those that are no fields of a config are left out.
-            values: The fields that are no options, or in place of them.
-
-        Raises:
-            UsageError: A value is out of range, or there is no such data or model.
-        """
-        own = {f.name: options[f.name] for f in fields(cls) if f.name in options} | values
-        return cls(**own | {k: name(own[k]) for k, name in _NAMES.items() if k in own})
-
-    @property
-    def key(self) -> str:
-        """Names the config: equal for equal ones, in every process and on every machine."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields, as records keep them."""
-        defaults = {field.name: field.default for field in fields(self)}
-        values = asdict(self)
-        return {k: v for k, v in values.items() if k not in self.LATER or v != defaults[k]}
-
-    @classmethod
-    def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:
-        """Build a config from what :meth:`to_dict` gives.
-
-        Raises:
-            UsageError: A field is missing or of another type, or a value out of range.
-        """
-        try:
-            return msgspec.convert(values, cls)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"this is no {cls.WHAT} ({first_line(error)})") from error
-
-
-@dataclass(frozen=True)
-class RunConfig(Config):
+class RunConfig:
     """Everything that influences the result of one run, and nothing else.
 
     Attributes:
@@ -131,17 +79,26 @@ class RunConfig(Config):
         label_smoothing: Share of the training labels that is spread evenly over all classes.
         match_moments: Set every image's own mean and contrast before the network sees it; see
             :mod:`rbnorm_lab.image_moments`.
+        conditions: The corruptions that are measured where ``shift`` asks for any, as
+            ``kind/severity``; none for all of :data:`CONDITIONS`.
+        target: The domain of the images that is not trained on and that is tested on, where a
+            pretrained network is fine-tuned on the others; None where there are no domains.
+        calibration_rate: Learning rate of RBN's calibration in such a fine-tuning, in multiples of
+            ``lr``.
+        gradient_steps: Take so many steps only, and keep their gradients; 0 for a whole training.
 
     Raises:
         UsageError: A value is out of range.
     """
 
-    WHAT = "run config"
-    LATER = (
+    LATER: ClassVar[tuple[str, ...]] = (
         *("recipe", "decay_every", "ema", "sync_norm"),
         *("test_limit", "frozen", "in_order"),
         *("label_smoothing", "match_moments"),
+        *("conditions", "target", "calibration_rate", "gradient_steps"),
     )
+    """Fields that the first records lack; left out at their defaults, they leave keys as they
+    were."""
 
     data: str
     model: str
@@ -173,6 +130,10 @@ class RunConfig(Config):
     in_order: bool = False
     label_smoothing: float = 0.0
     match_moments: bool = False
+    conditions: tuple[str, ...] = ()
+    target: str | None = None
+    calibration_rate: float = 1.0
+    gradient_steps: int = 0
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -195,7 +156,7 @@ class RunConfig(Config):
                     f"unknown {name.replace('_', ' ')} {value!r}: choose from {', '.join(choices)}"
                 )
         check_least(vars(self))
-        positive(lr=self.lr, pretrain_lr=self.pretrain_lr)
+        positive(lr=self.lr, pretrain_lr=self.pretrain_lr, calibration_rate=self.calibration_rate)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(
                 f"weight decay must be zero or a positive number, not {self.weight_decay}"
@@ -212,6 +173,51 @@ class RunConfig(Config):
         """Images of a batch that each process has."""
         return self.batch_size // self.processes
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any], **values: Any) -> "RunConfig":
+        """The config of a command's options.
+
+        Args:
+            options: By name; those that are no fields of a config are left out.
+            values: The fields that are no options, or in place of them.
+
+        Raises:
+            UsageError: A value is out of range, or there is no such data or model.
+        """
+        own = {f.name: options[f.name] for f in fields(cls) if f.name in options}
+        own |= {name: spelt(own[name]) for name, spelt in _NAMES.items() if name in own}
+        return cls(**own | values)
+
+    @cached_property
+    def key(self) -> str:
+        """Names the config: equal for equal ones, in every process and on every machine."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, as records keep them."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in self.LATER or v != defaults[k]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Build a config from what :meth:`to_dict` gives.
+
+        Raises:
+            UsageError: A field is missing or of another type, or a value out of range.
+        """
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"this is no run config ({first_line(error)})") from error
+
+    def tested_on(self) -> tuple[str, ...]:
+        """What it is measured on with each kind of statistics, where ``shift`` asks for any."""
+        if self.target is not None:
+            return (self.target,)
+        return (CLEAN, *self.conditions) if self.conditions else CONDITIONS
+
     def identity(self) -> dict[str, Any]:
         """Everything that the weights at a step depend on, and nothing else.
 
@@ -220,6 +226,6 @@ class RunConfig(Config):
         """
         values = asdict(self)
         ends = ("epochs",) if self.recipe == STEPS else ()
-        for name in ("workers", "shift", "trace", *ends):
+        for name in ("workers", "shift", "conditions", "trace", *ends):
             del values[name]
         return {**values, "data": self.data.partition(":")[0]}

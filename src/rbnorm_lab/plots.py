@@ -1,8 +1,8 @@
-"""Figures of records, drawn with matplotlib's object interface."""
+"""What all figures are made of, drawn with matplotlib's object interface."""
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any, Final
 
@@ -10,10 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from rbnorm_lab.analysis import BASELINE, Row, summarise
-from rbnorm_lab.records import Record
 from rbnorm_lab.statistics import Estimate
 
 INK: Final = "#1b1b1b"  # nothing else has this colour: inside a page it becomes the text's
@@ -142,7 +139,7 @@ def seeds(axes: Axes, values: Sequence[float], y: float, mark: tuple[str, str]) 
     axes.scatter(values, np.full(len(values), y), s=13, color=color, marker=marker, alpha=0.5, lw=0)
 
 
-def _styles(norms: Iterable[str]) -> dict[str, Style]:
+def styles_of(norms: Iterable[str]) -> dict[str, Style]:
     """Colour, marker and dashes of norms that stand together; no two have both the same.
 
     A norm without a style of its own takes a colour that is still free, while there is one.
@@ -154,138 +151,13 @@ def _styles(norms: Iterable[str]) -> dict[str, Style]:
     return {norm: _STYLES.get(norm) or next(others) for norm in distinct}
 
 
-def accuracy_figure(rows: Sequence[Row], *, narrow: bool = False) -> Figure:
-    """Test accuracy by norm: mean, 95 % interval and every seed, one panel for every batch size."""
-    sizes = _batch_sizes(row.batch_size for row in rows)
-    styles = _styles(row.norm for row in rows)
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=_size(3.4, 1, len(sizes), narrow=narrow), layout="constrained")
-        panels = panels_of(figure, 1, len(sizes), narrow=narrow)[0]
-        for axes, size in zip(panels, sizes, strict=True):
-            _accuracy_panel(axes, [row for row in rows if row.batch_size == size], styles)
-            axes.set_title(f"batch size {size}")
-        for axes in panels if narrow else panels[:1]:
-            axes.set_ylabel("test accuracy (%)")
-    return figure
-
-
-def _size(height: float, rows: int, columns: int, *, narrow: bool) -> tuple[float, float]:
+def size_of(height: float, rows: int, columns: int, *, narrow: bool) -> tuple[float, float]:
     """Of a figure with panels of this height, in inches."""
-    return (NARROW, height * rows * columns) if narrow else (4.2 * columns, height * rows)
+    return (NARROW, height * rows * columns) if narrow else (4.2 * max(columns, 2), height * rows)
 
 
-def _accuracy_panel(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
-    for x, row in enumerate(rows):
-        color, marker, _ = styles[row.norm]
-        values = 100 * np.asarray(row.accuracy.values)
-        spread = 0.12 * np.linspace(-1, 1, len(values)) if len(values) > 1 else np.zeros(1)
-        axes.scatter(x - 0.22 + spread, values, s=14, color=color, marker=marker, alpha=0.55, lw=0)
-        mean = 100 * row.accuracy.mean
-        low, high = (100 * v for v in row.accuracy.interval or (row.accuracy.mean,) * 2)
-        axes.errorbar(
-            x + 0.16,
-            mean,
-            [[mean - low], [min(high, 100) - mean]],
-            color=color,
-            marker=marker,
-            markeredgecolor=INK,
-            markeredgewidth=0.5,
-            capsize=4,
-            linewidth=1.6,
-        )
-    axes.set_xticks(range(len(rows)), [row.norm for row in rows], rotation=30, ha="right")
-    axes.set_xlim(-0.6, len(rows) - 0.4)
-    axes.grid(visible=False, axis="x")
-
-
-def curves_figure(records: Sequence[Record], *, narrow: bool = False) -> Figure:
-    """Test accuracy and loss after every epoch: mean over seeds, band from least to most."""
-    sizes = _batch_sizes(record.config.batch_size for record in records)
-    styles = _styles(record.config.norm for record in records)
-    quantities = (("test_accuracy", "test accuracy (%)", 100), ("test_loss", "test loss", 1))
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=_size(2.8, 2, len(sizes), narrow=narrow), layout="constrained")
-        panels = panels_of(figure, 2, len(sizes), narrow=narrow)
-        for row, (quantity, label, factor) in zip(panels, quantities, strict=True):
-            for axes, size in zip(row, sizes, strict=True):
-                chosen = [record for record in records if record.config.batch_size == size]
-                _curves(axes, chosen, quantity, factor, styles)
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            for axes in row if narrow else row[:1]:
-                axes.set_ylabel(label)
-        for row in panels if narrow else panels[:1]:
-            for axes, size in zip(row, sizes, strict=True):
-                axes.set_title(f"batch size {size}")
-        for axes in panels[0]:
-            axes.tick_params(labelbottom=narrow)
-        for axes in panels[1]:
-            axes.set_xlabel("epoch")
-        _legend(figure, panels[0, 0], narrow=narrow)
-    return figure
-
-
-def _curves(
-    axes: Axes,
-    records: Sequence[Record],
-    quantity: str,
-    factor: float,
-    styles: Mapping[str, Style],
-) -> None:
-    for norm in dict.fromkeys(record.config.norm for record in records):
-        color, marker, dashes = styles[norm]
-        curves = factor * np.array(
-            [
-                [getattr(epoch, quantity) for epoch in record.epochs]
-                for record in records
-                if record.config.norm == norm
-            ],
-            dtype=float,
-        )
-        epochs = np.arange(1, curves.shape[1] + 1)
-        axes.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.12, lw=0)
-        axes.plot(
-            epochs, curves.mean(0), color=color, marker=marker, markersize=4, ls=dashes, label=norm
-        )
-
-
-def channel_figure(records: Sequence[Record], *, narrow: bool = False) -> Figure:
-    """Standard deviation of the channel means, layer by layer: every seed thin, the mean thick.
-
-    Shown are BatchNorm and RBN, or every norm in a study that has neither.
-    """
-    sizes = _batch_sizes(record.config.batch_size for record in records)
-    styles = _styles(record.config.norm for record in records)
-    norms = [norm for norm in (BASELINE, "rbn") if norm in styles] or list(styles)
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=_size(3.9, 1, len(sizes), narrow=narrow), layout="constrained")
-        panels = panels_of(figure, 1, len(sizes), narrow=narrow)[0]
-        for axes, size in zip(panels, sizes, strict=True):
-            for norm in norms:
-                chosen = [record for record in records if _group(record) == (size, norm)]
-                _layer_lines(axes, chosen, styles[norm])
-            axes.set_title(f"batch size {size}")
-            axes.set_xlabel("normalisation layer, input to output")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in panels if narrow else panels[:1]:
-            axes.set_ylabel("std over channels of\nthe channels' mean output")
-        panels[0].set_ylim(bottom=0)
-        _legend(figure, panels[0], narrow=narrow)
-    return figure
-
-
-def _layer_lines(axes: Axes, records: Sequence[Record], style: Style) -> None:
-    if not records:
-        return
-    norm = records[0].config.norm
-    color, marker, dashes = style
-    lines = np.array([list(record.channel_mean_std.values()) for record in records], dtype=float)
-    layers = np.arange(1, lines.shape[1] + 1)
-    line: dict[str, Any] = {"color": color, "ls": dashes}
-    axes.plot(layers, lines.T, lw=0.8, alpha=0.35, **line)
-    axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=norm, **line)
-
-
-def _legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
+def legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
+    """The names of what stands in all panels, below them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
@@ -295,23 +167,6 @@ def _legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
         frameon=False,
         handlelength=3,
     )
-
-
-def _group(record: Record) -> tuple[int, str]:
-    return record.config.batch_size, record.config.norm
-
-
-def _batch_sizes(values: Iterable[int]) -> list[int]:
-    return sorted(set(values), reverse=True)
-
-
-def figures(records: Sequence[Record], *, narrow: bool = False) -> dict[str, Figure]:
-    """The figures of a comparison by name, wide or for a phone."""
-    return {
-        "accuracy": accuracy_figure(summarise(records), narrow=narrow),
-        "curves": curves_figure(records, narrow=narrow),
-        "channel-means": channel_figure(records, narrow=narrow),
-    }
 
 
 def picture(figure: Figure, suffix: str) -> bytes:

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 import rbnorm
-from rbnorm_lab.config import CONDITIONS, RunConfig
+from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import first_line
 
 _PIPES: Final[dict[str, Any]] = {"capture_output": True, "text": True}
@@ -37,7 +37,7 @@ class Epoch:
     """
 
     train_loss: Number
-    train_accuracy: float
+    train_accuracy: float | None
     test_loss: Number
     test_accuracy: float | None
     seconds: float
@@ -58,17 +58,19 @@ class Record:
 
     Attributes:
         config: What was run.
-        epochs: Metrics of every epoch.
+        epochs: Metrics of every epoch that ended; none where only gradients were asked for.
         channel_mean_std: For every normalisation layer by name, the standard deviation over
             channels of the channel means of its output on the test images.
         calibration: For every RBN layer and calibration parameter, the distribution over channels.
-        shifted: For every kind of statistics the accuracy under each condition; see
-            :func:`rbnorm_lab.shift.shifted_accuracy`.
+        shifted: For every kind of statistics the accuracy under each of ``config.tested_on()``.
         diverged: Whether the last training loss was not finite.
         device: Where it ran.
         seconds: Duration of the run.
         environment: Versions, platform and commit.
         created: When it ended, in UTC.
+        facts: What else the numbers depend on, such as digests of images and weights.
+        gradients: By parameter the root mean square of its gradient over the channels of all
+            layers, step by step.
     """
 
     config: RunConfig
@@ -81,13 +83,16 @@ class Record:
     seconds: float
     environment: dict[str, str | None]
     created: str
+    facts: dict[str, str] = field(default_factory=dict)
+    gradients: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.epochs or self.epochs[-1].test_accuracy is None:
+        tested = bool(self.epochs) and self.epochs[-1].test_accuracy is not None
+        if not tested and not self.config.gradient_steps:
             raise ValueError("its last epoch was not tested")
         for accuracies in self.shifted.values():
-            if set(accuracies) != set(CONDITIONS):
-                raise ValueError("its conditions are not those of this version")
+            if set(accuracies) != set(self.config.tested_on()):
+                raise ValueError("its conditions are not those of its config")
             for accuracy in accuracies.values():
                 _check_share(accuracy)
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from rbnorm.diagnosis import recalibrate
 from rbnorm_lab import corruptions
 from rbnorm_lab.batches import loader_of
-from rbnorm_lab.config import CLEAN, CONDITIONS
+from rbnorm_lab.config import CLEAN, CONDITIONS, WHOLE, RunConfig
 from rbnorm_lab.corruptions import Corrupted
 from rbnorm_lab.data import ImageData, first_images
 from rbnorm_lab.evaluate import on
@@ -44,39 +44,32 @@ def statistics_of(shift: str) -> tuple[str, ...]:
 
 
 def shifted_accuracy(
-    model: nn.Module,
-    data: ImageData,
-    device: torch.device,
-    *,
-    controls: bool,
-    whole: bool = False,
+    model: nn.Module, config: RunConfig, data: ImageData, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Accuracy on test images under every kind and severity of corruption.
+    """Accuracy on test images under every kind and severity of corruption that a run asks for.
 
-    They are 2,000 fixed images in batches of 250. Statistics are re-estimated on 2,000 fixed
-    training images.
+    They are 2,000 fixed images in batches of 250, or all of them. Statistics are re-estimated on
+    2,000 fixed training images.
 
     Args:
         model: A trained model; its parameters and statistics are not changed.
+        config: Its run, whose ``shift`` says with which statistics it is tested; those other than
+            of training only if the model has layers with batch statistics.
         data: What it was trained on.
         device: Where it is.
-        controls: Test with other :data:`STATISTICS`, too, if the model has layers with batch
-            statistics.
-        whole: Test on all test images, with the statistics of :data:`TEST_BATCHES` as controls.
 
     Returns:
-        For each of these statistics the accuracy under each of :data:`CONDITIONS`.
+        For each of these statistics the accuracy under each of ``config.tested_on()``.
     """
     models = {TRAINED: (model.eval(), _BATCH)}
-    if controls and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
-        if whole:
-            models |= {name: (_by_batch(model), size) for name, size in TEST_BATCHES.items()}
-        else:
-            models[RE_ESTIMATED] = _re_estimated(model, data, device), _BATCH
-            models[TEST_BATCH] = _by_batch(model), _BATCH
+    limit = None if config.shift in WHOLE else _IMAGES
+    if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+        for name in statistics_of(config.shift)[1:]:
+            own = _re_estimated(model, data, device) if name == RE_ESTIMATED else _by_batch(model)
+            models[name] = own, TEST_BATCHES.get(name, _BATCH)
     found: dict[str, dict[str, float]] = {statistics: {} for statistics in models}
-    for condition in CONDITIONS:
-        batches = _batches(data, condition, None if whole else _IMAGES)
+    for condition in config.tested_on():
+        batches = _batches(data, condition, limit)
         for statistics, (candidate, size) in models.items():
             found[statistics][condition] = _accuracy(candidate, batches, size, device)
     return found
@@ -84,7 +77,8 @@ def shifted_accuracy(
 
 def mean_corruption_accuracy(accuracies: dict[str, float]) -> float:
     """The mean over all kinds and severities of one entry of :func:`shifted_accuracy`."""
-    return sum(accuracies[condition] for condition in CONDITIONS[1:]) / len(CONDITIONS[1:])
+    corrupted = [value for condition, value in accuracies.items() if condition != CLEAN]
+    return sum(corrupted) / len(corrupted)
 
 
 def _re_estimated(model: nn.Module, data: ImageData, device: torch.device) -> nn.Module:

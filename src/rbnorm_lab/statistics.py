@@ -1,7 +1,9 @@
 """Means over seeds with what the seeds say about their accuracy, and tests of differences."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -22,13 +24,16 @@ class Estimate:
         mean: Its mean.
         interval: 95 % t interval of the mean. None where the sample cannot give one: it has a
             single value, or values without any spread.
-        p: Two-sided p value of the t test that the mean is zero, where there is an interval.
+        p: Two-sided p value of the t test that the mean is zero, where there is an interval; None
+            for a mean over blocks.
+        blocks: The values of every block, for a mean over blocks.
     """
 
     values: tuple[float, ...]
     mean: float
     interval: tuple[float, float] | None
     p: float | None
+    blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def detectable(self) -> bool:
@@ -50,6 +55,31 @@ def estimate(values: Sequence[float]) -> Estimate:
     test = stats.ttest_1samp(sample, 0.0)
     low, high = test.confidence_interval(CONFIDENCE)
     return Estimate(tuple(values), mean, (float(low), float(high)), float(test.pvalue))
+
+
+def blocked(blocks: Mapping[str, Sequence[float]]) -> Estimate:
+    """Mean and interval over blocks.
+
+    The mean is that of the blocks' means, so that each block counts alike. The interval has the
+    blocks as fixed effects: the variance is pooled inside them; None where no block has two values,
+    or all values of each block are equal.
+
+    Raises:
+        ValueError: There is no block, or one without finite values.
+    """
+    if not blocks:
+        raise ValueError("a mean over blocks needs a block")
+    own = {name: _sample(values) for name, values in blocks.items()}
+    mean = float(np.mean([values.mean() for values in own.values()]))
+    free = sum(len(values) - 1 for values in own.values())
+    squares = sum(float(np.square(values - values.mean()).sum()) for values in own.values())
+    interval = None
+    if free and squares > 1e-18 * free:
+        of_mean = squares / free * sum(1 / len(values) for values in own.values())
+        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, free)) * math.sqrt(of_mean) / len(own)
+        interval = (mean - margin, mean + margin)
+    kept = {name: tuple(values) for name, values in blocks.items()}
+    return Estimate(tuple(chain(*kept.values())), mean, interval, None, kept)
 
 
 def sign_flip(differences: Sequence[float]) -> float:

@@ -1,9 +1,13 @@
-"""The one way from a template beside this module to a page, and from a page to files."""
+"""The one way from a template beside this module to a page, and from a page to files.
+
+The page of a study is a list of sections, which any study may add to.
+"""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -11,6 +15,8 @@ from matplotlib.figure import Figure
 
 from rbnorm.models.files import replace
 from rbnorm_lab import plots
+from rbnorm_lab.records import Record
+from rbnorm_lab.text import Text
 
 PAGE: Final = "report.html"
 _TEMPLATES = Environment(
@@ -18,16 +24,51 @@ _TEMPLATES = Environment(
 )
 
 
-class Made(Protocol):
-    """A record of something that was run."""
+Cell = str | Text
 
-    @property
-    def environment(self) -> dict[str, str | None]:
-        """Versions, platform and commit."""
 
-    @property
-    def device(self) -> str:
-        """Where it ran."""
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Attributes:
+        id: Its name in the page.
+        head: The columns' names; none for a table of facts, whose first column is the head.
+        rows: The cells.
+        names: How many of the first columns are names.
+        title: What stands above it.
+        kind: A further class, for its style.
+    """
+
+    id: str
+    head: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    names: int = 1
+    title: Text | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        title: Its heading; None to go on with the one before.
+        figure: Name of a figure and what draws it, called with whether it is for a phone.
+        caption: What stands below the figure.
+        tables: The tables.
+        note: What stands below these.
+        lines: A list of sentences.
+        folded: Whether the reader opens it.
+    """
+
+    title: Text | None
+    figure: tuple[str, Callable[[bool], Figure]] | None = None
+    caption: Text | None = None
+    tables: Sequence[Table] = ()
+    note: Text | None = None
+    lines: Sequence[Text] = ()
+    folded: bool = False
 
 
 def render(template: str, **values: Any) -> str:
@@ -36,31 +77,28 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_page(
-    draw: Callable[[bool], Mapping[str, Figure]],
-    page_with: Callable[[dict[str, Markup]], str],
-    out: Path,
-    translate: Callable[[str], str],
-    files: Sequence[str] | None = None,
+    out: Path, sections: Sequence[Section], translate: Callable[[str], str], **values: Any
 ) -> None:
     """Write ``report.html`` and figures as files of their own; each replaces its predecessor whole.
 
     Args:
-        draw: The figures by name; called with whether they are for a window as narrow as a phone's.
-        page_with: The page as text, given the drawings by name.
         out: The folder.
+        sections: What was found.
         translate: What a text in a drawing is in Chinese.
-        files: The figures that get files; None for all.
+        values: What else the template of a study's page shows.
     """
-    figures, narrow = draw(False), draw(True)
+    draws = dict(section.figure for section in sections if section.figure)
+    figures = {name: draw(False) for name, draw in draws.items()}
     drawn = {
-        name: _drawing(figure, name, "wide", translate)
-        + _drawing(narrow[name], f"{name}-narrow", "narrow", translate)
-        for name, figure in figures.items()
+        name: _drawing(figures[name], name, "wide", translate)
+        + _drawing(draw(True), f"{name}-narrow", "narrow", translate)
+        for name, draw in draws.items()
     }
-    replace(out / PAGE, page_with(drawn).encode())
-    for name in figures if files is None else files:
+    page = render("study.html", sections=sections, drawn=drawn, **values)
+    replace(out / PAGE, page.encode())
+    for name, figure in figures.items():
         for suffix in ("svg", "png"):
-            replace(out / f"{name}.{suffix}", plots.picture(figures[name], suffix))
+            replace(out / f"{name}.{suffix}", plots.picture(figure, suffix))
 
 
 def _drawing(figure: Figure, name: str, width: str, translate: Callable[[str], str]) -> Markup:
@@ -73,10 +111,11 @@ def _drawing(figure: Figure, name: str, width: str, translate: Callable[[str], s
     )
 
 
-def environments(records: Sequence[Made]) -> dict[str, str]:
+def environments(records: Sequence[Record]) -> dict[str, str]:
     """Every fact of the environment, with all its values where runs were made in several."""
     facts: dict[str, dict[str, None]] = {}
     for record in records:
-        for name, value in {**record.environment, "device": record.device}.items():
+        own = {**record.environment, "device": record.device, **record.facts}
+        for name, value in own.items():
             facts.setdefault(name, {})[value or "unknown"] = None
     return {name: ", ".join(values) for name, values in facts.items()}

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from rbnorm_lab.config import WHOLE, RunConfig
+from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData, first_images
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.evaluate import on
@@ -28,6 +28,7 @@ from rbnorm_lab.training.order import held_out
 from rbnorm_lab.training.recipe import Groups, groups_of
 
 Build = Callable[[RunConfig, ImageData], nn.Module]
+Measure = Callable[[nn.Module, RunConfig, ImageData, torch.device], dict[str, dict[str, float]]]
 
 
 def model_of(config: RunConfig, data: ImageData) -> nn.Module:
@@ -79,6 +80,7 @@ def train_run(
     on_epoch: Callable[[Training], None] = lambda training: None,
     build: Build | None = None,
     groups: Groups = groups_of,
+    measure: Measure = shifted_accuracy,
     folder: Path | None = None,
     save_every: int | None = None,
     accelerator: Accelerator | None = None,
@@ -96,6 +98,8 @@ def train_run(
         on_epoch: Called with the training after every epoch, when it has been evaluated.
         build: Makes the model of a config; :func:`model_of` unless it is given.
         groups: The groups of its parameters.
+        measure: Accuracies of the trained model by statistics and condition, where ``shift`` asks
+            for any.
         folder: Where to keep a checkpoint of every epoch, and to continue from the newest. Epochs
             before the norm takes its place are not kept.
         save_every: Steps between two checkpoints within an epoch.
@@ -138,10 +142,12 @@ def train_run(
         make_folder(folder)
         save = partial(checkpoint.save, training, folder)
     training.fit(on_step, end_epoch, save, save_every)
-    return _record(training, on_trained, start)
+    return _record(training, on_trained, measure, start)
 
 
-def _record(training: Training, on_trained: Callable[[nn.Module], None], start: float) -> Record:
+def _record(
+    training: Training, on_trained: Callable[[nn.Module], None], measure: Measure, start: float
+) -> Record:
     config, data, device = training.config, training.data, training.device
     model = training.module.eval()
     on_trained(model)
@@ -150,13 +156,7 @@ def _record(training: Training, on_trained: Callable[[nn.Module], None], start: 
         images = (images for images, _ in held_out(replace(config, processes=1), data, 0, device))
         spreads = channel_mean_std(model, images, lambda x: on(device, x))
     if config.shift != "none":
-        shifted = shifted_accuracy(
-            model,
-            data,
-            device,
-            controls=config.shift.endswith("controls"),
-            whole=config.shift in WHOLE,
-        )
+        shifted = measure(model, config, data, device)
     epochs = [
         Epoch(
             number(metrics["train_loss"]),

@@ -1,12 +1,15 @@
 """Studies with records whose truth is known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from support import CONFIG, make_record
 
+from rbnorm_lab.config import CONDITIONS
 from rbnorm_lab.records import Failure
-from rbnorm_lab.shift import CONDITIONS
-from rbnorm_lab.studies.arms import Arm, Comparison, Study
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies.results import collect
+from rbnorm_lab.studies.study import Arm, Comparison, Study
 from rbnorm_lab.text import Text
 
 SEEDS = tuple(range(6))
@@ -43,7 +46,7 @@ def records_of(study, accuracy, shifted=lambda arm, seed: {}):
             value = accuracy(arm, seed)
             if value is not None:
                 config = replace(arm.config, seed=seed)
-                record = replace(make_record(value, shifted=shifted(arm, seed)), config=config)
+                record = replace(make_record(value), config=config, shifted=shifted(arm, seed))
                 records[config.key] = record
     return records
 
@@ -52,3 +55,11 @@ def failures_of(study, label, seeds, error="RuntimeError: too large"):
     runs = [replace(a.config, seed=s) for a in study.arms if a.label == label for s in seeds]
     when = "2026-01-01T00:00:00+00:00"
     return {run.key: Failure(run, error, "Traceback", {}, when) for run in runs}
+
+
+def results_of(study, records=(), failures=(), folder=Path("nowhere")):
+    """What a study finds in these records and failures, by key."""
+    store = Store(folder)
+    store.records |= dict(records)
+    store.failures |= dict(failures)
+    return collect(study, store)

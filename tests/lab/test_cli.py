@@ -16,7 +16,7 @@ from rbnorm_cli import main as command_line
 from rbnorm_cli import names
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.main import main
-from rbnorm_lab.store import RecordStore
+from rbnorm_lab.store import Store
 
 BAD = {
     "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, ln2d, in, iebn",
@@ -97,7 +97,7 @@ def test_a_folder_that_the_system_refuses_is_refused(capsys):
 
 
 def test_records_of_another_schema_stay_untouched(tmp_path, capsys):
-    store = RecordStore(tmp_path)
+    store = Store(tmp_path)
     store.append(make_record())
     other = store.path.read_text().replace('"schema": 2', '"schema": 0')
     store.path.write_text(other)
@@ -141,18 +141,18 @@ def test_the_help_keeps_the_command_that_installs_the_extra_whole(monkeypatch, c
 
 def test_lists_take_commas_and_spaces(monkeypatch):
     studies = []
-    monkeypatch.setattr("rbnorm_lab.compare.compare", lambda asked, *_, **__: studies.append(asked))
+    monkeypatch.setattr("rbnorm_lab.studies.command.study", lambda _, s, *__: studies.append(s))
     lists = ["--norms", "bn,rbn", "gn", "--batch-sizes", "4", "16,32"]
     assert main(["compare", *lists]) == 0
-    assert studies[0].norms == ["bn", "rbn", "gn"]
-    assert studies[0].batch_sizes == [4, 16, 32]
+    assert studies[0].norms == ("bn", "rbn", "gn")
+    assert studies[0].batch_sizes == (4, 16, 32)
 
 
 def test_an_interrupted_study_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rbnorm_lab.compare.compare", interrupt)
+    monkeypatch.setattr("rbnorm_lab.studies.command.study", interrupt)
     assert main(["compare"]) == 130
     assert "the same command again continues" in capsys.readouterr().err
 
@@ -177,6 +177,8 @@ SLIPS = (
     ["compare", "--model", "resnt18"],
     ["compare", "--norms", "bn,rnb"],
     ["compare", "--data", "cifar11"],
+    ["compare", "--shifted", "fog"],
+    ["compare", "--seeds", "0"],
     ["study", "primry"],
     ["study", "networks", "--networks", "small:resnt18"],
     ["train", "--data", "digits", "--norm", "rnb"],
@@ -282,19 +284,19 @@ def test_a_finished_comparison_says_so_and_brackets_are_printed(tmp_path, capsys
     assert f"Report: {out}/report.html" in capsys.readouterr().out
     assert main([*SMALL, f"--out={out}"]) == 0
     again = capsys.readouterr().out
-    assert again.startswith(f"Nothing left to run: all 1 runs are in {out}.")
+    assert again.startswith(f"Nothing left to run: {out} has every run.")
     assert "0/0" not in again
 
 
 def test_records_removed_while_a_comparison_runs_are_missed(tmp_path, monkeypatch, capsys):
-    append = RecordStore.append
+    append = Store.append
 
-    def removed(store, record):
-        append(store, record)
+    def removed(store, record, **how):
+        append(store, record, **how)
         if record.config.seed == 1:
             store.path.write_text("".join(store.path.read_text().splitlines(True)[1:]))
 
-    monkeypatch.setattr(RecordStore, "append", removed)
+    monkeypatch.setattr(Store, "append", removed)
     assert main([*SMALL, "--seeds=2", f"--out={tmp_path}"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "was changed while this ran, and lacks 1 of the runs that ended" in said

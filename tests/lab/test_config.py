@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -37,6 +38,10 @@ OTHER = {
     "label_smoothing": 0.1,
     "match_moments": True,
     "in_order": True,
+    "conditions": ("noise/3",),
+    "target": "sketch",
+    "calibration_rate": 10.0,
+    "gradient_steps": 2,
 }
 
 
@@ -52,7 +57,7 @@ def test_key_depends_on_every_field(name):
 @pytest.mark.parametrize("changes", [{}, OTHER])
 def test_survives_a_dictionary(changes):
     config = replace(CONFIG, **changes)
-    assert RunConfig.from_dict(config.to_dict()) == config
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert RunConfig.from_dict(asdict(config)) == config
 
 

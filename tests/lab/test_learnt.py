@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from simulated import results_of as found_in
 from support import CONFIG, make_record
 from torch import nn
 
 from rbnorm import RepresentativeBatchNorm2d
 from rbnorm_lab.layers import calibration_summary
-from rbnorm_lab.studies.arms import Arm, Study
-from rbnorm_lab.studies.learnt import learnt, learnt_figure, said
-from rbnorm_lab.studies.results import collect
+from rbnorm_lab.studies.learnt import learnt, learnt_figure, sections, sentence
+from rbnorm_lab.studies.study import Arm, Study
 from rbnorm_lab.text import Text
 
 
@@ -32,7 +32,7 @@ def results_of(*seeds, norm="rbn", spreads=(0.1, 0.2)):
     arm = Arm("net", norm, config, None)
     none = Text("", "")
     study = Study("networks", none, none, (), (arm,), tuple(range(len(seeds))))
-    return collect(study, records, {})
+    return found_in(study, records)
 
 
 ONE = (([0.0, 0.02, 1.0, 1.0], [0.0] * 4, 0.0), ([-1.0] * 4, [0.01, 0.01, 0.01, 1.0], 1.0))
@@ -52,9 +52,9 @@ def test_inert_are_the_weights_near_zero():
     assert found.inert == pytest.approx(
         {"center_weight": (0.5 + 0 + 1 + 0) / 4, "scale_weight": (1 + 0.75 + 1 + 0) / 4}
     )
-    (sentence,) = said([found])
-    assert "within 0.05 of 0 are 38 % of w_m and 69 % of w_v" in sentence.en
-    assert "w_v 占 69%" in sentence.zh
+    said = sentence(found)
+    assert "within 0.05 of 0 are 38 % of w_m and 69 % of w_v" in said.en
+    assert "w_v 占 69%" in said.zh
 
 
 def test_records_without_the_share_say_nothing_of_it():
@@ -64,12 +64,11 @@ def test_records_without_the_share_say_nothing_of_it():
             values.pop("inert", None)
     (found,) = learnt(results)
     assert found.inert == {}
-    assert "within" not in said([found])[0].en
+    assert "within" not in sentence(found).en
 
 
 def test_a_figure_has_a_row_for_each_network_and_no_spread_where_none_was_measured():
     figure = learnt_figure(learnt(results_of(ONE, spreads=())))
-    assert figure is not None
     assert len(figure.axes) == 2
     (line,) = figure.axes[0].lines[1:]
     assert line.get_ydata() == pytest.approx([0.51, -1])
@@ -78,13 +77,11 @@ def test_a_figure_has_a_row_for_each_network_and_no_spread_where_none_was_measur
 def test_networks_with_and_without_a_spread_share_a_figure():
     found = [*learnt(results_of(ONE)), *learnt(results_of(ONE, spreads=()))]
     figure = learnt_figure(found)
-    assert figure is not None
     assert [axes.axison for axes in figure.axes] == [True, True, True, True, True, False]
     (line,) = figure.axes[2].lines
     assert line.get_ydata() == pytest.approx([0.1, 0.2])
 
 
 def test_without_rbn_there_is_nothing():
-    found = learnt(results_of(ONE, norm="rbn:preserve=yes"))
-    assert found == []
-    assert learnt_figure(found) is None
+    results = results_of(ONE, norm="rbn:preserve=yes")
+    assert learnt(results) == sections(results) == []

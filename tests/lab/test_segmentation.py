@@ -16,7 +16,7 @@ from rbnorm_lab.data import load_data
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.evaluate import IGNORED
 from rbnorm_lab.models import build_model
-from rbnorm_lab.store import FailureStore, RecordStore
+from rbnorm_lab.store import Store
 from rbnorm_lab.training.loop import Training, frozen_layers
 from rbnorm_lab.training.order import Order
 from rbnorm_lab.training.recipe import groups_of
@@ -152,14 +152,14 @@ def test_the_study_runs_once_and_answers_in_mean_iou(weights, scenes, monkeypatc
     assert "Mean IoU: " in said or "mean IoU: " in said
     assert "accuracy on clean" not in said
     out = scenes / "out"
-    assert not FailureStore(out).load()
-    done = RecordStore(out).load()
+    assert not Store(out).failures
+    done = Store(out).records
     assert {r.config.norm for r in done.values()} == {"bn", "rbn:preserve=yes", "gn"}
     frozen = [run.config.held_out for run in done.values() if run.config.frozen]
     assert sorted(frozen) == [False, False, True]  # shuffled, in video order, and its rate
     assert main([*STUDY, "--data-root", "."]) == 0
     assert "Nothing left to run" in capsys.readouterr().out
-    assert RecordStore(out).load().keys() == done.keys()
+    assert Store(out).records.keys() == done.keys()
     assert "mean IoU" in (out / "segmentation" / "report.html").read_text()
 
 

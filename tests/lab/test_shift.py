@@ -8,13 +8,19 @@ from support import CONFIG
 from torch import nn
 
 from rbnorm_lab import shift
+from rbnorm_lab.config import CLEAN, CONDITIONS
 from rbnorm_lab.corruptions import corrupt
 from rbnorm_lab.data import load_data
 from rbnorm_lab.models import build_model
-from rbnorm_lab.shift import CLEAN, CONDITIONS, mean_corruption_accuracy, shifted_accuracy
+from rbnorm_lab.shift import mean_corruption_accuracy, shifted_accuracy
 from rbnorm_lab.train import train_run
 
 CPU = torch.device("cpu")
+
+
+def measured(model, data, asked, *conditions):
+    config = replace(CONFIG, shift=asked, conditions=conditions)
+    return shifted_accuracy(model, config, data, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def model(digits):
 
 @pytest.fixture(scope="module")
 def found(model, digits):
-    return shifted_accuracy(model, digits, CPU, controls=True)
+    return measured(model, digits, "controls")
 
 
 def literally(model, digits, kind, severity):
@@ -95,7 +101,7 @@ def test_re_estimated_statistics_are_those_of_clean_training_images(model, digit
 
     monkeypatch.setattr(shift, "recalibrate", watched)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    shifted_accuracy(model, digits, CPU, controls=True)
+    measured(model, digits, "controls")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     first = model.conv1(whole(digits))
     expected = first.double().mean((0, 2, 3))
@@ -109,16 +115,21 @@ def whole(digits):
 
 def test_controls_are_for_models_with_batch_statistics(digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert list(shifted_accuracy(model, digits, CPU, controls=True)) == ["trained"]
+    assert list(measured(model, digits, "controls")) == ["trained"]
+
+
+def test_only_the_conditions_that_are_asked_for_are_measured(found, model, digits):
+    some = measured(model, digits, "trained", "contrast/5")
+    assert some == {"trained": {c: found["trained"][c] for c in (CLEAN, "contrast/5")}}
 
 
 def test_controls_are_only_measured_when_asked_for(model, digits):
-    assert list(shifted_accuracy(model, digits, CPU, controls=False)) == ["trained"]
+    assert list(measured(model, digits, "trained")) == ["trained"]
 
 
 @pytest.mark.parametrize(("name", "size"), [("test-batch-64", 64), ("test-batch-8", 8)])
 def test_all_images_are_tested_in_small_batches(model, digits, name, size):
-    found = shifted_accuracy(model, digits, CPU, controls=True, whole=True)
+    found = measured(model, digits, "whole-controls")
     assert list(found) == ["trained", "test-batch-64", "test-batch-8"]
     images, labels = (tensor[order(digits)] for tensor in digits.test.tensors)
     changed = (corrupt(images, "contrast", 5, 0) - digits.mean[0]) / digits.std[0]
@@ -134,14 +145,14 @@ def test_all_images_are_tested_in_small_batches(model, digits, name, size):
 
 
 def test_stored_images_give_the_same_and_are_corrupted_once(model, digits, tmp_path, monkeypatch):
-    plain = shifted_accuracy(model, digits, CPU, controls=False, whole=True)
+    plain = measured(model, digits, "whole")
     stored = replace(digits, folder=tmp_path / "digits")
-    assert shifted_accuracy(model, stored, CPU, controls=False, whole=True) == plain
+    assert measured(model, stored, "whole") == plain
     assert len(list(tmp_path.glob("digits-corrupted/*/*"))) == len(CONDITIONS) - 1
     monkeypatch.setattr(shift, "Corrupted", None)
-    assert shifted_accuracy(model, stored, CPU, controls=False, whole=True) == plain
+    assert measured(model, stored, "whole") == plain
 
 
 def test_images_too_many_to_keep_give_the_same(found, model, digits, monkeypatch):
     monkeypatch.setattr(shift, "_KEPT_BYTES", 0)
-    assert shifted_accuracy(model, digits, CPU, controls=False)["trained"] == found["trained"]
+    assert measured(model, digits, "trained")["trained"] == found["trained"]

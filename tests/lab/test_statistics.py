@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rbnorm_lab import statistics
-from rbnorm_lab.statistics import Estimate, estimate, holm, sign_flip
+from rbnorm_lab.statistics import Estimate, blocked, estimate, holm, sign_flip
 
 ALPHA = 0.05
 
@@ -145,3 +145,18 @@ def test_what_is_no_p_value_is_refused(p):
 )
 def test_an_interval_that_touches_zero_detects_nothing(interval, detectable):
     assert Estimate((0.1,), 0.1, interval, 0.05).detectable is detectable
+
+
+def test_an_interval_with_blocks_pools_the_spread_inside_them():
+    found = blocked({"a": [0.1, 0.3], "b": [0.5, 0.7]})
+    assert found.mean == pytest.approx(0.4)
+    # s^2 = (0.02 + 0.02) / 2, over four values; t(0.975, 2) = 4.302653
+    margin = 4.302653 * (0.02 / 4) ** 0.5
+    assert found.interval == pytest.approx((0.4 - margin, 0.4 + margin))
+    assert blocked({"a": [0.1], "b": [0.7]}).interval is None
+
+
+@pytest.mark.parametrize("blocks", [{}, {"a": []}])
+def test_a_block_without_values_is_refused(blocks):
+    with pytest.raises(ValueError, match=r"block|sample"):
+        blocked(blocks)

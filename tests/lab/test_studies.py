@@ -1,26 +1,25 @@
 """What the studies run, and that it is what they say."""
 
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from rich.progress import Progress
 from support import CONFIG, make_record
 
+from rbnorm_cli.names import studies
+from rbnorm_lab.catalogue import maker
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
 from rbnorm_lab.records import Failure, Record
-from rbnorm_lab.store import select
-from rbnorm_lab.studies import executors
-from rbnorm_lab.studies.arms import FIRST_TUNING_SEED, Settings
-from rbnorm_lab.studies.catalogue import CATALOGUE
-from rbnorm_lab.studies.executors import attempt, in_turn
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies import work
+from rbnorm_lab.studies.rates import Rates
 from rbnorm_lab.studies.runner import Runner, Shard
-from rbnorm_lab.studies.tuning import Rates
+from rbnorm_lab.studies.study import FIRST_TUNING_SEED, Settings
+from rbnorm_lab.studies.work import Here, Sources, attempt
 
+CATALOGUE = [*studies(), "compare", "domains", "gradients"]
 SETTINGS = Settings(
     run=RunConfig(
         data="digits",
@@ -34,10 +33,12 @@ SETTINGS = Settings(
         limit=100,
         trace=False,
     ),
-    networks=(),
     seeds=3,
     rates=(0.1, 0.2),
     tuning_seeds=2,
+    norms=("bn", "rbn"),
+    batch_sizes=(32, 16),
+    targets=("a", "b"),
 )
 
 
@@ -50,16 +51,32 @@ def settings_of(name):
     return SCENES if name == "segmentation" else SETTINGS
 
 
-def rate(model, norm, norm_batch=None, frozen=False):
-    return 0.1
+class Alike:
+    """Rates by the first letters of a norm."""
+
+    def __init__(self, **rates):
+        self.rates = rates
+
+    def __call__(self, model, norm, norm_batch=None, frozen=False, target=None):
+        return self.rates.get(norm[:3], 0.1)
+
+    def calibration(self, model, norm, *, target):
+        return 10.0
+
+
+rate = Alike()
+
+
+def rates_of(settings, folder, wanted=()):
+    rates = Rates(settings, Store(folder))
+    for one in wanted:
+        rates(*one)
+    return rates
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
-    chosen = {"bn": 0.1, "rbn": 0.2}
-    study = CATALOGUE[name](
-        settings_of(name), lambda _, norm, *__, **___: chosen.get(norm[:3], 0.1)
-    )
+    study = maker(name)(settings_of(name), Alike(rbn=0.2))
     assert len(set(study.runs())) == len(study.runs())
     assert study.name == name
     labels = [(arm.group, arm.label) for arm in study.arms]
@@ -67,15 +84,14 @@ def test_arms_of_a_study_are_distinct_runs_with_a_baseline_in_their_group(name):
     assert len(study.runs()) == sum(len(arm.runs(study.seeds)) for arm in study.arms)
     for arm in study.arms:
         assert arm.baseline is None or (arm.group, arm.baseline) in labels
-    for comparison in study.primary:
-        assert {
-            (comparison.group, comparison.treatment),
-            (comparison.group, comparison.control),
-        } <= {*labels}
+    for comparison in (*study.primary, *study.others):
+        groups = [comparison.group] if comparison.group else ["a", "b"]
+        for side in (comparison.treatment, comparison.control):
+            assert {(group, side) for group in groups} <= {*labels}
 
 
 def test_the_primary_comparisons_are_the_three_named_before_the_runs():
-    study = CATALOGUE["primary"](SETTINGS, rate)
+    study = maker("primary")(SETTINGS, rate)
     arms = {(arm.group, arm.label): arm.config for arm in study.arms}
     found = [
         (
@@ -94,7 +110,7 @@ def test_the_primary_comparisons_are_the_three_named_before_the_runs():
 
 
 def cifar(chosen=rate, seeds=5):
-    return CATALOGUE["cifar"](replace(SETTINGS, seeds=seeds), chosen)
+    return maker("cifar")(replace(SETTINGS, seeds=seeds), chosen)
 
 
 def test_the_primary_comparisons_of_cifar_are_pairs_that_differ_in_the_norm_alone():
@@ -119,7 +135,7 @@ def test_cifar_tests_all_images_and_the_first_pair_with_small_batches_too():
 
 
 def test_arms_of_few_seeds_run_with_the_first_and_whole_pairs_come_first():
-    study = cifar(lambda _, norm, *__, **___: {"rbn": 0.2, "gn": 0.4}.get(norm, 0.1))
+    study = cifar(Alike(rbn=0.2, gn=0.4))
     runs = study.runs()
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     by_seed = [[run for run in runs if run.seed == seed] for seed in study.seeds]
@@ -131,22 +147,21 @@ def test_arms_of_few_seeds_run_with_the_first_and_whole_pairs_come_first():
     assert rates["centring only"] == rates["rbn, mean and contrast set"] == 0.2
 
 
-def test_rates_are_chosen_by_runs_of_the_tuning_epochs():
-    rates = Rates(replace(SETTINGS, tuning_epochs=7), {}, ())
-    rates("cifar-resnet8", "bn")
+def test_rates_are_chosen_by_runs_of_the_tuning_epochs(tmp_path):
+    rates = rates_of(replace(SETTINGS, tuning_epochs=7), tmp_path, [("cifar-resnet8", "bn")])
     assert {run.epochs for run in rates.runs()} == {7}
 
 
 def test_a_pair_differs_in_the_norm_alone():
-    for arm in CATALOGUE["primary"](SETTINGS, rate).arms:
+    for arm in maker("primary")(SETTINGS, rate).arms:
         assert replace(arm.config, norm="bn", norm_batch=None, shift="none") == SETTINGS.config(
             "bn", 0.1
         )
 
 
 def test_studies_share_the_runs_they_have_in_common():
-    names = [name for name in CATALOGUE if name != "segmentation"]
-    runs = {name: set(CATALOGUE[name](SETTINGS, rate).runs()) for name in names}
+    names = ("primary", "batch-size", "shift", "ablation", "networks")
+    runs = {name: set(maker(name)(SETTINGS, rate).runs()) for name in names}
     assert len(runs["primary"] & runs["batch-size"]) == 3 * 4
     assert len(runs["primary"] & runs["shift"] & runs["ablation"] & runs["networks"]) == 3 * 2
 
@@ -160,7 +175,7 @@ def test_networks_have_every_norm_at_its_own_rate_and_at_batchnorms():
         wanted.add(model)
         return {"rbn": 0.2, "gn": 0.4}.get(norm, 0.1)
 
-    arms = CATALOGUE["networks"](settings, chosen).arms
+    arms = maker("networks")(settings, chosen).arms
     assert wanted == {"cifar-resnet8"}
     second = {a.label: a.config.lr for a in arms if a.group == "timm:regnetx_002"}
     assert len(second) == 9 + 2
@@ -173,7 +188,7 @@ def test_a_normalisation_batch_has_the_rates_chosen_for_it():
     def chosen(model, norm, norm_batch=None):
         return {("bn", 2): 0.4, ("rbn", None): 0.2, ("rbn", 2): 0.2}.get((norm, norm_batch), 0.1)
 
-    study = CATALOGUE["batch-size"](SETTINGS, chosen)
+    study = maker("batch-size")(SETTINGS, chosen)
     rates = {a.label: a.config.lr for a in study.arms if a.group == "normalisation batch 2"}
     assert rates == {
         "bn": 0.1,
@@ -187,24 +202,22 @@ def test_a_normalisation_batch_has_the_rates_chosen_for_it():
     )
 
 
-def test_rates_of_a_normalisation_batch_are_chosen_with_it():
-    rates = Rates(SETTINGS, {})
-    rates("cifar-resnet8", "rbn:preserve=yes", 2)
+def test_rates_of_a_normalisation_batch_are_chosen_with_it(tmp_path):
+    rates = rates_of(SETTINGS, tmp_path, [("cifar-resnet8", "rbn:preserve=yes", 2)])
     assert {(run.norm, run.norm_batch, run.lr) for run in rates.runs()} == {
         ("rbn", 2, 0.1),
         ("rbn", 2, 0.2),
     }
 
 
-def test_frozen_statistics_have_a_rate_of_their_own():
+def test_frozen_statistics_have_a_rate_of_their_own(tmp_path):
     def chosen(model, norm, norm_batch=None, frozen=False):
         return 0.01 if frozen else 0.1
 
-    study = CATALOGUE["segmentation"](SCENES, chosen)
+    study = maker("segmentation")(SCENES, chosen)
     rates = {(a.config.frozen, a.config.lr) for a in study.arms}
     assert rates == {(False, 0.1), (True, 0.01)}
-    rates = Rates(SCENES, {})
-    rates("lraspp-mobilenet-v2", "bn", frozen=True)
+    rates = rates_of(SCENES, tmp_path, [("lraspp-mobilenet-v2", "bn", None, True)])
     assert {(run.norm, run.frozen, run.lr) for run in rates.runs()} == {
         ("bn", True, 0.1),
         ("bn", True, 0.2),
@@ -214,7 +227,7 @@ def test_frozen_statistics_have_a_rate_of_their_own():
 def test_clean_only_leaves_corruptions_out():
     settings = replace(SETTINGS, corrupted=False)
     for name in ("primary", "init", "fine-tune", "networks"):
-        assert {arm.config.shift for arm in CATALOGUE[name](settings, rate).arms} == {"none"}
+        assert {arm.config.shift for arm in maker(name)(settings, rate).arms} == {"none"}
 
 
 @pytest.mark.parametrize("norm", ["gn", "rbn", "rbn-center", "rbn:restrict=tanh"])
@@ -228,34 +241,37 @@ def test_every_norm_of_a_seed_has_the_same_initial_weights(norm):
     assert all(torch.equal(first[name], other[name]) for name in same)
 
 
-def tuned(settings, accuracy, missing=(), failed=()):
-    """Rates whose tuning runs ended with ``accuracy(norm, lr, seed)``."""
-    wanted = Rates(settings, {})
-    for norm in ("bn", "rbn"):
-        wanted(settings.model, norm)
-    records, failures = {}, set()
-    for run in wanted.runs():
-        if (run.norm, run.lr) in failed:
-            failures.add(run.key)
-        elif (run.norm, run.lr) not in missing:
-            record = make_record(accuracy(run.norm, run.lr, run.seed))
-            records[run.key] = replace(record, config=run)
-    rates = Rates(settings, records, failures)
-    for norm in ("bn", "rbn"):
-        rates(settings.model, norm)
-    return rates
+@pytest.fixture
+def tuned(tmp_path):
+    def make(accuracy, missing=(), failed=(), settings=SETTINGS, target=None):
+        """Rates whose tuning runs ended with ``accuracy(norm, lr, calibration)``."""
+        wanted = [(settings.model, norm, None, False, target) for norm in ("bn", "rbn")]
+        rates = rates_of(settings, tmp_path, wanted)
+        while new := [r for r in rates.runs() if r.key not in rates.store.records]:
+            for run in new:
+                value = accuracy(run.norm[:3], run.lr, run.calibration_rate)
+                if (run.norm, run.lr) in failed:
+                    rates.store.failures[run.key] = None
+                if (run.norm, run.lr) not in (*missing, *failed):
+                    record = replace(make_record(value), config=run)
+                    rates.store.append(record, durably=False)
+            if missing or failed:
+                break
+        return rates
+
+    return make
 
 
-def test_each_norm_gets_the_rate_that_is_best_on_held_out_images():
+def test_each_norm_gets_the_rate_that_is_best_on_held_out_images(tuned):
     best = {"bn": 0.2, "rbn": 0.1}
-    rates = tuned(SETTINGS, lambda norm, lr, seed: 0.8 + 0.1 * (lr == best[norm]) + seed / 1e5)
+    rates = tuned(lambda norm, lr, _: 0.8 + 0.1 * (lr == best[norm]))
     assert rates.complete
     assert [rates("cifar-resnet8", norm) for norm in ("bn", "rbn", "rbn:restrict=tanh")] == [
         0.2,
         0.1,
         0.1,
     ]
-    assert [(c.wanted.norm, c.lr, c.chosen) for c in rates.table()] == [
+    assert [(c.wanted.norm, c.lr, chosen) for c, chosen in rates.table()] == [
         ("bn", 0.1, False),
         ("bn", 0.2, True),
         ("rbn", 0.1, True),
@@ -263,33 +279,56 @@ def test_each_norm_gets_the_rate_that_is_best_on_held_out_images():
     ]
 
 
-def test_equally_good_rates_give_the_smaller():
-    assert tuned(SETTINGS, lambda *_: 0.5)("cifar-resnet8", "rbn") == 0.1
+def test_the_calibrations_rate_is_chosen_after_the_other_at_that_one(tuned):
+    settings = replace(SETTINGS, calibration_rates=(10.0, 1.0, 30.0))
+    rates = tuned(lambda norm, lr, c: lr / 2 + c / 1000, settings=settings, target="a")
+    assert rates("cifar-resnet8", "rbn", target="a") == 0.2
+    assert rates.calibration("cifar-resnet8", "rbn", target="a") == 30
+    tried = [(c.wanted.norm, c.lr, c.calibration) for c, _ in rates.table()]
+    assert tried == [
+        *[("bn", 0.1, 1.0), ("bn", 0.2, 1.0)],
+        *[("rbn:preserve=yes", 0.1, 10.0), ("rbn:preserve=yes", 0.2, 10.0)],
+        *[("rbn:preserve=yes", 0.2, 1.0), ("rbn:preserve=yes", 0.2, 30.0)],
+    ]
+    assert len(rates.runs()) == rates.expected() == 2 * 6
 
 
-def test_a_rate_whose_run_failed_is_not_chosen():
-    rates = tuned(SETTINGS, lambda norm, lr, seed: 1 - lr, failed=[("rbn", 0.1)])
+def test_equally_good_rates_give_the_smaller(tuned):
+    assert tuned(lambda *_: 0.5)("cifar-resnet8", "rbn") == 0.1
+
+
+def test_a_rate_whose_run_failed_is_not_chosen(tuned):
+    rates = tuned(lambda norm, lr, _: 1 - lr, failed=[("rbn", 0.1)])
     assert rates.complete
     assert rates("cifar-resnet8", "rbn") == 0.2
     assert rates("cifar-resnet8", "bn") == 0.1
 
 
-def test_nothing_is_chosen_before_all_candidates_were_tried():
-    rates = tuned(SETTINGS, lambda *_: 0.5, missing=[("rbn", 0.2)])
+def test_nothing_is_chosen_before_all_candidates_were_tried(tuned):
+    rates = tuned(lambda *_: 0.5, missing=[("rbn", 0.2)])
     assert not rates.complete
-    assert [c.wanted.norm for c in rates.table()] == ["bn", "bn"]
+    assert [c.wanted.norm for c, _ in rates.table()] == ["bn", "bn"]
 
 
-def test_tuning_sees_no_test_image_and_no_reported_seed():
-    rates = tuned(SETTINGS, lambda *_: 0.5)
-    reported = CATALOGUE["primary"](SETTINGS, rates).runs()
+def test_tuning_sees_no_test_image_and_no_reported_seed(tuned):
+    rates = tuned(lambda *_: 0.5)
+    reported = maker("primary")(SETTINGS, rates).runs()
     assert all(run.held_out and run.seed >= FIRST_TUNING_SEED for run in rates.runs())
     assert not any(run.held_out or run.seed >= FIRST_TUNING_SEED for run in reported)
 
 
+def test_the_first_seeds_of_bn_and_rbn_are_tested_on_a_domain_with_all_statistics():
+    study = maker("domains")(replace(SETTINGS, few_seeds=2), Alike(rbn=0.2))
+    assert len(study.runs()) == 2 * (3 + 3 + 2 + 2 + 2)
+    tried = {(r.norm, r.seed) for r in study.runs() if r.shift == "controls"}
+    assert tried == {("bn", 0), ("bn", 1), ("rbn:preserve=yes", 0), ("rbn:preserve=yes", 1)}
+    assert {r.calibration_rate for r in study.runs() if r.norm == "bn"} == {1.0}
+    assert {r.calibration_rate for r in study.runs() if r.norm == "rbn-center"} == {10.0}
+
+
 @pytest.mark.parametrize("of", [1, 2, 3, 7])
 def test_shards_are_all_runs_each_once(of):
-    runs = CATALOGUE["shift"](SETTINGS, rate).runs()
+    runs = maker("shift")(SETTINGS, rate).runs()
     shares = [Shard(i, of).share(runs) for i in range(1, of + 1)]
     assert sorted(run.key for share in shares for run in share) == sorted(run.key for run in runs)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -319,57 +358,69 @@ def small(**change):
     return replace(CONFIG, epochs=1, limit=64, batch_size=32, trace=False, **change)
 
 
-def failing(monkeypatch, *seeds):
-    train_run = executors.train_run
+def seeds(records):
+    return [record.config.seed for record in records]
 
-    def run(config, *rest):
-        if config.seed in seeds:
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    runs = [small(seed=seed) for seed in range(3)]
+    train_run = work.train_run
+
+    def failing(config, *rest):
+        if config.seed == 1:
             raise RuntimeError("the loss is a banana\nmore")
         return train_run(config, *rest)
 
-    monkeypatch.setattr(executors, "train_run", run)
+    def run(**retry):
+        runner = Runner(Store(tmp_path), Here(Sources()))
+        assert runner.run(lambda: runs, "runs", **retry)
+        return Store(tmp_path)
 
-
-def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
-    runs = [small(seed=seed) for seed in range(3)]
-    runner = Runner(tmp_path, None, Shard())
-    with monkeypatch.context() as patch:
-        failing(patch, 1)
-        runner.run(runs, "runs")
-    assert [r.config.seed for r in select(runner.records.load(), runs)] == [0, 2]
-    (failure,) = runner.failures.load().values()
+    monkeypatch.setattr(work, "train_run", failing)
+    store = run()
+    assert seeds(store.of(runs)) == [0, 2]
+    (failure,) = store.failures.values()
     assert failure.config == runs[1]
     assert failure.error == "RuntimeError: the loss is a banana"
-    assert "in run" in failure.trace
-    runner.run(runs, "runs", retry=False)
-    assert [r.config.seed for r in select(runner.records.load(), runs)] == [0, 2]
-    runner.run(runs, "runs")  # and again, now that its cause is gone
-    assert [r.config.seed for r in select(runner.records.load(), runs)] == [0, 1, 2]
+    assert "in failing" in failure.trace
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:28] for line in lines] == [
+        f"{i} of 3: bn, batch 32, seed {i - 1}" for i in (1, 2, 3)
+    ]
+    assert lines[1].endswith(failure.error)
+    monkeypatch.undo()
+    assert seeds(run(retry=False).of(runs)) == [0, 2]
+    assert seeds(run().of(runs)) == [0, 1, 2]  # again, now that its cause is gone
 
 
-def test_only_what_has_no_record_is_run(tmp_path):
-    runs = [small(seed=seed) for seed in range(3)]
-    asked = []
+def test_only_what_has_no_record_or_no_file_is_run(tmp_path):
+    runs = [small(seed=seed) for seed in range(2)]
+    store = Store(tmp_path)
+    store.append(replace(make_record(), config=runs[0]))
+    runner = Runner(store, Here(Sources()))
+    assert runner.missing(runs) == runs[1:]
+    kept = Runner(
+        store, Here(Sources()), keep=lambda config: tmp_path / f"{config.seed}.safetensors"
+    )
+    assert kept.missing(runs) == runs
+    assert kept.run(lambda: runs[:1], "runs")
+    assert kept.missing(runs) == runs[1:]
+    assert (tmp_path / "0.safetensors").exists()
 
-    def executor(configs, root, progress):
-        asked.append([config.seed for config in configs])
-        return in_turn(configs[:1], root, progress)
 
-    runner = Runner(tmp_path, None, Shard())
-    runner.executor = executor
-    for _ in range(3):
-        with suppress(UsageError):  # an executor that ends early
-            runner.run(runs, "runs")
-    assert asked == [[0, 1, 2], [1, 2], [2]]
+def test_what_has_not_ended_in_time_is_not_kept(tmp_path):
+    runner = Runner(Store(tmp_path), Here(Sources()), deadline=0.0)
+    assert not runner.run(lambda: [small(seed=seed) for seed in range(3)], "runs")
+    assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_an_error_of_the_data_is_a_failure_too(tmp_path):
-    result = attempt(small(data=f"imagefolder:{tmp_path}"), None)
+    result = attempt(small(data=f"imagefolder:{tmp_path}"), Sources())
     assert isinstance(result, Failure)
     assert "is no image folder" in result.error
 
 
 def test_results_of_one_run_are_the_same_each_time():
-    first, again = (attempt(small(norm="rbn"), Path("nowhere"), Progress()) for _ in range(2))
+    first, again = (attempt(small(norm="rbn"), Sources()) for _ in range(2))
     assert isinstance(first, Record)
     assert first.epochs[0].train_loss == again.epochs[0].train_loss

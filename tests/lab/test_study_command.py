@@ -8,10 +8,9 @@ from support import command, environment, opened, run
 from torchvision.datasets import FashionMNIST
 
 from rbnorm_cli.main import main
-from rbnorm_cli.names import OWN_DATA
-from rbnorm_lab.store import FailureStore, RecordStore
-from rbnorm_lab.studies import executors
-from rbnorm_lab.studies.catalogue import CATALOGUE
+from rbnorm_cli.names import study_names
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies import work
 from rbnorm_lab.studies.command import reproducing
 
 TINY = (
@@ -28,7 +27,7 @@ def results(folder):
             record.shifted,
             record.calibration,
         )
-        for key, record in RecordStore(folder).load().items()
+        for key, record in Store(folder).records.items()
     }
 
 
@@ -43,12 +42,12 @@ def everything(tmp_path_factory):
 
 def test_every_study_ends_with_an_answer_and_a_page(everything):
     out, done = everything
-    for name in CATALOGUE.keys() - {*OWN_DATA}:  # its data are no part of "all"
+    for name in study_names(["all"]):
         assert f"{name}: " in done.stdout
         assert f"Report: out/{name}/report.html" in done.stdout
         assert (out / name / "report.html").is_file()
     assert "Holm-adjusted p" in done.stdout
-    assert not FailureStore(out).load()
+    assert not Store(out).failures
 
 
 def test_all_studies_measure_no_costs(everything):
@@ -63,7 +62,7 @@ def test_the_same_command_again_runs_nothing_and_draws_the_same_pages(
     out, _ = everything
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     monkeypatch.chdir(out.parent)
-    monkeypatch.setattr(executors, "train_run", None)  # a run would fail and be recorded so
+    monkeypatch.setattr(work, "train_run", None)  # a run would fail and be recorded so
     assert main(["study", "all", *map(str, TINY), "--networks"]) == 0
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -73,8 +72,8 @@ def test_an_estimate_counts_what_is_missing_and_runs_nothing(tmp_path, monkeypat
     given = [*map(str, TINY), "--clean-only", "--estimate"]
     assert main(["study", "fine-tune", "init", *given]) == 0
     said = capsys.readouterr().out
-    assert "init: 26 runs are missing and take about 0." in said  # 12 arms, 2 rates
-    assert "fine-tune: 4 runs are missing and take about 0." in said
+    assert "init: 26 runs of 1 epochs are missing and take about 0." in said  # 12 arms, 2 rates
+    assert "fine-tune: 4 runs of 1 epochs are missing and take about 0." in said
     assert not (tmp_path / "out").exists()
 
 
@@ -92,7 +91,7 @@ def test_a_study_without_its_data_is_refused(tmp_path, monkeypatch, capsys):
 def test_its_page_opens_with_the_numbers_of_the_records(everything, browser):
     out, _ = everything
     page = opened(browser, out / "primary" / "report.html", "desktop")
-    records = RecordStore(out).load().values()
+    records = Store(out).records.values()
     best = max(
         r.accuracy
         for r in records
@@ -180,9 +179,9 @@ def test_without_runs_the_page_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["everything"], "unknown study 'everything': choose from primary, ablation"),
+        (["everything"], "unknown study 'everything': choose from ablation, batch-size"),
         (["primary", "--shard", "3/2"], "--shard i/n takes an i from 1 to n, not '3/2'"),
-        (["primary", "--rates", "fast"], "learning rates are numbers"),
+        (["primary", "--rates", "fast"], "rates are numbers"),
         (["primary", "--rates", "-1"], "lr must be a positive number, not -1.0"),
         (["primary", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["primary", "--batch-size", "31"], "31 images cannot be cut into parts of 2"),

@@ -1,19 +1,23 @@
 """The page of a study in a browser: from simulated records, and without any."""
 
-import pytest
-from simulated import comparison, corrupted, failures_of, make_study, records_of
-from support import VIEWPORTS, assert_fits, opened
+from dataclasses import replace
 
-from rbnorm_lab.analysis import with_margin
-from rbnorm_lab.studies.answer import answer, bracketed
-from rbnorm_lab.studies.page import write_page
-from rbnorm_lab.studies.results import collect
-from rbnorm_lab.studies.tuning import Candidate, Wanted
+import pytest
+from simulated import comparison, corrupted, failures_of, make_study, records_of, results_of
+from support import VIEWPORTS, assert_fits, make_record, opened
+
+from rbnorm_cli.names import NORMS
+from rbnorm_lab.studies.figures import curves_figure
+from rbnorm_lab.studies.page import write_study
+from rbnorm_lab.studies.rates import Candidate, Wanted
+from rbnorm_lab.studies.sentences import answer
+from rbnorm_lab.studies.study import Arm
+from rbnorm_lab.text import bracketed, with_margin
 
 COMMAND = "rbnorm study simulated --out out"
 TUNING = [
-    Candidate(Wanted("cifar-resnet8", "bn"), 0.05, 0.8812, False),
-    Candidate(Wanted("m", "bn", 2), 0.1, 0.9, True),
+    (Candidate(Wanted("cifar-resnet8", "bn"), 0.05, 1.0, 0.8812), False),
+    (Candidate(Wanted("m", "bn", 2), 0.1, 1.0, 0.9), True),
 ]
 STUDY = make_study((comparison(), comparison(measure="shifted")), groups=("whole", "half"))
 EFFECT = {"bn": 0.0, "gn": -0.03, "rbn": 0.01}
@@ -32,7 +36,7 @@ def shifts(arm, seed):
     }
 
 
-RESULTS = collect(
+RESULTS = results_of(
     STUDY,
     records_of(STUDY, accuracy, shifts),
     failures_of(STUDY, "gn", (0,), "RuntimeError: <b>too large</b>"),
@@ -42,7 +46,7 @@ RESULTS = collect(
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    write_page(RESULTS, TUNING, folder, COMMAND)
+    write_study(RESULTS, TUNING, folder, [COMMAND])
     return folder
 
 
@@ -61,12 +65,13 @@ def cells(page, table):
 
 def test_the_page_and_its_figures_are_files(out):
     names = sorted(path.name for path in out.iterdir())
-    figures = [f"{name}.{suffix}" for name in ("clean", "shifted") for suffix in ("png", "svg")]
-    assert names == sorted(["report.html", *figures])
+    figures = ("channel-means", "clean", "curves", "shifted", "statistics")
+    drawn = [f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
+    assert names == sorted(["report.html", *drawn])
 
 
 def test_the_same_records_draw_the_same_files(out, tmp_path):
-    write_page(RESULTS, TUNING, tmp_path, COMMAND)
+    write_study(RESULTS, TUNING, tmp_path, [COMMAND])
     for path in out.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -78,7 +83,7 @@ def test_the_page_asks_for_nothing_and_is_no_wider_than_its_window(page):
 
 
 def test_the_page_answers_in_the_chosen_language(page):
-    said = answer(STUDY, RESULTS)
+    said = answer(RESULTS)
     assert page.locator("#answer").inner_text() == said.en
     assert page.locator("h1").inner_text() == page.title() == "Norms compared"
     page.click("#language")
@@ -139,7 +144,7 @@ def test_corruptions_are_shown_by_kind_and_statistics(page):
     assert [row.locator("td").nth(0).inner_text() for row in rows] == ["bn", "gn", "rbn"]
     noise = next(i for i, head in enumerate(heads) if "Gaussian noise" in head)
     assert [row.locator("td").nth(noise).inner_text() for row in rows] == ["30.00"] * 3
-    assert cells(page, "#controls")[0][1:4] == [
+    assert [cells(page, "#controls")[0][i] for i in (1, 2, 4)] == [
         "statistics of the test batch",
         "6",
         "+0.00 [n/a]",
@@ -176,15 +181,33 @@ def test_the_figures_ink_is_the_colour_of_the_text(page):
 
 @pytest.mark.parametrize("language", ["en", "zh-CN"])
 def test_a_study_without_records_says_so(browser, tmp_path, language):
-    write_page(collect(STUDY, {}, {}), [], tmp_path, COMMAND)
+    write_study(results_of(STUDY), [], tmp_path, [COMMAND])
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     context = browser.new_context(locale=language)
     page = context.new_page()
     page.goto((tmp_path / "report.html").as_uri())
     words = "not run" if language == "en" else "未运行"
-    assert page.locator(".not-run").all_inner_texts() == [words, words]
+    assert page.locator(".not-run").all_inner_texts() == [words]
     settings = page.locator("#settings").inner_text()
     arm = "half: rbn" if language == "en" else "half：rbn"
     assert f"{arm}\tnorm=rbn, batch_size=32\n" in settings
     assert "epochs=2" in settings
     context.close()
+
+
+def figure_of(norms):
+    study = make_study(seeds=(0,))
+    arms = tuple(Arm("all", norm, make_record(norm=norm).config, None) for norm in norms)
+    study = replace(study, arms=arms)
+    return curves_figure(results_of(study, records_of(study, lambda arm, seed: 0.9)))
+
+
+def test_no_two_norms_look_the_same():
+    norms = [*NORMS, *(f"rbn:scale_bias_init={value}" for value in range(2, 12))]
+    lines = figure_of(norms).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(norms)
+
+
+def test_a_norm_without_a_style_takes_a_free_colour():
+    norms = ["bn", "rbn:statistic=max", "rbn", "rbn:statistic=std"]
+    assert len({line.get_color() for line in figure_of(norms).axes[0].get_lines()}) == len(norms)

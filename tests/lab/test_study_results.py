@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
-from simulated import comparison, corrupted, failures_of, make_study, records_of
+from simulated import comparison, corrupted, failures_of, make_study, records_of, results_of
 
-from rbnorm_lab.statistics import estimate, sign_flip
-from rbnorm_lab.studies.answer import answer
-from rbnorm_lab.studies.corrupted import controls, corruption_tables
-from rbnorm_lab.studies.results import ALPHA, PrimaryResult, collect
+from rbnorm_lab.catalogue import maker
+from rbnorm_lab.statistics import blocked, estimate, sign_flip
+from rbnorm_lab.studies.results import ALPHA, Compared, controls
+from rbnorm_lab.studies.sentences import answer
 from rbnorm_lab.studies.variants import comparisons_of
 from rbnorm_lab.studies.words import chinese
 from rbnorm_lab.text import Text
@@ -27,7 +27,7 @@ def accuracies(**effects):
 
 
 def found(study, accuracy, failures=(), **shifted):
-    return collect(study, records_of(study, accuracy, **shifted), dict(failures))
+    return results_of(study, records_of(study, accuracy, **shifted), failures)
 
 
 def by_label(results):
@@ -103,7 +103,7 @@ def test_every_seed_is_done_failed_or_missing():
 def test_records_of_other_studies_are_ignored():
     study, other = make_study(), make_study(seeds=(7, 8))
     records = records_of(study, accuracies()) | records_of(other, lambda arm, seed: 0.1)
-    assert len(collect(study, records, {}).records) == 18
+    assert len(results_of(study, records).records) == 18
 
 
 def test_mean_corruption_accuracy_is_over_kinds_and_severities_without_clean():
@@ -114,15 +114,6 @@ def test_mean_corruption_accuracy_is_over_kinds_and_severities_without_clean():
     )  # fmt: skip
     assert results.measures() == ["clean", "shifted"]
     assert by_label(results)["rbn"].accuracy["shifted"].mean == pytest.approx((7 * 0.5 + 0.1) / 8)
-    (table,) = corruption_tables(results.arms)
-    assert (table.group, table.statistics, table.labels) == (
-        "whole",
-        "trained",
-        ("bn", "gn", "rbn"),
-    )
-    assert [cell.mean for cell in table.kinds["noise"]] == pytest.approx([0.1] * 3)
-    assert [cell.mean for cell in table.kinds["jpeg"]] == pytest.approx([0.5] * 3)
-    assert [cell.mean for cell in table.clean] == pytest.approx([0.9] * 3)
 
 
 def shifts(arm, seed):
@@ -135,13 +126,11 @@ def shifts(arm, seed):
 
 def test_other_statistics_are_compared_with_those_of_training():
     results = found(make_study(), accuracies(), shifted=shifts)
-    assert [(c.result.arm.label, c.statistics) for c in controls(results.arms)] == [
+    assert [(c.result.arm.label, c.statistics) for c in controls(results)] == [
         ("bn", "test-batch"),
         ("rbn", "test-batch"),
     ]
-    assert controls(results.arms)[0].gain.estimate.mean == pytest.approx(0.2)
-    trained, batch = corruption_tables(results.arms)
-    assert (trained.labels, batch.labels) == (("bn", "gn", "rbn"), ("bn", "rbn"))
+    assert controls(results)[0].gain.estimate.mean == pytest.approx(0.2)
 
 
 PRIMARY = (comparison(), comparison("gn"), comparison("rbn", "shifted"))
@@ -164,7 +153,7 @@ def test_a_comparison_that_was_not_run_keeps_its_place_in_the_family():
 
 def test_a_primary_answer_says_which_is_better():
     study = make_study((comparison(),))
-    better = answer(study, found(study, accuracies(rbn=0.01)))
+    better = answer(found(study, accuracies(rbn=0.01)))
     low, high = (100 * end for end in estimate([0.01 + n for n in NOISE]).interval)
     assert better.en == (
         f"The clean one: rbn is more accurate than bn (+1.00 points, 95 % interval "
@@ -173,33 +162,33 @@ def test_a_primary_answer_says_which_is_better():
     assert better.zh.startswith(
         f"clean 项：rbn 比 bn 更高（+1.00 个百分点，95% 区间 [+{low:.2f}, +{high:.2f}]"
     )
-    worse = answer(study, found(study, accuracies(rbn=-0.01)))
+    worse = answer(found(study, accuracies(rbn=-0.01)))
     assert "rbn is less accurate than bn (−1.00" in worse.en
     assert "rbn 比 bn 更低（−1.00" in worse.zh
 
 
 def test_a_primary_answer_says_when_nothing_is_detected():
     study = make_study((comparison(),))
-    same = answer(study, found(study, accuracies(rbn=0.0)))
+    same = answer(found(study, accuracies(rbn=0.0)))
     assert "no detectable difference between rbn and bn (+0.00 points, 95 % interval [" in same.en
     assert "rbn 与 bn 之间没有可检测的差异（+0.00 个百分点，95% 区间 [" in same.zh
 
 
 def test_an_exploratory_answer_names_what_is_better_worse_and_neither():
     study = make_study()
-    said = answer(study, found(study, accuracies(gn=0.03, rbn=-0.01)))
+    said = answer(found(study, accuracies(gn=0.03, rbn=-0.01)))
     assert "(exploratory" in said.en
     assert "more accurate than the baseline: 1 (gn +3.00 [" in said.en
     assert "less accurate: 1 (rbn −1.00 [" in said.en
     assert "探索性" in said.zh
     assert "高于基线：1 个（gn +3.00 [" in said.zh
-    neither = answer(study, found(study, accuracies(gn=0.0, rbn=0.0)))
+    neither = answer(found(study, accuracies(gn=0.0, rbn=0.0)))
     assert "no detectable difference: 2 (" in neither.en
 
 
 def test_a_long_answer_names_rbn_first_and_then_the_largest():
     study = make_study(groups=("a", "b", "c"))
-    said = answer(study, found(study, accuracies(gn=0.03, rbn=0.01)))
+    said = answer(found(study, accuracies(gn=0.03, rbn=0.01)))
     named = said.en.partition("more accurate than the baseline: ")[2]
     assert [part.split(" +")[0] for part in named.split("; ")] == [
         "6 (a: rbn",
@@ -212,7 +201,7 @@ def test_a_long_answer_names_rbn_first_and_then_the_largest():
 
 def test_the_answer_of_a_study_of_controls_says_what_they_do_for_the_baseline():
     study = make_study(controls=True)
-    said = answer(study, found(study, accuracies(gn=0.0, rbn=0.0), shifted=shifts))
+    said = answer(found(study, accuracies(gn=0.0, rbn=0.0), shifted=shifts))
     assert "bn with statistics of the test batch against bn as trained" in said.en
     assert "+20.00 points" in said.en
     assert "rbn with statistics" not in said.en
@@ -221,21 +210,21 @@ def test_the_answer_of_a_study_of_controls_says_what_they_do_for_the_baseline():
 
 def test_an_answer_says_how_much_was_run():
     study = make_study((comparison(),))
-    assert answer(study, collect(study, {}, {})) == Text("Not run.", "未运行。")
+    assert answer(results_of(study)) == Text("Not run.", "未运行。")
     partial = found(study, lambda arm, seed: BASE[seed] if seed < 4 else None)
-    assert answer(study, partial).en.startswith(
+    assert answer(partial).en.startswith(
         "4 of 6 seeds are complete in every arm (failed runs: 0): "
     )
-    assert answer(study, partial).zh.startswith(
+    assert answer(partial).zh.startswith(
         "6 个种子中有 4 个在所有实验组都已完成（失败的运行：0 次）："
     )
     alone = found(study, lambda arm, seed: BASE[seed] if arm.label == "rbn" else None)
-    assert "the clean one: not run" in answer(study, alone).en
+    assert "the clean one: not run" in answer(alone).en
 
 
 def test_one_seed_gives_no_interval_and_detects_nothing():
     study = make_study((comparison(),), seeds=(0,))
-    said = answer(study, found(study, lambda arm, seed: 0.9 + 0.05 * (arm.label == "rbn")))
+    said = answer(found(study, lambda arm, seed: 0.9 + 0.05 * (arm.label == "rbn")))
     assert "too few seeds to tell rbn from bn (+5.00 points, 95 % interval [n/a]" in said.en
     assert "1 seed, Holm-adjusted p = 1.000" in said.en
 
@@ -253,7 +242,7 @@ def test_a_further_comparison_may_test_its_control_with_other_statistics():
     results = found(study, accuracies(), shifted=shifted)
     means = [other.difference.estimate.mean for other in results.others]
     assert means == pytest.approx([-0.05, -0.15])
-    said = answer(study, results).en
+    said = answer(results).en
     assert "Mean accuracy under corruptions: rbn is less accurate than gn (−5.00 points" in said
     assert "rbn is less accurate than bn with statistics of the test batch (−15.00 points" in said
 
@@ -261,13 +250,15 @@ def test_a_further_comparison_may_test_its_control_with_other_statistics():
 def test_a_primary_answer_has_its_control_in_the_same_box():
     others = comparisons_of("whole", [("rbn", "gn", "clean")])
     study = make_study((comparison(),), others=others)
-    said = answer(study, found(study, accuracies(rbn=0.01, gn=0.01)))
+    said = answer(found(study, accuracies(rbn=0.01, gn=0.01)))
     control = "control (exploratory): accuracy on clean test images: no detectable difference"
     assert f"; {control}" in said.en
     assert "；对照（探索性）：干净测试图像上的准确率：rbn 与 gn 之间没有可检测的差异" in said.zh
 
 
 def test_names_of_arms_are_said_in_both_languages():
+    for name in ("ablation", "init", "batch-size"):
+        maker(name)  # a study brings its words
     assert chinese("both") == "两者都用"
     assert chinese("w_b = 2, gamma compensated") == "w_b = 2，补偿 γ"
     assert chinese("normalisation batch 4, sorted by class") == "归一化批量 4，按类别排序"
@@ -283,5 +274,57 @@ def test_a_further_comparison_that_was_not_run_is_left_out():
 
 @pytest.mark.parametrize(("adjusted", "detectable"), [(ALPHA, True), (0.0501, False)])
 def test_a_p_value_of_alpha_itself_rejects(adjusted, detectable):
-    result = PrimaryResult(comparison("a", "b"), None, adjusted, 1)
+    result = Compared(comparison("a", "b"), None, adjusted, 1)
     assert result.detectable is detectable
+
+    assert "than gn" not in answer(results).en
+
+
+def blocks():
+    """Two targets as blocks: RBN wins four points on one and two on the other."""
+    study = make_study(
+        (comparison(group=None, measure="target"),),
+        ("a", "b"),
+        (0, 1, 2),
+        blocks=Text("targets", "目标域"),
+        others=(comparison("gn", measure="target", group=None),),
+    )
+    arms = [
+        replace(a, config=replace(a.config, target=a.group, shift="trained")) for a in study.arms
+    ]
+    study = replace(study, arms=tuple(arms))
+
+    def shifted(arm, seed):
+        gain = {"rbn": {"a": 0.04, "b": 0.02}[arm.group]}.get(arm.label, 0.0)
+        value = BASE[seed] / 2 + gain + (arm.label == "rbn") * NOISE[seed]
+        return {"trained": {arm.group: value}}
+
+    return lambda skip=(): results_of(
+        study,
+        records_of(study, lambda a, s: None if (a.group, a.label) in skip else BASE[s], shifted),
+    )
+
+
+def test_groups_that_are_blocks_count_alike_and_their_spread_is_pooled():
+    results = blocks()()
+    (primary,), (other,) = results.primary, results.others
+    values = {"a": [0.04 + n for n in NOISE[:3]], "b": [0.02 + n for n in NOISE[:3]]}
+    expected = blocked(values)
+    assert primary.difference.estimate.mean == pytest.approx(expected.mean)
+    assert primary.difference.estimate.interval == pytest.approx(expected.interval)
+    assert primary.difference.p == sign_flip([*values["a"], *values["b"]])
+    assert other.difference.estimate.mean == pytest.approx(0)
+    rbn = next(total for total in results.totals if total.arm.label == "rbn")
+    assert rbn.gain["target"].estimate.mean == pytest.approx(expected.mean)
+    assert next(iter(results.groups())) == "all targets"
+    said = answer(results)
+    assert "rbn is more accurate than bn (+2.97 points" in said.en
+    assert "6 pairs in 2 targets" in said.en
+    assert "gn minus bn: +0.00 [" in said.en
+    assert "2 个目标域共 6 对" in said.zh
+
+
+def test_a_block_without_a_pair_leaves_no_mean_over_blocks():
+    results = blocks()(skip={("b", "rbn")})
+    assert results.primary[0].difference is None
+    assert "target" not in next(t for t in results.totals if t.arm.label == "rbn").accuracy

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from rbnorm_cli.main import main
 from rbnorm_lab.checkpoints import load_model
 from rbnorm_lab.data import first_images, load_data
-from rbnorm_lab.store import RecordStore
+from rbnorm_lab.store import Store
 from rbnorm_lab.training import checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -95,7 +95,7 @@ def test_two_processes_train(whole):
 
 
 def test_a_run_with_checkpoints_makes_a_record(whole):
-    (record,) = RecordStore(whole[0]).load().values()
+    (record,) = Store(whole[0]).records.values()
     history = facts(whole[0])["history"]
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
         assert [getattr(epoch, name) for epoch in record.epochs] == [m[name] for m in history]

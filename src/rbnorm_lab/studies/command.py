@@ -1,139 +1,232 @@
-"""``rbnorm study``: tune, run, and draw the pages."""
+"""``rbnorm study`` and ``rbnorm compare``: choose rates, run, and draw the pages."""
 
+import math
 import shlex
-from collections.abc import Container, Sequence
+import time
+from collections.abc import Callable, Container, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final
 
 import torch
+from accelerate import PartialState
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
-from rbnorm_cli.names import study_names
-from rbnorm_lab.errors import UsageError
+from rbnorm_lab.catalogue import maker
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.errors import UsageError, at_least, positive
 from rbnorm_lab.folders import check_folder, make_folder
-from rbnorm_lab.processes import count_processes
+from rbnorm_lab.processes import count_processes, make_accelerator
 from rbnorm_lab.progress import terminal
-from rbnorm_lab.studies.answer import answer
-from rbnorm_lab.studies.arms import Settings, Study
-from rbnorm_lab.studies.catalogue import CATALOGUE
-from rbnorm_lab.studies.cost_page import cost_answer, write_cost_page
-from rbnorm_lab.studies.costs import COST, load_costs, measure_costs
-from rbnorm_lab.studies.executors import data_of, on_ray
-from rbnorm_lab.studies.page import write_page
-from rbnorm_lab.studies.results import collect
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies.page import write_study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.results import Results, collect
 from rbnorm_lab.studies.runner import Runner, Shard
+from rbnorm_lab.studies.sentences import answer
+from rbnorm_lab.studies.study import Settings, Study
 from rbnorm_lab.studies.timing import estimate
-from rbnorm_lab.studies.tuning import Rates
+from rbnorm_lab.studies.work import Here, Processes, Ray, Sources, data_of
 from rbnorm_lab.templates import PAGE
+from rbnorm_lab.text import bracketed, percent
 from rbnorm_lab.train import check_run
+from rbnorm_lab.training.loop import steps_of_epoch
 
-_WAIT = (
+_WAIT: Final = (
     "The learning rates wait for the tuning runs of other shards: when these have ended, give the "
     "same command again."
 )
+_USABLE: Final = 0.9  # of the time there is: estimates err
+_ELSEWHERE: Final = ("--shard", "--ray", "--out", "--device", "--processes", "--minutes")
+_FLAGS: Final = ("--no-run", "--no-page", "--cut", "--keep-models", "--save-models")
 
 
-class _Plan(NamedTuple):
-    """A study, with the learning rates that are chosen so far."""
+@dataclass(frozen=True)
+class How:
+    """How runs are made; no record depends on it, save for rounding.
 
-    study: Study
-    rates: Rates
+    Attributes:
+        sources: Where runs find what they need.
+        shard: ``i/n`` for the i-th of n parts of the runs.
+        ray: The Ray cluster to run on, or None.
+        processes: How many runs are made side by side, or None for one after the other, here.
+        minutes: Stop so many minutes after the start; None for when all is done.
+        cut: Take fewer epochs where all would not fit into these minutes.
+        only_estimate: Say how long the runs would take, and do nothing else.
+        run: Whether to run anything, or only draw.
+        page: Whether to draw.
+        keep: In which file a run's model is kept, if it is.
+        check: Whether to try every arm beforehand, or only each study's first.
+        together: Whether several processes may make each run together.
+        start: When the command was started, by ``time.monotonic``.
+    """
+
+    sources: Sources
+    shard: str = "1/1"
+    ray: str | None = None
+    processes: int | None = None
+    minutes: float | None = None
+    cut: bool = False
+    only_estimate: bool = False
+    run: bool = True
+    page: bool = True
+    keep: Callable[[RunConfig], Path | None] = lambda config: None
+    check: bool = False
+    together: bool = False
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(1, processes=self.processes)
+        positive(minutes=self.minutes)
+        if self.cut and self.minutes is None:
+            raise UsageError("--cut needs --minutes, into which the epochs are to fit")
+
+    def executor(self) -> Here:
+        """Where runs happen."""
+        if self.ray:
+            return Ray(self.sources, self.ray)
+        return Processes(self.sources, self.processes) if self.processes else Here(self.sources)
 
 
-def study(
-    names: Sequence[str],
-    settings: Settings,
-    out: Path,
-    command: str,
-    *,
-    data_root: Path | None,
-    shard: str = "1/1",
-    ray: str | None = None,
-    run: bool = True,
-    only_estimate: bool = False,
-) -> None:
-    """Run what the records in ``out`` lack of some studies, then draw their pages.
-
-    The costs are measured only where their study is named, by the first shard and in this process:
-    the machines and cores that share the work of ``"all"`` are too busy to time anything on.
+class Plans:
+    """Some studies at the rates that are chosen so far.
 
     Args:
-        names: Names of studies, or ``"all"``.
-        settings: What the studies share.
-        out: Folder of the records, and of a folder for every study's page.
+        names: The studies.
+        settings: What their commands ask for.
+        store: The runs that ended.
+    """
+
+    def __init__(self, names: Sequence[str], settings: Settings, store: Store) -> None:
+        self.names, self.settings, self.store = names, settings, store
+        self.rates = {name: Rates(settings, store) for name in names}
+        self.studies()  # asks for the rates
+
+    def studies(self) -> list[Study]:
+        """The studies."""
+        return [maker(name)(self.settings, rates) for name, rates in self.rates.items()]
+
+    def tuning(self) -> list[RunConfig]:
+        """The runs that choose rates, as far as they are known."""
+        return [run for rates in self.rates.values() for run in rates.runs()]
+
+    def runs(self) -> list[RunConfig]:
+        """The other runs."""
+        return [run for study in self.studies() for run in study.runs()]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rates are chosen."""
+        return all(rates.complete for rates in self.rates.values())
+
+
+def study(names: Sequence[str], settings: Settings, out: Path, command: str, how: How) -> None:
+    """Run what the records in ``out`` lack of some studies, then draw their pages.
+
+    Args:
+        names: Names of studies.
+        settings: What the options ask for.
+        out: Folder of the records, and of a folder for every study's page; with one study that has
+            a command of its own, of its page.
         command: The command line that does this.
-        data_root: Where the files of data sets are; see :func:`rbnorm_lab.data.load_data`.
-        shard: ``i/n`` for the i-th of n parts of the runs.
-        ray: The Ray cluster to run on; see :func:`rbnorm_lab.studies.executors.on_ray`. None for
-            one run after the other, here.
-        run: Whether to run anything, or only draw.
-        only_estimate: Say how long the runs would take that have no record, and do nothing else.
+        how: How the runs are made.
 
     Raises:
         UsageError: The studies cannot be run as asked.
     """
-    chosen = study_names(names)
-    part = Shard.parse(shard)
     check_folder(out)
-    if count_processes() > 1:
+    shard = Shard.parse(how.shard)
+    together = count_processes() if how.run else 1
+    if together > 1 and not how.together:
         raise UsageError(
             "rbnorm study trains in one process, not under torchrun: give the runs to several "
             "processes with --shard or --ray"
         )
-    measured = COST not in chosen or load_costs(out) is not None
-    runner = Runner(out, data_root and data_root.resolve(), part)
-    plans = _plans(chosen, settings, runner)
-    if only_estimate:
-        _estimate(plans, runner)
-        return
-    if run:
-        _check(plans, runner.root)
-        if ray:
-            runner.executor = on_ray(ray)
-        if not measured and COST in names and part.index == 1:
-            measure_costs(out)
-        if any(plan.study.arms for plan in plans):
-            plans = _run(plans, chosen, settings, runner)
-            if not runner.ran:
-                terminal().print(f"Nothing left to run: {out} has every run.", soft_wrap=True)
-    _draw(plans, runner, out, reproducing(command))
+    accelerator = make_accelerator(settings.run.mixed_precision) if how.together else None
+    main = together == 1 or PartialState().is_main_process
+    store = Store(out)
+    plans = Plans(names, settings, store)
+    if how.run or how.only_estimate:
+        check_plans(plans, how)
+        with how.executor() if plans.runs() else nullcontext(Here(how.sources)) as executor:
+            deadline = how.start + 60 * how.minutes if how.minutes else None
+            runner = Runner(store, executor, shard, deadline, how.keep, main)
+            if how.only_estimate or how.cut:
+                plans = fitted(plans, runner, how)
+            if how.only_estimate:
+                return
+            if accelerator:
+                accelerator.wait_for_everyone()  # nobody writes before everybody has read
+            if plans.runs():
+                run(plans, runner)
+    if main and how.page:
+        draw(plans, out, reproducing(command))
+        store.check_kept()
+    if accelerator:
+        accelerator.end_training()
 
 
-def _run(
-    plans: list[_Plan], names: Sequence[str], settings: Settings, runner: Runner
-) -> list[_Plan]:
-    """Tune, then run; the plans with the rates that are chosen now."""
-    runner.records.create()
-    tuning = [config for plan in plans for config in plan.rates.runs()]
-    runner.run(tuning, "choosing learning rates", retry=False)
-    plans = _plans(names, settings, runner)
-    if all(plan.rates.complete for plan in plans):
-        runner.run([config for plan in plans for config in plan.study.runs()], "runs")
-    else:
+def check_plans(plans: Plans, how: How) -> None:
+    """Load the data and try a step of each study, or arm, before anything is written."""
+    device = torch.device(how.sources.device or "cpu")
+    missing = Runner(plans.store, Here(how.sources), keep=how.keep)
+    for study in plans.studies():
+        firsts = [arm.runs(study.seeds)[0] for arm in study.arms]
+        for config in missing.missing(firsts) if how.check else firsts[:1]:
+            if config.target is None:
+                data = data_of(config, how.sources.root)
+                check_run(config, data, device)
+                steps = steps_of_epoch(config, data)
+                if config.gradient_steps > steps:
+                    raise UsageError(
+                        f"steps must be from 1 to {steps}, those of one epoch, "
+                        f"not {config.gradient_steps}"
+                    )
+
+
+def run(plans: Plans, runner: Runner) -> None:
+    """Choose rates, then run."""
+    done = runner.run(plans.tuning, "choosing learning rates", retry=False)
+    plans.store.load()
+    if done and not plans.complete:
         terminal(stderr=True).print(_WAIT, soft_wrap=True)
+    elif done:
+        done = runner.run(plans.runs, "runs")
+    if not done:
+        terminal(stderr=True).print("The time is up: the same command again goes on.")
+    elif not runner.ran and runner.main:
+        where = plans.store.folder
+        terminal().print(f"Nothing left to run: {where} has every run.", soft_wrap=True)
+
+
+def fitted(plans: Plans, runner: Runner, how: How) -> Plans:
+    """The plans with as many epochs as fit, if they are to be cut, after saying what fits."""
+    for epochs in range(plans.settings.run.epochs, 0, -1):
+        shared = replace(plans.settings.run, epochs=epochs)
+        plans = Plans(plans.names, replace(plans.settings, run=shared), plans.store)
+        seconds, done = 0.0, set[str]()
+        for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
+            wanted = runner.missing([*rates.runs(), *study.runs()])
+            missing = [config for config in wanted if config.key not in done]
+            done |= {config.key for config in missing}
+            own = estimate(missing, runner.executor)
+            if not rates.complete and rates.runs():
+                own *= (len(missing) + rates.expected() - len(rates.runs())) / len(missing)
+            seconds += own
+            terminal().print(
+                f"{study.name}: {len(missing)} runs of {epochs} epochs are missing and take about "
+                f"{own / 60:.1f} minutes in {runner.executor.slots} processes",
+                soft_wrap=True,
+            )
+        left = math.inf if runner.deadline is None else runner.deadline - time.monotonic()
+        if not how.cut or seconds <= _USABLE * left:
+            break
     return plans
 
 
-def _estimate(plans: Sequence[_Plan], runner: Runner) -> None:
-    """Say how long each study takes, without the runs that those before it have, too."""
-    _check(plans, runner.root)
-    done = set(runner.records.load())
-    for study, rates in plans:
-        wanted = [run for run in (*rates.runs(), *study.runs()) if run.key not in done]
-        missing = runner.shard.share(list(dict.fromkeys(wanted)))
-        done |= {run.key for run in missing}
-        minutes = estimate(missing, runner.root) / 60
-        terminal().print(
-            f"{study.name}: {len(missing)} runs are missing and take about {minutes:.1f} minutes "
-            "in one process",
-            soft_wrap=True,
-        )
-
-
-def reproducing(
-    command: str,
-    options: Container[str] = ("--shard", "--ray", "--out"),
-    flags: Container[str] = ("--no-run",),
-) -> str:
+def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:
     """The command line without what no record depends on: where it ran, in parts, and wrote."""
     kept: list[str] = []
     words = iter(shlex.split(command))
@@ -142,46 +235,47 @@ def reproducing(
         if name in options:
             if not equals:
                 next(words, None)
-        elif word not in flags:
+        elif word not in _FLAGS:
             kept.append(word)
     return shlex.join(kept)
 
 
-def _plans(names: Sequence[str], settings: Settings, runner: Runner) -> list[_Plan]:
-    records, failures = runner.records.load(), runner.failures.load()
-    plans = []
-    for name in names:
-        rates = Rates(settings, records, failures)
-        plans.append(_Plan(CATALOGUE[name](settings, rates), rates))
-    return plans
-
-
-def _check(plans: Sequence[_Plan], data_root: Path | None) -> None:
-    """Load the data and try a step of each study before anything is written."""
-    for plan in plans:
-        for config in plan.study.runs()[:1]:
-            check_run(config, data_of(config, data_root), torch.device("cpu"))
-
-
-def _draw(plans: Sequence[_Plan], runner: Runner, out: Path, command: str) -> None:
+def draw(plans: Plans, out: Path, command: str) -> None:
     """The page of every study, and its answer on standard output."""
-    records, failures = runner.records.load(), runner.failures.load()
-    lines: list[str] = []  # nobody may be reading: they are printed when all is written
-    for study, rates in plans:
-        folder = out / study.name
+    lines: list[Any] = []  # nobody may be reading: they are printed when all is written
+    for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
+        folder = out if study.name == "compare" else out / study.name
         make_folder(folder)
-        failed = 0
-        if study.name == COST:
-            costs = load_costs(out)
-            write_cost_page(study, costs, out, command)
-            said = cost_answer(costs)
-        else:
-            results = collect(study, records, failures)
-            write_page(results, rates.table(), folder, command)
-            said, failed = answer(study, results), results.failed
-        lines.append(f"{study.name}: {said.en}")
-        if failed:
-            lines.append(f"{failed} runs failed; the page says why.")
+        results = collect(study, plans.store)
+        write_study(results, rates.table(), folder, [command])
+        if study.name == "compare":
+            lines.append(summary(results))
+        lines.append(f"{study.name}: {answer(results).en}")
+        if results.failed:
+            lines.append(f"{results.failed} runs failed; the page says why.")
         lines.append(f"Report: {folder / PAGE}")
     for line in lines:
-        terminal().print(line, soft_wrap=True)
+        terminal().print(line, soft_wrap=isinstance(line, str))
+
+
+def summary(results: Results) -> Table:
+    """Every arm in a line, for a terminal: per cent right, and points more than the baseline."""
+    config = results.study.arms[0].config
+    table = Table(title=f"{config.model} on {config.data}", box=SIMPLE_HEAD)
+    measures = results.measures()
+    table.add_column("norm", overflow="fold")
+    for measure in measures:
+        table.add_column(f"{measure}, %", justify="right", no_wrap=True)
+        table.add_column("minus bn, points", justify="right", no_wrap=True)
+    for group, arms in results.groups().items():
+        table.add_row(group)
+        for place, result in enumerate(arms, start=1):
+            cells = [result.arm.label]
+            for measure in measures:
+                found, gain = result.accuracy.get(measure), result.gain.get(measure)
+                cells += [
+                    percent(found.mean if found else None),
+                    bracketed(gain.estimate) if gain else "",
+                ]
+            table.add_row(*cells, end_section=place == len(arms))
+    return table

@@ -11,11 +11,9 @@ from rbnorm_lab.bench.command import measure_parts
 from rbnorm_lab.bench.measure import Effort
 from rbnorm_lab.bench.rows import MACHINE, ROWS, load
 from rbnorm_lab.errors import UsageError
-from rbnorm_lab.studies.answer import SUBJECT
-from rbnorm_lab.studies.arms import Rate, Settings, Study
+from rbnorm_lab.studies.sentences import SUBJECT
 from rbnorm_lab.text import Text
 
-COST: Final = "cost"
 PART: Final = "norms"
 """The part of the benchmark that the study shows."""
 RATIOS: Final = {
@@ -97,13 +95,14 @@ def bench_command(out: Path, device: str = "cpu") -> str:
     return shlex.join(["rbnorm", "bench", "--parts", PART, *on, "--out", str(bench_folder(out))])
 
 
-def measure_costs(out: Path) -> None:
-    """Measure the rows on the CPU, as :func:`bench_command` would.
+def measure_missing(out: Path) -> None:
+    """Measure the rows on the CPU, as :func:`bench_command` would, unless there are any.
 
     Raises:
         UsageError: The folder cannot be used.
     """
-    measure_parts([PART], Effort.repeats, "cpu", bench_folder(out))
+    if load_costs(out) is None:
+        measure_parts([PART], Effort.repeats, "cpu", bench_folder(out))
 
 
 def load_costs(out: Path) -> Costs | None:
@@ -164,38 +163,3 @@ def _count(row: Row, name: str) -> int:
     if not isinstance(count, int):
         raise TypeError(f"{name} of {row.candidate} is {count}")
     return count
-
-
-def cost(settings: Settings, rate: Rate) -> Study:
-    """What the norms cost, from the benchmark's rows."""
-    return Study(
-        COST,
-        Text("What the norms cost", "各种归一化的代价"),
-        Text(
-            "What does each norm cost in parameters, operations, time and memory?",
-            "各种归一化在参数量、计算量、时间和显存（内存）上的代价是多少？",
-        ),
-        (
-            Text(
-                "Times and their ratios hold for the machine named below, for one small network "
-                "and for 32-bit floating-point numbers; in larger networks normalisation has "
-                "another share of the work.",
-                "时间及其比值只适用于下面所列的机器、这一个小网络和 32 位浮点数；"
-                "在更大的网络中，归一化所占的比重不同。",
-            ),
-            Text(
-                "The ranges are quartiles of the rounds of one process: they show how steady the "
-                "machine was, and are no confidence intervals.",
-                "范围是同一进程各轮计时的四分位数：反映机器是否平稳，不是置信区间。",
-            ),
-            Text(
-                "RBN runs on the backend named below, BatchNorm and GroupNorm on PyTorch's "
-                "kernels; IEBN, BN+SE, FRN and EvoNorm-S0 consist of several operations, and "
-                "kernels of their own would make them cheaper.",
-                "RBN 使用下面所列的后端，BatchNorm 与 GroupNorm 使用 PyTorch 的内核；"
-                "IEBN、BN+SE、FRN 和 EvoNorm-S0 由多个运算组成，若有专门的内核，代价会更低。",
-            ),
-        ),
-        (),
-        (),
-    )

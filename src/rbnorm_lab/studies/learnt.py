@@ -10,12 +10,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rbnorm_lab.analysis import signed
 from rbnorm_lab.plots import BASELINE_MARK, INK, NARROW, RC, SUBJECT_MARK
 from rbnorm_lab.records import Record
-from rbnorm_lab.studies.answer import SUBJECT
 from rbnorm_lab.studies.results import Results
-from rbnorm_lab.text import Text
+from rbnorm_lab.studies.sentences import SUBJECT
+from rbnorm_lab.templates import Section
+from rbnorm_lab.text import Text, signed
 
 CENTER, SCALE, GATE = "center_weight", "scale_weight", "scale_bias"
 _LOW, _MIDDLE, _HIGH = _BAND = ("q0.05", "q0.50", "q0.95")
@@ -97,12 +97,31 @@ def _spread(records: Sequence[Record]) -> Array:
     return mean
 
 
-def said(found: Sequence[Learnt]) -> list[Text]:
-    """A sentence for each network."""
-    return [_sentence(of) for of in found]
+def sections(results: Results) -> list[Section]:
+    """What the page of the networks says of it."""
+    found = learnt(results)
+    if not found:
+        return []
+    return [
+        Section(
+            Text("What RBN learnt", "RBN 学到了什么"),
+            figure=("learnt", lambda narrow: learnt_figure(found, narrow=narrow)),
+            caption=Text(
+                "Three panels for each network, means over the seeds. First: w_m of the layers, "
+                "median over channels and the range of nine in ten. Second: likewise the gate "
+                "R(w_b) of an image that is like the average. Third, where it was measured: the "
+                "spread over channels of the channel means of each layer's output.",
+                "每个网络三幅图，为各种子的均值。第一幅：各层的 w_m，通道中位数与九成通道的范围。"
+                "第二幅：同样方式给出与平均图像相同时的门控 R(w_b)。"
+                "第三幅（有测量时）：各层输出的通道均值在通道之间的离散程度。",
+            ),
+            lines=[sentence(of) for of in found],
+        )
+    ]
 
 
-def _sentence(of: Learnt) -> Text:
+def sentence(of: Learnt) -> Text:
+    """What one network learnt."""
     numbers = np.median(of.center[1]), of.center[0].min(), of.center[2].max()
     w_m, low, high = (signed(float(number)) for number in numbers)
     first, last = of.gate[1][0], of.gate[1][-1]
@@ -123,10 +142,8 @@ def _sentence(of: Learnt) -> Text:
     return Text(f"{en}.", f"{zh}。")
 
 
-def learnt_figure(found: Sequence[Learnt], *, narrow: bool = False) -> Figure | None:
+def learnt_figure(found: Sequence[Learnt], *, narrow: bool = False) -> Figure:
     """A row for each network: w_m, the gate and the spread of the channel means, by depth."""
-    if not found:
-        return None
     columns = 3 if any(of.spread for of in found) else 2
     with mpl.rc_context(RC):
         height = 2.3 * len(found)

@@ -1,15 +1,17 @@
-"""Runs what the records of a folder lack; a run that fails does not stop the others."""
+"""Makes the runs that a folder lacks; a run that fails does not stop the others."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
-from rbnorm_lab.progress import progress_of_runs
-from rbnorm_lab.records import Record
-from rbnorm_lab.store import FailureStore, RecordStore
-from rbnorm_lab.studies.executors import Executor, in_turn
+from rbnorm_lab.progress import Report
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies.work import ENDED, Here, Result, failure
 
 
 @dataclass(frozen=True)
@@ -39,47 +41,90 @@ class Shard:
         return list(configs[self.index - 1 :: self.of])
 
 
-class Runner:
-    """Runs configs and keeps their records.
+def _no_file(_: RunConfig) -> Path | None:
+    return None
 
-    Args:
-        out: Folder of the records.
-        root: Folder of the files of data sets.
-        shard: The part of the runs that this process does.
+
+@dataclass
+class Runner:
+    """Makes runs and keeps their records.
 
     Attributes:
-        executor: Where they happen; in this process unless it is set.
-        ran: How many it has made.
+        store: What there is.
+        executor: Where runs happen.
+        shard: The part of the runs that this process does.
+        deadline: When to stop, by ``time.monotonic``, or None: what is not done then is not kept.
+        keep: In which file a run's model is kept, if it is; a run without its file is made again.
+        main: Whether this process writes, of several that make each run together.
+        ran: How many runs have ended.
     """
 
-    def __init__(self, out: Path, root: Path | None, shard: Shard) -> None:
-        self.records, self.failures = RecordStore(out), FailureStore(out)
-        self.root, self.shard = root, shard
-        self.executor: Executor = in_turn
-        self.ran = 0
+    store: Store
+    executor: Here
+    shard: Shard = field(default_factory=Shard)
+    deadline: float | None = None
+    keep: Callable[[RunConfig], Path | None] = _no_file
+    main: bool = True
+    ran: int = 0
 
-    def run(self, configs: Iterable[RunConfig], what: str, *, retry: bool = True) -> None:
-        """Run those that have no record yet.
+    def missing(self, configs: Sequence[RunConfig], *, retry: bool = True) -> list[RunConfig]:
+        """Those of this shard's share that have no record, in their order.
 
         Args:
             configs: All runs, in the same order for every shard.
-            what: What the progress bar says.
+            retry: Whether those that failed before are missing, too.
+        """
+        done = {*self.store.records, *(() if retry else self.store.failures)}
+        share = self.shard.share(list(dict.fromkeys(configs)))
+        return [
+            config
+            for config in share
+            if config.key not in done or ((file := self.keep(config)) and not file.exists())
+        ]
+
+    def run(
+        self, plan: Callable[[], Sequence[RunConfig]], what: str, *, retry: bool = True
+    ) -> bool:
+        """Make runs until there is none left or the time has come.
+
+        Args:
+            plan: All runs that are known to be wanted; asked again whenever a run has ended.
+            what: What these runs are for, in a word or two.
             retry: Whether one that failed before is tried again.
 
+        Returns:
+            Whether all is done.
+
         Raises:
-            UsageError: A record cannot be written.
+            UsageError: A record cannot be written, or all processes have ended.
         """
-        share = self.shard.share(list(dict.fromkeys(configs)))
-        done = {*self.records.load(), *(() if retry else self.failures.load())}
-        missing = [config for config in share if config.key not in done]
-        self.ran += len(missing)
-        with progress_of_runs(32, disable=not missing) as progress:
-            task = progress.add_task(what, total=len(share), completed=len(share) - len(missing))
-            for result in self.executor(missing, self.root, progress):
-                if isinstance(result, Record):
-                    self.records.append(result)
-                else:
-                    self.failures.append(result)
-                progress.advance(task)
-        ended = {config.key for config in missing} - self.failures.load().keys()
-        self.records.check_kept(config for config in missing if config.key in ended)
+        tried: set[str] = set()
+        busy: dict[Future[Result], RunConfig] = {}
+        with Report(what, quiet=not self.main) as report:
+            while True:
+                waiting = [c for c in self.missing(plan(), retry=retry) if c.key not in tried]
+                free = self.executor.slots - len(busy)
+                for config in waiting[:free]:
+                    tried.add(config.key)
+                    self.executor.on_step = report.steps_of(config)
+                    busy[self.executor.submit(config, self.keep(config))] = config
+                if not busy:
+                    return True
+                left = None if self.deadline is None else self.deadline - time.monotonic()
+                ended, _ = wait(busy, left and max(left, 0), FIRST_COMPLETED)
+                if not ended or (left is not None and left <= 0):
+                    return False
+                for future in ended:
+                    result = self._result(busy.pop(future), future)
+                    report.ended(result, len(waiting[free:]) + len(busy))
+
+    def _result(self, config: RunConfig, future: "Future[Result]") -> Result:
+        try:
+            result = future.result()
+        except BrokenProcessPool as error:
+            raise UsageError(ENDED) from error
+        except Exception as error:  # the process that ran it is gone
+            result = failure(config, error)
+        self.ran += 1
+        self.store.append(result, durably=self.main)
+        return result

@@ -4,37 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from rbnorm_lab.shift import TRAINED
-from rbnorm_lab.studies.answer import MEASURES, STATISTICS
-from rbnorm_lab.studies.arms import Arm, Comparison, Rate, Settings
-from rbnorm_lab.studies.words import chinese, close
+from rbnorm_lab.studies.study import Arm, Comparison, Rate, Settings
+from rbnorm_lab.studies.words import MEASURES, STATISTICS, chinese, close
 from rbnorm_lab.text import Text
 
 SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
-NETWORK_NORMS: Final = ("bn", "gn", "ln", "ln2d", "in", "iebn", "frn", "evonorm-s0", "rbn")
-ABLATION: Final = {
-    "neither": "bn",
-    "both": "rbn",
-    "centring only": "rbn-center",
-    "scaling only": "rbn-scale",
-    "statistic: max": "rbn:statistic=max",
-    "statistic: std": "rbn:statistic=std",
-    "restriction: tanh": "rbn:restrict=tanh",
-    "restriction: hardsigmoid": "rbn:restrict=hardsigmoid",
-    "restriction: identity": "rbn:restrict=identity",
-}
-SEGMENTATION_NORMS: Final = {"bn": "bn", "rbn": "rbn:preserve=yes", "gn": "gn"}
-INIT: Final = {
-    "w_b = 1": "rbn",
-    "w_b = 0": "rbn:scale_bias_init=0",
-    "w_b = 2": "rbn:scale_bias_init=2",
-    "w_b = 4": "rbn:scale_bias_init=4",
-    "w_b = 1, gamma compensated": "rbn:preserve=yes",
-    "w_b = 0, gamma compensated": "rbn:preserve=yes:scale_bias_init=0",
-    "w_b = 2, gamma compensated": "rbn:preserve=yes:scale_bias_init=2",
-    "w_b = 4, gamma compensated": "rbn:preserve=yes:scale_bias_init=4",
-    "w_v = 0.1": "rbn:scale_weight_init=0.1",
-    "w_v = 1": "rbn:scale_weight_init=1",
-}
 
 
 def arms_of(
@@ -119,22 +93,32 @@ def comparisons_of(group: str, compared: Sequence[tuple[str, ...]]) -> tuple[Com
         compared: Labels of treatment and control, the measure, and the control's statistics if
             they are not those of training.
     """
-    return tuple(_comparison(group, *names) for names in compared)
+    return tuple(comparison(group, *names) for names in compared)
 
 
-def _comparison(
-    group: str, treatment: str, control: str, measure: str, statistics: str = TRAINED
+def comparison(
+    group: str | None,
+    treatment: str,
+    control: str,
+    measure: str,
+    control_statistics: str = TRAINED,
+    statistics: str = TRAINED,
 ) -> Comparison:
-    words, tested = MEASURES[measure], STATISTICS[statistics]
-    with_en, with_zh = ("", "") if statistics == TRAINED else (f" with {tested.en}", tested.zh)
+    """A comparison that is named by what it compares."""
+    words = MEASURES[measure]
+    with_own, with_other = _with(statistics), _with(control_statistics)
     name = Text(
-        f"{treatment} minus {control}{with_en}, {words.en}",
+        f"{treatment}{with_own.en} minus {control}{with_other.en}, {words.en}",
         close(
-            f"{chinese(treatment)} 减 {chinese(control)}"
-            f"{'（' + with_zh + '）' if with_zh else ''}，{words.zh}"
+            f"{chinese(treatment)}{with_own.zh} 减 {chinese(control)}{with_other.zh}，{words.zh}"
         ),
     )
-    return Comparison(name, group, treatment, control, measure, statistics)
+    return Comparison(name, group, treatment, control, measure, control_statistics, statistics)
+
+
+def _with(statistics: str) -> Text:
+    tested = STATISTICS[statistics]
+    return Text("", "") if statistics == TRAINED else Text(f" with {tested.en}", f"（{tested.zh}）")
 
 
 def _shift(settings: Settings, norm: str, values: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from rbnorm_lab.models import needs_rgb
 from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.processes import make_accelerator
 from rbnorm_lab.progress import progress_of_runs, terminal
-from rbnorm_lab.store import RecordStore
+from rbnorm_lab.store import Store
 from rbnorm_lab.train import check_run, model_of, steps_of, train_run
 from rbnorm_lab.training import checkpoint
 from rbnorm_lab.training.loop import Training
@@ -127,9 +127,9 @@ def _evaluate(config: RunConfig, data: ImageData, accelerator: Accelerator, out:
 
 
 def _train(request: Request, data: ImageData, accelerator: Accelerator, out: Path) -> None:
-    config, store = request.run, RecordStore(out)
+    config, store = request.run, Store(out)
     console = terminal(quiet=not accelerator.is_main_process)
-    if config.key in store.load():
+    if config.key in store.records:
         console.print(f"Nothing left to train: {config.epochs} epochs are done.", soft_wrap=True)
         return
     found = checkpoint.newest(out)

@@ -3,38 +3,13 @@
 from collections.abc import Sequence
 from typing import Final
 
-from rbnorm_lab.analysis import p_value, points
 from rbnorm_lab.shift import TRAINED
 from rbnorm_lab.statistics import Estimate
-from rbnorm_lab.studies.arms import Comparison, Study
-from rbnorm_lab.studies.corrupted import Control, controls
-from rbnorm_lab.studies.results import (
-    CLEAN,
-    IOU,
-    SHIFTED,
-    ArmResult,
-    Difference,
-    OtherResult,
-    PrimaryResult,
-    Results,
-)
-from rbnorm_lab.studies.words import chinese, close
-from rbnorm_lab.text import Text, joined
+from rbnorm_lab.studies.results import ArmResult, Compared, Control, Difference, Results, controls
+from rbnorm_lab.studies.study import Comparison
+from rbnorm_lab.studies.words import MEASURES, STATISTICS, chinese, close
+from rbnorm_lab.text import Text, bracketed, interval, joined, p_value, points
 
-MEASURES: Final = {
-    CLEAN: Text("accuracy on clean test images", "干净测试图像上的准确率"),
-    SHIFTED: Text("mean accuracy under corruptions", "各种图像退化下的平均准确率"),
-    IOU: Text("mean IoU", "平均 IoU"),
-}
-STATISTICS: Final = {
-    "trained": Text("statistics of training", "训练时的统计量"),
-    "re-estimated": Text(
-        "statistics re-estimated on clean training images", "在干净训练图像上重新估计的统计量"
-    ),
-    "test-batch": Text("statistics of the test batch", "测试批统计量"),
-    "test-batch-64": Text("statistics of 64 test images", "64 张测试图像的统计量"),
-    "test-batch-8": Text("statistics of 8 test images", "8 张测试图像的统计量"),
-}
 NOT_RUN: Final = Text("Not run.", "未运行。")
 SUBJECT: Final = "rbn"
 """The norm that the studies are about: where not all are named, it is."""
@@ -42,16 +17,21 @@ SUBJECT: Final = "rbn"
 _MOST_NAMED: Final = 4
 
 
-def answer(study: Study, results: Results) -> Text:
+def answer(results: Results) -> Text:
     """The answer to the study's question, with intervals, in one sentence.
 
     Primary comparisons are judged by Holm's adjusted p values. A study without them is exploratory:
     there a difference counts as detected where its interval excludes zero.
     """
+    study = results.study
+    if study.answer:
+        return study.answer(results)
     if not results.records:
         return NOT_RUN
     several = len(results.groups()) > 1
     named = [clause for other in results.others if (clause := _other(other, several))]
+    if study.blocks:  # short ones, which need to be called exploratory once
+        named = [joined(named)] if named else []
     if study.primary:
         clauses = [_primary(result) for result in results.primary]
         clauses += [
@@ -68,22 +48,12 @@ def answer(study: Study, results: Results) -> Text:
             Text("no seed has both runs of a comparison", "还没有任何种子完成一对可比较的运行")
         ]
     found = joined(clauses)
-    start = _progress(study, results)
+    start = _progress(results)
     return Text(f"{_capital(start.en + found.en)}.", close(f"{start.zh}{found.zh}。"))
 
 
-def bracketed(estimate: Estimate) -> str:
-    """A difference of shares in percentage points with its interval, in any language."""
-    return f"{points(estimate.mean)} {_interval(estimate)}"
-
-
-def _interval(estimate: Estimate) -> str:
-    ends = ["n/a"] if estimate.interval is None else map(points, estimate.interval)
-    return f"[{', '.join(ends)}]"
-
-
-def _progress(study: Study, results: Results) -> Text:
-    done, seeds, failed = results.complete_seeds, len(study.seeds), results.failed
+def _progress(results: Results) -> Text:
+    done, seeds, failed = results.complete_seeds, len(results.study.seeds), results.failed
     if done == seeds and not failed:
         return Text("", "")
     return Text(
@@ -92,7 +62,7 @@ def _progress(study: Study, results: Results) -> Text:
     )
 
 
-def _primary(result: PrimaryResult) -> Text:
+def _primary(result: Compared) -> Text:
     name, difference = result.comparison.name, result.difference
     if difference is None:
         return Text(f"{name.en}: not run", f"{name.zh}：未运行")
@@ -112,15 +82,21 @@ def _primary(result: PrimaryResult) -> Text:
     return Text(f"{name.en}: {said.en} {en}", f"{name.zh}：{said.zh}{zh}")
 
 
-def _other(result: OtherResult, several_groups: bool) -> Text | None:
+def _other(result: Compared, several_groups: bool) -> Text | None:
     comparison, difference = result.comparison, result.difference
     if difference is None:
         return None
     estimate, measure = difference.estimate, MEASURES[comparison.measure]
+    if comparison.group is None:  # all have the measure of the primary comparison
+        treatment, control = _sides(comparison)
+        return Text(
+            f"{treatment.en} minus {control.en}: {bracketed(estimate)}",
+            f"{treatment.zh}减{control.zh}：{bracketed(estimate)}",
+        )
     said = _verdict(*_sides(comparison), estimate.mean > 0 if estimate.detectable else None)
     evidence = _evidence(difference)
-    en = f"{comparison.group}, " if several_groups else ""
-    zh = f"{chinese(comparison.group)}，" if several_groups else ""
+    group = comparison.group if several_groups else None
+    en, zh = (f"{group}, ", f"{chinese(group)}，") if group else ("", "")
     return Text(
         f"{en}{measure.en}: {said.en} ({evidence.en})",
         f"{zh}{measure.zh}：{said.zh}（{evidence.zh}）",
@@ -129,13 +105,18 @@ def _other(result: OtherResult, several_groups: bool) -> Text | None:
 
 def _sides(comparison: Comparison) -> tuple[Text, Text]:
     """Treatment and control in words."""
-    treatment, control = (
-        Text(label, f" {chinese(label)} ") for label in (comparison.treatment, comparison.control)
+    return (
+        _side(comparison.treatment, comparison.statistics),
+        _side(comparison.control, comparison.control_statistics),
     )
-    if comparison.control_statistics == TRAINED:
-        return treatment, control
-    tested = STATISTICS[comparison.control_statistics]
-    return treatment, Text(f"{control.en} with {tested.en}", f"{control.zh}（{tested.zh}）")
+
+
+def _side(label: str, statistics: str) -> Text:
+    name = Text(label, f" {chinese(label)} ")
+    if statistics == TRAINED:
+        return name
+    tested = STATISTICS[statistics]
+    return Text(f"{name.en} with {tested.en}", f"{name.zh}（{tested.zh}）")
 
 
 def _verdict(treatment: Text, control: Text, more: bool | None) -> Text:
@@ -153,10 +134,14 @@ def _verdict(treatment: Text, control: Text, more: bool | None) -> Text:
 
 def _evidence(difference: Difference) -> Text:
     estimate = difference.estimate
-    mean, interval, seeds = points(estimate.mean), _interval(estimate), len(estimate.values)
+    mean, within, seeds = points(estimate.mean), interval(estimate), len(estimate.values)
+    if blocks := len(estimate.blocks):
+        of = Text(f"{seeds} pairs in {blocks} targets", f"{blocks} 个目标域共 {seeds} 对")
+    else:
+        of = Text(f"{seeds} seed{'s' * (seeds != 1)}", f"{seeds} 个种子")
     return Text(
-        f"{mean} points, 95 % interval {interval}, {seeds} seed{'s' * (seeds != 1)}",
-        f"{mean} 个百分点，95% 区间 {interval}，{seeds} 个种子",
+        f"{mean} points, 95 % interval {within}, {of.en}",
+        f"{mean} 个百分点，95% 区间 {within}，{of.zh}",
     )
 
 
@@ -204,7 +189,7 @@ def _part(items: Sequence[str], en: str, zh: str) -> Text | None:
 
 
 def _baselines(results: Results) -> list[Control]:
-    return [c for c in controls(results.arms) if c.result.arm.baseline is None]
+    return [c for c in controls(results) if c.result.arm.baseline is None]
 
 
 def _control(control: Control) -> Text:

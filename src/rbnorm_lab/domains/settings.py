@@ -1,0 +1,88 @@
+"""What the options of ``rbnorm study domains`` ask for, beside what all studies have."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.devices import device_of
+from rbnorm_lab.domains.images import DomainImages, load_domains
+from rbnorm_lab.domains.run import Weights
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.store import Store
+from rbnorm_lab.studies.study import Settings
+from rbnorm_lab.studies.work import Sources
+
+__all__ = ["Sources", "completed", "kept_in", "settings_of", "sources_of"]
+
+
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """The settings that the options ask for; targets that are not named are missing.
+
+    Raises:
+        UsageError: A value is out of range, or there is no such model.
+    """
+    # the option's processes make runs side by side, a run's own make it together
+    return Settings.of(options, data=options["images"].name, trace=False, processes=1)
+
+
+def sources_of(options: argparse.Namespace) -> Sources:
+    """The images, the pretrained weights and the device, read before processes are started.
+
+    Raises:
+        UsageError: One of them cannot be had.
+    """
+    device_of(options.device)
+    images = load_domains(options.images, options.image_size).share()
+    return Sources(
+        images=images, weights=Weights(options.model, options.weights), device=options.device
+    )
+
+
+def completed(settings: Settings, images: DomainImages | None, store: Store) -> Settings:
+    """With the targets, by default all; without images, as the records were made.
+
+    Raises:
+        UsageError: There is no such domain, or the records are of other images.
+    """
+    records = [record for record in store.records.values() if record.config.target]
+    if images is None:
+        return _recorded(settings, [record.config for record in records])
+    if any(record.facts["images"] != images.digest for record in records):
+        raise UsageError(
+            f"the records in {store.folder} are of other images than those of {images.name} now: "
+            "choose another --out"
+        )
+    targets = settings.targets or images.domains
+    for name in targets:
+        if name not in images.domains:
+            raise UsageError(f"unknown domain {name!r}: choose from {', '.join(images.domains)}")
+    return replace(settings, targets=targets)
+
+
+def _recorded(settings: Settings, configs: list[RunConfig]) -> Settings:
+    """As far as the records show; those of the most epochs are taken."""
+    if not configs:
+        return settings
+    own = [c for c in configs if c.epochs == max(config.epochs for config in configs)]
+    shared = replace(
+        settings.run,
+        **{
+            name: getattr(own[0], name)
+            for name in ("data", "model", "epochs", "batch_size", "weight_decay", "image_size")
+        },
+    )
+    targets = tuple(sorted({config.target for config in own if config.target}))
+    return replace(settings, run=shared, targets=targets)
+
+
+def kept_in(out: Path) -> Callable[[RunConfig], Path | None]:
+    """The files of BN's networks of seed 0, at its own rate."""
+
+    def keep(config: RunConfig) -> Path | None:
+        own = (config.norm, config.seed, config.shift) == ("bn", 0, "controls")
+        return out / f"bn-{config.target}-seed0.safetensors" if own else None
+
+    return keep

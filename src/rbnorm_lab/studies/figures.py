@@ -1,0 +1,258 @@
+"""The figures of the studies' pages, each a function of results."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from rbnorm_lab.plots import (
+    BASELINE_MARK,
+    INK,
+    NARROW,
+    OTHER_MARK,
+    RC,
+    SUBJECT_MARK,
+    Style,
+    interval,
+    legend,
+    panels_of,
+    percent,
+    seeds,
+    size_of,
+    styles_of,
+)
+from rbnorm_lab.records import Record
+from rbnorm_lab.shift import TRAINED
+from rbnorm_lab.statistics import Estimate
+from rbnorm_lab.studies.results import ArmResult, Results, controls
+from rbnorm_lab.studies.sentences import SUBJECT
+
+AXIS: Final = {
+    "clean": "test accuracy (%)",
+    "shifted": "mean corruption accuracy (%)",
+    "iou": "mean IoU (%)",
+    "source": "source accuracy (%)",
+    "target": "target accuracy (%)",
+}
+_GAIN: Final = "minus the baseline of the same seed (points)"
+_GAIN_SHORT: Final = "minus the baseline (points)"
+_ROW: Final = 0.42  # inches
+
+
+def study_figure(results: Results, measure: str, *, narrow: bool = False) -> Figure:
+    """One row for every arm that was measured: its accuracy, and beside it its gain.
+
+    Args:
+        results: What the study found.
+        measure: One of :data:`rbnorm_lab.studies.results.MEASURES` that some arm has.
+        narrow: For a phone: the gains of a group stand below its accuracies.
+    """
+    groups = {
+        name: [arm for arm in arms if measure in arm.accuracy]
+        for name, arms in results.groups().items()
+    }
+    groups = {name: arms for name, arms in groups.items() if arms}
+    rows = [len(arms) for arms in groups.values()]
+    with mpl.rc_context(RC):
+        height = _ROW * sum(rows) + 0.55 * len(rows) + 0.6
+        size = (NARROW, 2 * height + 0.3 * len(rows)) if narrow else (9, height)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06))
+        panels = panels_of(figure, len(groups), 2, narrow=narrow, heights=[n + 1 for n in rows])
+        for (accuracy, gain), (name, arms) in zip(panels, groups.items(), strict=True):
+            _accuracies(accuracy, arms, measure)
+            _gains(gain, arms, measure)
+            accuracy.set_title(name, loc="left", fontsize=10)
+            accuracy.set_yticks(range(len(arms)), [arm.arm.label for arm in arms])
+            accuracy.set_ylim(len(arms) - 0.4, -0.6)
+        for accuracy, gain in panels if narrow else panels[-1:]:
+            accuracy.set_xlabel(AXIS[measure])
+            gain.set_xlabel(_GAIN_SHORT if narrow else _GAIN)
+    return figure
+
+
+def _accuracies(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
+    for y, result in enumerate(arms):
+        mark = BASELINE_MARK if _is_baseline(result) else SUBJECT_MARK
+        _row(axes, y, result.accuracy[measure], mark)
+    axes.grid(visible=False, axis="y")
+
+
+def _gains(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
+    axes.axvline(0, color=INK, linewidth=1)
+    for y, result in enumerate(arms):
+        if measure in result.gain:
+            _row(axes, y, result.gain[measure].estimate, SUBJECT_MARK)
+        elif _is_baseline(result):
+            interval(axes, 0, y, None, BASELINE_MARK)
+    axes.grid(visible=False, axis="y")
+
+
+def _is_baseline(result: ArmResult) -> bool:
+    return result.arm.baseline is None
+
+
+def _row(axes: Axes, y: float, estimate: Estimate, mark: tuple[str, str]) -> None:
+    """Seeds as small marks above, mean and interval below."""
+    seeds(axes, [100 * value for value in estimate.values], y - 0.2, mark)
+    percent(axes, estimate, y + 0.12, mark)
+
+
+def statistics_figure(
+    results: Results, names: Mapping[str, str], *, narrow: bool = False
+) -> Figure:
+    """Accuracy of every arm that was tested with several kinds of statistics, group by group.
+
+    Args:
+        results: What the study found, with some such arm.
+        names: The statistics, as the figure calls them.
+        narrow: For a phone.
+    """
+    measure, found = results.shifted, controls(results)
+    groups: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for control in found:
+        arm = control.result.arm
+        trained = {TRAINED: control.result.accuracy[measure]}
+        groups.setdefault(arm.group, {}).setdefault(arm.label, trained)[control.statistics] = (
+            control.accuracy
+        )
+    rows = [name for name in names if any(c.statistics == name for c in found) or name == TRAINED]
+    styles = styles_of(dict.fromkeys(label for of in groups.values() for label in of))
+    with mpl.rc_context(RC):
+        height = _ROW * len(rows) + 1.2
+        figure = Figure(
+            figsize=(NARROW if narrow else 9, height * len(groups) + 0.3), layout="constrained"
+        )
+        panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+        for axes, (group, arms) in zip(panels, groups.items(), strict=True):
+            for i, (label, of) in enumerate(arms.items()):
+                color, marker, _ = styles[label]
+                for name, value in of.items():
+                    y = rows.index(name) + 0.5 * ((i + 0.5) / len(arms) - 0.5)
+                    percent(axes, value, y, (color, marker), label if name == TRAINED else None)
+            axes.set_title(group, loc="left", fontsize=10)
+            axes.set_yticks(range(len(rows)), [names[name] for name in rows])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.grid(visible=False, axis="y")
+        panels[-1].set_xlabel(AXIS[measure])
+        legend(figure, panels[0], narrow=narrow)
+    return figure
+
+
+def curves_figure(results: Results, *, narrow: bool = False) -> Figure:
+    """Test accuracy and loss after every epoch: mean over seeds, band from least to most."""
+    groups = _traced(results)
+    styles = styles_of(label for arms in groups.values() for label in arms)
+    quantities = (("test_accuracy", "test accuracy (%)", 100), ("test_loss", "test loss", 1))
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=size_of(2.8, 2, len(groups), narrow=narrow), layout="constrained")
+        panels = panels_of(figure, 2, len(groups), narrow=narrow)
+        for row, (quantity, label, factor) in zip(panels, quantities, strict=True):
+            for axes, arms in zip(row, groups.values(), strict=True):
+                for name, records in arms.items():
+                    _curves(axes, name, records, quantity, factor, styles[name])
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for axes in row if narrow else row[:1]:
+                axes.set_ylabel(label)
+        for row in panels if narrow else panels[:1]:
+            for axes, group in zip(row, groups, strict=True):
+                axes.set_title(group, loc="left", fontsize=10)
+        for axes in panels[0]:
+            axes.tick_params(labelbottom=narrow)
+        for axes in panels[1]:
+            axes.set_xlabel("epoch")
+        legend(figure, panels[0, 0], narrow=narrow)
+    return figure
+
+
+def _traced(results: Results) -> dict[str, dict[str, list[Record]]]:
+    """By group and arm the runs that were tested after every epoch."""
+    found: dict[str, dict[str, list[Record]]] = {}
+    for result in results.arms:
+        if records := [r for r in result.records.values() if r.config.trace and r.epochs]:
+            found.setdefault(result.arm.group, {})[result.arm.label] = records
+    return found
+
+
+def _curves(
+    axes: Axes, name: str, records: Sequence[Record], quantity: str, factor: float, style: Style
+) -> None:
+    color, marker, dashes = style
+    rows = [[getattr(epoch, quantity) for epoch in record.epochs] for record in records]
+    curves = factor * np.array(rows, dtype=float)
+    epochs = np.arange(1, curves.shape[1] + 1)
+    axes.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.12, lw=0)
+    line: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "ls": dashes}
+    axes.plot(epochs, curves.mean(0), label=name, **line)
+
+
+def channel_figure(results: Results, *, narrow: bool = False) -> Figure:
+    """Standard deviation of the channel means, layer by layer: every seed thin, the mean thick.
+
+    Shown are BatchNorm and RBN, or every arm in a study that has neither.
+    """
+    groups = _traced(results)
+    labels = list(dict.fromkeys(label for arms in groups.values() for label in arms))
+    styles = styles_of(labels)
+    chosen = [label for label in ("bn", SUBJECT) if label in styles] or labels
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=size_of(3.9, 1, len(groups), narrow=narrow), layout="constrained")
+        panels = panels_of(figure, 1, len(groups), narrow=narrow)[0]
+        for axes, (group, arms) in zip(panels, groups.items(), strict=True):
+            for label in chosen:
+                if label in arms:
+                    _layer_lines(axes, label, arms[label], styles[label])
+            axes.set_title(group, loc="left", fontsize=10)
+            axes.set_xlabel("normalisation layer, input to output")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in panels if narrow else panels[:1]:
+            axes.set_ylabel("std over channels of\nthe channels' mean output")
+        panels[0].set_ylim(bottom=0)
+        legend(figure, panels[0], narrow=narrow)
+    return figure
+
+
+def _layer_lines(axes: Axes, label: str, records: Sequence[Record], style: Style) -> None:
+    color, marker, dashes = style
+    lines = np.array([list(record.channel_mean_std.values()) for record in records], dtype=float)
+    layers = np.arange(1, lines.shape[1] + 1)
+    line: dict[str, Any] = {"color": color, "ls": dashes}
+    axes.plot(layers, lines.T, lw=0.8, alpha=0.35, **line)
+    axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=label, **line)
+
+
+def ratios_figure(
+    rows: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]],
+    *,
+    baseline: str,
+    narrow: bool = False,
+) -> Figure:
+    """Ratios to a baseline, a panel for each kind of them; the line at 1 is the baseline's.
+
+    Args:
+        rows: By kind, as the panel's title, and name the ratio and its range, if it has one.
+        baseline: Name of what the others are compared with.
+        narrow: For a phone.
+    """
+    names = list(next(iter(rows.values())))
+    lines, columns = (2, len(rows) // 2) if narrow else (1, len(rows))
+    height = lines * (0.32 * len(names) + 1.1)
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(NARROW if narrow else 10, height), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+        for axes, (title, ratios) in zip(panels, rows.items(), strict=True):
+            axes.axvline(1, color=INK, linewidth=1)
+            for y, (name, (value, within)) in enumerate(ratios.items()):
+                mark = SUBJECT_MARK if name.startswith(SUBJECT) else OTHER_MARK
+                interval(axes, value, y, within, BASELINE_MARK if name == baseline else mark)
+            axes.margins(x=0.1)
+            axes.set_xlim(left=0)
+            axes.set_title(title, loc="left", fontsize=10)
+            axes.set_xlabel("/ BatchNorm's")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure

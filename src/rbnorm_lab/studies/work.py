@@ -1,0 +1,254 @@
+"""One run of any kind, and where runs happen: here, in processes, or on a Ray cluster."""
+
+import importlib
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor as _Pool
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+import torch.multiprocessing as torch_multiprocessing
+from torch import nn
+
+from rbnorm_lab.checkpoints import save_model
+from rbnorm_lab.config import RunConfig
+from rbnorm_lab.data import ImageData, load_data
+from rbnorm_lab.domains.images import DomainImages
+from rbnorm_lab.domains.run import Weights, fine_tune
+from rbnorm_lab.errors import UsageError, first_line
+from rbnorm_lab.gradients import first_gradients
+from rbnorm_lab.models import needs_rgb
+from rbnorm_lab.processes import choose_threads
+from rbnorm_lab.records import Failure, Record, environment, now, told
+from rbnorm_lab.train import train_run
+
+T = TypeVar("T")
+Result = Record | Failure
+LOCAL_RAY = "local"
+_OF_DATA: Final = ("limit", "test_limit", "image_size", "held_out")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run finds what its config names; no record depends on the places.
+
+    Attributes:
+        root: Folder of the files of data sets.
+        images: The images of several domains, in memory that processes share.
+        weights: Weights of a pretrained network.
+        device: Name of the device; None for the accelerator that there is.
+        threads: Threads of each of several processes, on the CPU.
+    """
+
+    root: Path | None = None
+    images: DomainImages | None = None
+    weights: Weights | None = None
+    device: str | None = None
+    threads: int = 1
+
+
+def data_of(config: RunConfig, root: Path | None) -> ImageData:
+    """The data of a run, which runs of the same data share.
+
+    Raises:
+        UsageError: The data is missing or broken.
+    """
+    rgb = needs_rgb(config.model)
+    values = {name: getattr(config, name) for name in _OF_DATA}
+    key = (config.data, root, rgb, *values.values())
+    if key not in _loaded:
+        _loaded[key] = load_data(config.data, root, rgb=rgb, **values)
+    return _loaded[key]
+
+
+_loaded: dict[tuple[Any, ...], ImageData] = {}
+
+
+def make_run(
+    config: RunConfig,
+    sources: Sources,
+    keep: Path | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> Record:
+    """What a config says.
+
+    Args:
+        config: The run.
+        sources: Where it finds what it needs.
+        keep: File of safetensors to keep the trained model in.
+        on_step: Called after every optimiser step.
+    """
+    if config.target is not None:
+        assert sources.images is not None
+        assert sources.weights is not None
+        data = sources.images.without(config.target)
+    else:
+        data = data_of(config, sources.root)
+        choose_threads(data)
+
+    def trained(model: nn.Module) -> None:
+        if keep:
+            save_model(model, config, data, keep)
+
+    if sources.images and sources.weights:
+        return fine_tune(config, sources.images, sources.weights, on_step, trained)
+    if config.gradient_steps:
+        return first_gradients(config, data)
+    return train_run(config, data, on_step, trained)
+
+
+def attempt(
+    config: RunConfig,
+    sources: Sources,
+    keep: Path | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> Result:
+    """One run, or the error it raised."""
+    try:
+        return make_run(config, sources, keep, on_step)
+    except Exception as error:  # whatever it is, the other runs can go on
+        return failure(config, error)
+
+
+def failure(config: RunConfig, error: Exception) -> Failure:
+    """What is kept of a run that raised an error."""
+    return Failure(config, *told(error), environment(), now())
+
+
+class Here:
+    """Runs in this process, one after the other.
+
+    Args:
+        sources: Where they find what they need.
+
+    Attributes:
+        slots: How many can be made side by side.
+        on_step: Called after every optimiser step of a run.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources, self.slots = sources, 1
+        self.on_step: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, config: RunConfig, keep: Path | None = None) -> "Future[Result]":
+        """Make a run."""
+        done: Future[Result] = Future()
+        done.set_result(attempt(config, self.sources, keep, self.on_step))
+        return done
+
+    def ask(self, what: Callable[[RunConfig, Sources], T], config: RunConfig) -> list[T]:
+        """The answer to a question about a run, of every process at the same time."""
+        return [what(config, self.sources)]
+
+
+class Processes(Here):
+    """Runs side by side in processes of this machine, which share one device.
+
+    They are started afresh, so that a device that is used by one does not hinder the others, and
+    killed when this is left, whatever they do.
+
+    Args:
+        sources: Where they find what they need.
+        count: Their number.
+    """
+
+    def __init__(self, sources: Sources, count: int) -> None:
+        super().__init__(replace(sources, threads=max(1, torch.get_num_threads() // count)))
+        self.slots = count
+        self.pool: _Pool = ProcessPoolExecutor(
+            count,
+            torch_multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(self.sources,),
+        )
+
+    def __exit__(self, *_: object) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, config: RunConfig, keep: Path | None = None) -> "Future[Result]":
+        """Make a run as soon as a process is free."""
+        return self._submit(attempt, config, keep)
+
+    def _submit(self, what: Callable[..., T], *args: Any) -> "Future[T]":
+        try:
+            return self.pool.submit(_with_sources, what, *args)
+        except BrokenProcessPool as error:
+            raise UsageError(ENDED) from error
+
+    def ask(self, what: Callable[[RunConfig, Sources], T], config: RunConfig) -> list[T]:
+        """The answer to a question about a run, of every process at the same time."""
+        try:
+            return [f.result() for f in [self._submit(what, config) for _ in range(self.slots)]]
+        except BrokenProcessPool as error:
+            raise UsageError(ENDED) from error
+
+
+ENDED: Final = (
+    "the processes that make the runs ended, perhaps for want of memory: take fewer --processes"
+)
+_own: list[Sources] = []
+
+
+def _start(sources: Sources) -> None:
+    device = sources.device or "cpu"
+    if device == "cpu":
+        torch.set_num_threads(sources.threads)
+    # Python in a thread of its own for the backward pass runs at half the speed on busy cores
+    torch.autograd.set_multithreading_enabled(False)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = device  # for the accelerator of every run
+    images = sources.images and sources.images.to(torch.device(device))
+    _own.append(replace(sources, images=images))
+
+
+def _with_sources(what: Callable[..., T], config: RunConfig, *args: Any) -> T:
+    return what(config, _own[0], *args)
+
+
+class Ray(Here):
+    """Runs side by side on a Ray cluster, each with one CPU, or one GPU where there are any.
+
+    Files of data sets are read where a run happens.
+
+    Args:
+        sources: Where they find what they need.
+        address: ``auto`` for the cluster this machine belongs to, the address of another, or
+            ``local`` for one that lasts as long as this command.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no such cluster.
+    """
+
+    def __init__(self, sources: Sources, address: str) -> None:
+        super().__init__(sources)
+        try:
+            ray: Any = importlib.import_module("ray")  # an extra
+        except ImportError as error:
+            raise UsageError("--ray needs Ray: pip install ray") from error
+        where = None if address == LOCAL_RAY else address
+        try:
+            ray.init(where, log_to_driver=False, include_dashboard=False if where is None else None)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"--ray {address}: no cluster answers ({first_line(error)})"
+            ) from error
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.slots = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.task: Any = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(attempt)
+
+    def submit(self, config: RunConfig, keep: Path | None = None) -> "Future[Result]":
+        """Make a run on the cluster."""
+        future: Future[Result] = self.task.remote(config, self.sources, keep).future()
+        return future
