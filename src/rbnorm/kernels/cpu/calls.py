@@ -66,12 +66,12 @@ class _Input:
         code, count = _TYPES.get(x.dtype), x.numel()
         if code is None or not count or x.ndim < 2:
             raise _Misfit
-        last, self.format = False, torch.contiguous_format
+        last = False
+        self.format: torch.memory_format = torch.contiguous_format
         if not x.is_contiguous():
             form = CHANNELS_LAST.get(x.ndim)
-            last = form is not None and x.is_contiguous(memory_format=form)
-            if last:
-                self.format = form
+            if form is not None and x.is_contiguous(memory_format=form):
+                last, self.format = True, form
             else:
                 x = x.contiguous()
         self.kept: list[Tensor] = []
