@@ -1,16 +1,20 @@
-"""The kernels' calls: what an input is, what is allocated for it, and the addresses of all.
+"""The kernels' calls: what is allocated for the outputs of each.
 
-A call looks at its arguments once, quickly; what does not pass is named by the one validator,
-:mod:`rbnorm.kernels.checks`, or made to fit. float64, and tensors that are not plain ones (of a
-subclass, fake, negative by a bit, seen by a dispatch mode), take the portable path.
+The kernels look at their arguments themselves, quickly. What they refuse is made to fit where that
+is a matter of layout. Else it is for the one validator, :mod:`rbnorm.kernels.checks`, which has the
+sentence for what nobody takes, and past it for the portable path: float64, and tensors that are not
+plain ones (of a subclass, fake, negative by a bit, seen by a dispatch mode).
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import operator
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,132 +31,84 @@ ACTIVATIONS: dict[str, int] = _kernels.activations
 INSTRUCTION_SET: str = _kernels.instruction_set
 THREADS = threads.find()
 _kernels.use_threads(*THREADS.addresses)
+_kernels.use_torch(
+    Tensor,
+    Parameter,
+    Tensor.is_neg,
+    torch._C._to_dlpack,
+    getattr(Tensor, "__dlpack_c_exchange_api__", None),  # of newer releases
+)
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _EXACT = {Tensor, Parameter}
-_WIDE = torch.float32
+_TABLES: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+_threads = torch.get_num_threads
 _profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
-Arguments = ParamSpec("Arguments")
 Output = TypeVar("Output")
 
 
-def _is_plain(t: Tensor) -> bool:
-    """Whether a tensor is what its memory says."""
-    if type(t) not in _EXACT or not t.is_cpu or t.layout is not torch.strided:
-        return False
-    return not (t.is_neg() or t.is_nested)
+def _fitted(x: Tensor, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, those of x's shape in one layout without gaps: x's own if it is such a one."""
+    form, last = torch.contiguous_format, CHANNELS_LAST.get(x.ndim)
+    if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last):
+        form = last
+    return tuple(
+        t.contiguous(memory_format=form)
+        if type(t) in _EXACT and t.layout is x.layout and t.shape == x.shape
+        else t
+        for t in arguments
+    )
 
 
-class _Misfit(Exception):  # noqa: N818 - never leaves this module
-    """An argument that the kernels do not take as it is."""
-
-
-class _Input:
-    """x as the kernels see it: without gaps, contiguous or with the channels last.
-
-    Attributes:
-        sizes: What every kernel is told first.
-        kept: Copies that must live until the kernel has run.
-    """
-
-    __slots__ = ("C", "N", "address", "format", "kept", "sizes", "x")
-
-    def __init__(self, x: Tensor) -> None:
-        if not _is_plain(x) or _modes() or _transforms():
-            raise _Misfit
-        code, count = _TYPES.get(x.dtype), x.numel()
-        if code is None or not count or x.ndim < 2:
-            raise _Misfit
-        last = False
-        self.format: torch.memory_format = torch.contiguous_format
-        if not x.is_contiguous():
-            form = CHANNELS_LAST.get(x.ndim)
-            if form is not None and x.is_contiguous(memory_format=form):
-                last, self.format = True, form
-            else:
-                x = x.contiguous()
-        self.kept: list[Tensor] = []
-        self.x, self.address, (N, C, *_) = x, x.data_ptr(), x.shape
-        self.N, self.C = N, C
-        self.sizes = code, N, C, count // (N * C), last, torch.get_num_threads()
-
-    def table(self) -> Tensor:
-        return torch.empty((self.N, self.C), dtype=torch.float32, device="cpu")
-
-    def vector(self) -> Tensor:
-        return torch.empty(self.C, dtype=torch.float32, device="cpu")
-
-    def data(self, t: Tensor | None) -> int:
-        """The address of what has x's shape and dtype, in its layout; 0 for None."""
-        if t is None:
-            return 0
-        if not _is_plain(t) or t.dtype is not self.x.dtype or t.shape != self.x.shape:
-            raise _Misfit
-        if not t.is_contiguous(memory_format=self.format):
-            t = torch.empty_like(self.x).copy_(t)
-            self.kept.append(t)
-        return t.data_ptr()
-
-    def tables(self, *tensors: Tensor | None) -> list[int]:
-        """The addresses of tables (N, C)."""
-        return self._addresses((self.N, self.C), tensors)
-
-    def vectors(self, *tensors: Tensor | None) -> list[int]:
-        """The addresses of vectors (C,)."""
-        return self._addresses((self.C,), tensors)
-
-    def _addresses(self, shape: tuple[int, ...], tensors: tuple[Tensor | None, ...]) -> list[int]:
-        found = []
-        for t in tensors:
-            if t is None:
-                found.append(0)
-                continue
-            if type(t) not in _EXACT or t.dtype is not _WIDE or t.shape != shape or not t.is_cpu:
-                raise _Misfit
-            if t.is_neg() or not t.is_contiguous():
-                t = t.resolve_neg().contiguous()  # noqa: PLW2901
-                self.kept.append(t)
-            found.append(t.data_ptr())
-        return found
-
-
-def _or_portable(
-    kernel: Callable[Arguments, Output],
-) -> Callable[Arguments, Output]:
-    """A call that names what is wrong, or goes the portable way, where the kernel cannot run.
+def _or_portable(kernel: Callable[..., Output]) -> Callable[..., Output]:
+    """A call that goes another way where the kernel refuses: see the module.
 
     It has a name in the profiler, while there is one.
     """
     name = kernel.__name__
+    at = list(inspect.signature(kernel).parameters).index("x")
     room = "rbnorm.kernels.phases" if name in PHASES else "rbnorm.engine.layer"
 
     def portable(*args: Any) -> Any:
         return getattr(importlib.import_module(room), name)(*args)
 
-    validated = checked(wraps(kernel)(portable))
+    validated: Callable[..., Output] = checked(wraps(kernel)(portable))
 
     @wraps(kernel)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
+    def call(*args: Any) -> Output:
         if _profiled():
             with record_function(f"rbnorm::{name}"):
-                return attempt(*args, **kwargs)
-        return attempt(*args, **kwargs)
+                return attempt(*args)
+        return attempt(*args)
 
-    def attempt(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
+    def attempt(*args: Any) -> Output:
+        x = args[at]
+        if type(x) not in _EXACT or x.layout is not torch.strided or x.is_nested or x.ndim < 2:
+            return validated(*args)
+        if _modes() or _transforms():
+            return validated(*args)
         try:
-            return kernel(*args, **kwargs)
-        except (_Misfit, _kernels.Refused):
-            return validated(*args, **kwargs)  # type: ignore[no-any-return]
+            return kernel(*args)
+        except _kernels.Refused:
+            fitted = _fitted(x, args)
+        if any(map(operator.is_not, fitted, args)):
+            with suppress(_kernels.Refused):
+                return kernel(*fitted)
+        return validated(*args)
 
     return call
 
 
+def _table(x: Tensor) -> Tensor:
+    N, C, *_ = x.shape
+    return torch.empty(N, C, **_TABLES)
+
+
 def _demand(holds: bool) -> None:
     if not holds:
-        raise _Misfit
+        raise _kernels.Refused
 
 
 @_or_portable
@@ -174,18 +130,13 @@ def forward(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`rbnorm.engine.layer.forward`."""
-    at = _Input(x)
-    places = at.vectors(
-        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
-    )
-    if training and running_mean is not None and running_var is not None:
-        _demand(running_mean.data_ptr() == places[5] and running_var.data_ptr() == places[6])
+    if training and running_mean is not None and running_var is not None:  # both are written
         _demand(not (running_mean.requires_grad or running_var.requires_grad))
-    other = at.data(residual)
-    y, m, E, V = torch.empty_like(at.x), at.table(), at.vector(), at.vector()
+    y, m = torch.empty_like(x), _table(x)
+    E, V = m.new_empty(m.shape[1]), m.new_empty(m.shape[1])
     _kernels.forward(
-        *at.sizes, *places, training, eps, restrict, other, activation, slope, momentum, at.address,
-        y.data_ptr(), m.data_ptr(), E.data_ptr(), V.data_ptr(),
+        x, residual, weight, bias, center_weight, scale_weight, scale_bias, running_mean,
+        running_var, training, momentum, eps, restrict, activation, slope, _threads(), y, m, E, V,
     )  # fmt: skip
     return y, m, E, V
 
@@ -207,15 +158,10 @@ def inference(
     slope: float,
 ) -> Tensor:
     """As :func:`rbnorm.engine.layer.inference`."""
-    at = _Input(x)
-    places = at.vectors(
-        weight, bias, center_weight, scale_weight, scale_bias, running_mean, running_var
-    )
-    other = 0 if residual is None else at.data(residual)
-    y = torch.empty_like(at.x)
+    y = torch.empty_like(x)
     _kernels.forward(
-        *at.sizes, *places, False, eps, restrict, other, activation, slope, 0.0, at.address,
-        y.data_ptr(), 0, 0, 0,
+        x, residual, weight, bias, center_weight, scale_weight, scale_bias, running_mean,
+        running_var, False, 0.0, eps, restrict, activation, slope, _threads(), y, None, None, None,
     )  # fmt: skip
     return y
 
@@ -242,36 +188,30 @@ def backward(
     want_dresidual: bool,
 ) -> Gradients:
     """As :func:`rbnorm.engine.layer.backward`."""
-    at = _Input(x)
-    _demand(activation != 0 or not want_dresidual)
-    vectors = (weight, bias, center_weight, scale_weight, scale_bias)
-    places = at.vectors(*vectors, E, V)
-    inputs = at.data(dy), at.address, *at.tables(m), at.data(residual)
-    dx = torch.empty_like(at.x) if want_dx else x.new_empty(0)
-    dresidual = torch.empty_like(at.x) if want_dresidual else x.new_empty(0)
-    grads = [m.new_empty(0) if v is None else at.vector() for v in vectors]
+    dx = torch.empty_like(x) if want_dx else None
+    dresidual = torch.empty_like(x) if want_dresidual else None
+    vectors = weight, bias, center_weight, scale_weight, scale_bias
+    grads = [None if v is None else torch.empty_like(V) for v in vectors]
     _kernels.backward(
-        *at.sizes, *places, training, eps, restrict, inputs[3], activation, slope, *inputs[:3],
-        *[t.data_ptr() for t in (dx, dresidual, *grads)],
+        dy, x, residual, m, E, V, *vectors, training, eps, restrict, activation, slope, _threads(),
+        dx, dresidual, *grads,
     )  # fmt: skip
-    return dx, dresidual, *grads  # type: ignore[return-value]
+    return tuple(m.new_empty(0) if t is None else t for t in (dx, dresidual, *grads))  # type: ignore[return-value]
 
 
 @_or_portable
 def mean(x: Tensor) -> Tensor:
     """As :meth:`rbnorm.kernels.phases.Phases.mean`."""
-    at = _Input(x)
-    m = at.table()
-    _kernels.moments(*at.sizes, 0, 0, 0.0, 0, at.address, *[0] * 7, m.data_ptr(), 0)
+    m = _table(x)
+    _kernels.moments(x, _threads(), m, None)
     return m
 
 
 @_or_portable
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """As :meth:`rbnorm.kernels.phases.Phases.moments`."""
-    at = _Input(x)
-    m, v = at.table(), at.table()
-    _kernels.moments(*at.sizes, 0, 0, 0.0, 0, at.address, *[0] * 7, m.data_ptr(), v.data_ptr())
+    m, v = _table(x), _table(x)
+    _kernels.moments(x, _threads(), m, v)
     return m, v
 
 
@@ -286,12 +226,8 @@ def affine(
     slope: float,
 ) -> Tensor:
     """As :meth:`rbnorm.kernels.phases.Phases.affine`."""
-    at = _Input(x)
-    places, other = at.tables(m, scale, shift), at.data(residual)
-    y = torch.empty_like(at.x)
-    _kernels.affine(
-        *at.sizes, other, activation, slope, 0, at.address, *places, 0, 0, y.data_ptr(), 0, 0, 0
-    )
+    y = torch.empty_like(x)
+    _kernels.affine(x, m, scale, shift, residual, activation, slope, _threads(), y)
     return y
 
 
@@ -307,14 +243,8 @@ def grad_moments(
     slope: float,
 ) -> tuple[Tensor, Tensor]:
     """As :meth:`rbnorm.kernels.phases.Phases.grad_moments`."""
-    at = _Input(x)
-    _demand(activation == 0 or (scale is not None and shift is not None))
-    places, other = at.tables(m, scale, shift), at.data(residual)
-    S1, S2 = at.table(), at.table()
-    _kernels.grad_moments(
-        *at.sizes, other, activation, slope, at.data(dy), at.address, *places, 0, 0, 0, 0,
-        S1.data_ptr(), S2.data_ptr(),
-    )  # fmt: skip
+    S1, S2 = _table(x), _table(x)
+    _kernels.grad_moments(dy, x, m, scale, shift, residual, activation, slope, _threads(), S1, S2)
     return S1, S2
 
 
@@ -334,15 +264,10 @@ def grad_affine(
     want_dresidual: bool,
 ) -> tuple[Tensor, Tensor]:
     """As :meth:`rbnorm.kernels.phases.Phases.grad_affine`."""
-    at = _Input(x)
-    _demand(shift is not None if activation else not want_dresidual)
-    _demand(want_dx or want_dresidual)
-    places, other, given = at.tables(m, scale, shift, u), at.data(residual), at.data(dy)
-    factor = at.vectors(x_scale)
-    dx = torch.empty_like(at.x) if want_dx else x.new_empty(0)
-    dresidual = torch.empty_like(at.x) if want_dresidual else x.new_empty(0)
+    dx = torch.empty_like(x) if want_dx else None
+    dresidual = torch.empty_like(x) if want_dresidual else None
     _kernels.grad_affine(
-        *at.sizes, other, activation, slope, given, at.address, *places[:3], *factor, places[3],
-        dx.data_ptr(), dresidual.data_ptr(), 0, 0,
-    )  # fmt: skip
-    return dx, dresidual
+        dy, x, m, scale, shift, x_scale, u, residual, activation, slope, _threads(), dx, dresidual
+    )
+    none = x.new_empty(0)
+    return none if dx is None else dx, none if dresidual is None else dresidual
