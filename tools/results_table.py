@@ -9,13 +9,14 @@ Writes it between two marks in both languages' README::
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from rbnorm_cli.parser import make_parser
 from rbnorm_lab.catalogue.domains import BN, CENTRING, RBN
+from rbnorm_lab.config import WHOLE
 from rbnorm_lab.domains.settings import completed, settings_of
 from rbnorm_lab.domains.testing import TEST_BATCH
 from rbnorm_lab.records import Record
@@ -44,12 +45,33 @@ HEAD: Final = (
     Text(f"{SMALL} images normalised together, %", f"每 {SMALL} 张图像一起归一化，%"),
     Text("time of a training step / inference", "训练步 / 推理耗时"),
 )
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name: Its heading.
+        norm: The norm, at the learning rate of ``rate_of``.
+        rate_of: A norm.
+        statistics: With which it is tested.
+        arm: Its arm in the study of domains.
+    """
+
+    name: Text
+    norm: str
+    rate_of: str
+    statistics: str = TRAINED
+    arm: str | None = None
+
+
 ROWS: Final = (
-    ("bn", TRAINED, BN, Text("BN", "BN")),
-    ("rbn", TRAINED, RBN, Text("RBN", "RBN")),
-    ("rbn-center", TRAINED, CENTRING, Text("RBN, centring only", "RBN，仅中心化")),
-    ("gn", TRAINED, None, Text("GN", "GN")),
-    ("bn", OF_TEST_BATCH, BN, Text("BN + test-time statistics", "BN + 测试批统计量")),
+    Row(Text("BN", "BN"), "bn", "bn", arm=BN),
+    Row(Text("BN at RBN's learning rate", "BN，用 RBN 的学习率"), "bn", "rbn"),
+    Row(Text("RBN", "RBN"), "rbn", "rbn", arm=RBN),
+    Row(Text("RBN, centring only", "RBN，仅中心化"), "rbn-center", "rbn-center", arm=CENTRING),
+    Row(Text("GN", "GN"), "gn", "gn"),
+    Row(Text("BN + test-time statistics", "BN + 测试批统计量"), "bn", "bn", OF_TEST_BATCH, BN),
 )
 NEEDS_BATCHES: Final = Text("needs batches of test images", "测试时需要成批图像")
 
@@ -66,25 +88,18 @@ def table(results: Path) -> dict[str, str]:
     of_domains = domain_results(results)
     costs = load_costs(results)
     rows = []
-    for norm, statistics, arm, name in ROWS:
-        whole, small = (
-            _runs(every, settings, norm, rate(settings.run.model, norm), size)
-            for size in (None, SMALL)
-        )
-        as_trained = statistics == TRAINED
-        clean = _over_seeds(
-            whole, lambda r, s=statistics: r.accuracy if s == TRAINED else _shifted(r, s, CLEAN)
-        )
+    for row in ROWS:
+        lr = rate(settings.run.model, row.rate_of)
+        whole, small = (_runs(every, settings, row.norm, lr, size) for size in (None, SMALL))
+        as_trained = row.statistics == TRAINED
+        together = whole if row.norm == "gn" else small  # no part changes what GroupNorm computes
         rows.append(
             (
-                name,
-                clean,
-                _over_seeds(whole, lambda r, s=statistics: _shifted(r, s, None)),
-                _domain(of_domains, arm, as_trained),
-                (clean if norm == "gn" else _over_seeds(small, lambda r: r.accuracy))
-                if as_trained
-                else NONE,
-                _cost(costs, norm) if as_trained else NEEDS_BATCHES,
+                row.name,
+                *(_over_seeds(tested(whole, row.statistics, c)) for c in (CLEAN, None)),
+                _domain(of_domains, row.arm, as_trained),
+                _over_seeds([r.accuracy for r in together]) if as_trained else NONE,
+                _cost(costs, row.norm) if as_trained else NEEDS_BATCHES,
             )
         )
     return {language: _drawn(rows, language) for language in READMES}
@@ -118,16 +133,26 @@ def _drawn(rows: list[tuple[Text | str, ...]], language: str) -> str:
     return "\n".join("| " + " | ".join(map(say, line)) + " |" for line in lines)
 
 
-def _over_seeds(records: list[Record], value: Callable[[Record], float | None]) -> str:
-    values = [v for r in records if (v := value(r)) is not None]
+def _over_seeds(values: list[float]) -> str:
     return with_margin(estimate(values)) if values else NONE
 
 
-def _shifted(record: Record, statistics: str, condition: str | None) -> float | None:
-    accuracies = record.shifted.get(statistics)
-    if accuracies is None:
-        return None
-    return mean_corruption_accuracy(accuracies) if condition is None else accuracies[condition]
+def tested(records: list[Record], statistics: str, condition: str | None) -> list[float]:
+    """The accuracies on the first test images, which all rows of a column have in common.
+
+    Args:
+        records: Runs; those that were not tested so are left out.
+        statistics: With which.
+        condition: ``"clean"``, or None for the mean over the corruptions.
+
+    Raises:
+        ValueError: Some were tested on all images.
+    """
+    found = [record for record in records if statistics in record.shifted]
+    if any(record.config.shift in WHOLE for record in found):
+        raise ValueError("the rows of a column must be of the same images, and some are of all")
+    each = [record.shifted[statistics] for record in found]
+    return [mean_corruption_accuracy(a) if condition is None else a[condition] for a in each]
 
 
 def _domain(results: Results, arm: str | None, as_trained: bool) -> str:

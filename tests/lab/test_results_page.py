@@ -1,14 +1,17 @@
 """What docs/results.md says is what the committed records say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rbnorm_cli.parser import make_parser
+from rbnorm_lab.shift import CLEAN, TRAINED
+from rbnorm_lab.store import Store
 from rbnorm_lab.studies.sentences import NOT_RUN
 from tools.marks import marked
 from tools.results_page import CAMVID, CIFAR10, PAGES, answers, filled
-from tools.results_table import NAME, READMES, table
+from tools.results_table import NAME, READMES, table, tested
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +40,16 @@ def test_a_page_without_a_studys_box_is_refused():
 def test_the_table_of_the_readme_is_drawn_from_the_records(language):
     drawn = table(ROOT / "results" / "studies")[language]
     assert marked(READMES[language], NAME).strip() == drawn
+
+
+def test_a_column_of_other_images_is_refused():
+    records = list(Store(ROOT / "results" / "studies").records.values())
+    (one, *_) = [record for record in records if TRAINED in record.shifted]
+    accuracies = one.shifted[TRAINED]
+    assert tested([one], TRAINED, CLEAN) == [accuracies[CLEAN]]
+    whole = replace(one, config=replace(one.config, shift="whole"))
+    with pytest.raises(ValueError, match="must be of the same images"):
+        tested([one, whole], TRAINED, CLEAN)
 
 
 def test_no_record_is_of_uncommitted_code():
