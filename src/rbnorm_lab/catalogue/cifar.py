@@ -39,7 +39,7 @@ PAIRED_T: Final = Text(
 words.PHRASES.update(
     {
         ", mean and contrast set": "（图像的均值与对比度已统一）",
-        ", w_m begins at -0.9 in the first layer": "（首层 w_m 从 -0.9 开始）",
+        ", w_m begins at −0.9 in the first layer": "（首层 w_m 从 −0.9 开始）",
     }
 )
 
@@ -62,7 +62,7 @@ def study(settings: Settings, rate: Rate) -> Study:
         arm(f"rbn{_SET}", "rbn", "rbn", match_moments=True),
         arm("centring only", "rbn-center", "rbn", few),
         arm(
-            "rbn, w_m begins at -0.9 in the first layer",
+            "rbn, w_m begins at −0.9 in the first layer",
             "rbn:first_center_weight_init=-0.9",
             "rbn",
             few,
