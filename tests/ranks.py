@@ -1,14 +1,15 @@
 """Functions run by two processes that talk through gloo; imported by them as by the tests."""
 
+import importlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbnorm
 from rbnorm.elementwise import ACTIVATIONS
@@ -91,26 +92,31 @@ def one_step(rank: int, cases: list[tuple[dict[str, Any], tuple[int, ...], bool]
     return found
 
 
-class Recorded(TorchDispatchMode):
-    """The ops of this project that ran."""
+class Recorded:
+    """A module, and which of its names were asked for."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, module: Any) -> None:
+        self.module = module
         self.names: set[str] = set()
 
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op.namespace == "rbnorm":
-            self.names.add(op.name().split("::")[1])
-        return op(*args, **(kwargs or {}))
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(self.module, name)
 
 
 def fused_step(rank: int, cases: list[tuple[str, str, tuple[int, ...]]]) -> list[Any]:
-    """Every case's results with the synchronised layer, and the ops that ran."""
+    """Every case's results with the synchronised layer in float32, and the C++ kernels that ran."""
     found = []
     for backend, activation, sizes in cases:
-        layer = make_fused(rbnorm.SyncRepresentativeBatchNormAct2d, activation)
-        parts = (t[share(rank, sizes)] for t in data((sum(sizes), 4, 5, 3), count=3))
-        with rbnorm.use_backend(backend), Recorded() as recorded:
+        layer = make_fused(rbnorm.SyncRepresentativeBatchNormAct2d, activation).float()
+        parts = (t[share(rank, sizes)].float() for t in data((sum(sizes), 4, 5, 3), count=3))
+        if backend == "portable":
+            with rbnorm.use_backend(backend):
+                found.append((results(layer, layer, *parts), set()))
+            continue
+        calls = importlib.import_module("rbnorm.kernels.cpu.calls")
+        recorded = Recorded(calls._kernels)
+        with rbnorm.use_backend(backend), patch.object(calls, "_kernels", recorded):
             found.append((results(layer, layer, *parts), recorded.names))
     return found
 

@@ -6,6 +6,7 @@ import argparse
 import time
 from dataclasses import fields
 
+from rbnorm_cli.errors import UsageError
 from rbnorm_cli.names import LRASPP, corruption, items, study_names
 
 
@@ -17,6 +18,8 @@ def compare(options: argparse.Namespace, command: str) -> None:
     from rbnorm_lab.studies.study import Settings
     from rbnorm_lab.studies.work import Sources
 
+    if not (items(options.norms) and items(options.batch_sizes)):
+        raise UsageError("a comparison needs at least one norm and one batch size")
     images = [] if options.model == LRASPP else options.shifted  # scenes have no corrupted labels
     shifted = [corruption(name) for name in items(images)]
     conditions = tuple(f"{kind}/{severity}" for kind, severity in filter(None, shifted))

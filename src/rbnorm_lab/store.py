@@ -22,7 +22,7 @@ Entry = TypeVar("Entry", bound=Record | Failure)
 @dataclass(frozen=True)
 class _Head:
     schema: int
-    key: str
+    key: str | None = None
 
 
 class _File(Generic[Entry]):

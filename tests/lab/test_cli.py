@@ -67,12 +67,16 @@ def test_no_command_is_bad_usage(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
-def test_a_corrupt_image_is_found_before_anything_is_written(image_folder, tmp_path, capsys):
+def test_a_comparison_whose_runs_all_meet_a_corrupt_image_ends_with_its_name(
+    image_folder, tmp_path, capsys
+):
     (image_folder / "dark" / "0.png").write_bytes(b"\x89PNG broken")
     out = tmp_path / "out"
-    assert main(["compare", "--data", f"imagefolder:{image_folder}", "--out", str(out)]) == 2
-    assert "dark/0.png is no readable image" in capsys.readouterr().err
-    assert not out.exists()
+    data = ["--data", f"imagefolder:{image_folder}", "--batch-sizes", "8"]
+    assert main(["compare", *data, "--norms", "bn", "--seeds", "1", "--out", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("rbnorm: every run of compare failed: UsageError: ")
+    assert "dark/0.png is no readable image" in said
 
 
 def test_more_classes_than_the_head_are_refused(image_folder, tmp_path, capsys):

@@ -104,8 +104,9 @@ def test_a_run_asks_for_them_and_has_the_weights_of_one_that_does_not():
 
 def test_corrupted_images_have_them_set_after_the_corruption():
     """Less light and less contrast are undone, whatever the network and its statistics."""
-    model = model_of(replace(CONFIG, match_moments=True), load_data("digits")).eval()
-    found = shifted_accuracy(model, load_data("digits"), torch.device("cpu"), controls=True)
+    config = replace(CONFIG, match_moments=True, shift="controls")
+    model = model_of(config, load_data("digits")).eval()
+    found = shifted_accuracy(model, config, load_data("digits"), torch.device("cpu"))
     assert set(found) == {"trained", "re-estimated", "test-batch"}
     for statistics in found.values():
         for condition in ("brightness/5", "contrast/5"):

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Final
 
 from rbnorm_lab.config import LR_BATCH_SIZE
-from rbnorm_lab.errors import UsageError
 from rbnorm_lab.studies import limits
 from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
 from rbnorm_lab.studies.variants import comparisons_of
@@ -19,8 +18,6 @@ UNTUNED: Final = Text(
 
 def study(settings: Settings, rate: Rate) -> Study:
     """One arm for every norm and batch size; nothing is tuned."""
-    if not (settings.norms and settings.batch_sizes):
-        raise UsageError("a comparison needs at least one norm and one batch size")
     shared = settings.run
     arms = [
         Arm(

@@ -241,7 +241,12 @@ def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:
 
 
 def draw(plans: Plans, out: Path, command: str) -> None:
-    """The page of every study, and its answer on standard output."""
+    """The page of every study, and its answer on standard output.
+
+    Raises:
+        UsageError: All runs of a study failed; its page says why.
+    """
+    errors: list[str] = []
     lines: list[Any] = []  # nobody may be reading: they are printed when all is written
     for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
         folder = out if study.name == "compare" else out / study.name
@@ -253,9 +258,17 @@ def draw(plans: Plans, out: Path, command: str) -> None:
         lines.append(f"{study.name}: {answer(results).en}")
         if results.failed:
             lines.append(f"{results.failed} runs failed; the page says why.")
+            errors += [] if results.records else [_all_failed(results)]
         lines.append(f"Report: {folder / PAGE}")
     for line in lines:
         terminal().print(line, soft_wrap=isinstance(line, str))
+    if errors:
+        raise UsageError("; ".join(errors))
+
+
+def _all_failed(results: Results) -> str:
+    first = next(failure for arm in results.arms for failure in arm.failures.values())
+    return f"every run of {results.study.name} failed: {first.error}"
 
 
 def summary(results: Results) -> Table:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from rbnorm.kernels import phases
+from rbnorm.kernels import phases as portable
 from rbnorm.kernels.checks import checked
 from rbnorm.kernels.phases import Whole
 
@@ -36,9 +36,9 @@ def _deferred(module: str, name: str) -> Callable[..., Any]:
 
 
 def _phase(name: str) -> Callable[..., Any]:
-    return checked(wraps(getattr(phases, name))(_deferred("phases", name)))
+    return checked(wraps(getattr(portable, name))(_deferred("phases", name)))
 
 
 # The whole layer looks at its arguments itself; its backward trusts who saved them.
 forward, inference, backward = (_deferred("layer", name) for name in Whole._fields)
-mean, moments, affine, grad_moments, grad_affine = map(_phase, phases.PHASES)
+mean, moments, affine, grad_moments, grad_affine = map(_phase, portable.PHASES)
