@@ -96,7 +96,7 @@ def table(results: Path) -> dict[str, str]:
         rows.append(
             (
                 row.name,
-                *(_over_seeds(tested(whole, row.statistics, c)) for c in (CLEAN, None)),
+                *(_over_seeds(accuracies(whole, row.statistics, c)) for c in (CLEAN, None)),
                 _domain(of_domains, row.arm, as_trained),
                 _over_seeds([r.accuracy for r in together]) if as_trained else NONE,
                 _cost(costs, row.norm) if as_trained else NEEDS_BATCHES,
@@ -137,7 +137,7 @@ def _over_seeds(values: list[float]) -> str:
     return with_margin(estimate(values)) if values else NONE
 
 
-def tested(records: list[Record], statistics: str, condition: str | None) -> list[float]:
+def accuracies(records: list[Record], statistics: str, condition: str | None) -> list[float]:
     """The accuracies on the first test images, which all rows of a column have in common.
 
     Args:

@@ -11,7 +11,7 @@ from rbnorm_lab.store import Store
 from rbnorm_lab.studies.sentences import NOT_RUN
 from tools.marks import marked
 from tools.results_page import CAMVID, CIFAR10, PAGES, answers, filled
-from tools.results_table import NAME, READMES, table, tested
+from tools.results_table import NAME, READMES, accuracies, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,11 +45,11 @@ def test_the_table_of_the_readme_is_drawn_from_the_records(language):
 def test_a_column_of_other_images_is_refused():
     records = list(Store(ROOT / "results" / "studies").records.values())
     (one, *_) = [record for record in records if TRAINED in record.shifted]
-    accuracies = one.shifted[TRAINED]
-    assert tested([one], TRAINED, CLEAN) == [accuracies[CLEAN]]
+    expected = one.shifted[TRAINED][CLEAN]
+    assert accuracies([one], TRAINED, CLEAN) == [expected]
     whole = replace(one, config=replace(one.config, shift="whole"))
     with pytest.raises(ValueError, match="must be of the same images"):
-        tested([one, whole], TRAINED, CLEAN)
+        accuracies([one, whole], TRAINED, CLEAN)
 
 
 def test_no_record_is_of_uncommitted_code():
