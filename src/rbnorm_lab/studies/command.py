@@ -274,9 +274,10 @@ def _all_failed(results: Results) -> str:
 def summary(results: Results) -> Table:
     """Every arm in a line, for a terminal: per cent right, and points more than the baseline."""
     config = results.study.arms[0].config
-    table = Table(title=f"{config.model} on {config.data}", box=SIMPLE_HEAD)
+    title = f"{config.model} on {config.data}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     measures = results.measures()
-    table.add_column("norm", overflow="fold")
+    table.add_column("norm", overflow="fold", min_width=8)
     for measure in measures:
         table.add_column(f"{measure}, %", justify="right", no_wrap=True)
         table.add_column("minus bn, points", justify="right", no_wrap=True)
