@@ -17,18 +17,6 @@ OWN_DATA: Final = True
 SMALL_BATCH: Final = 2
 
 SEGMENTATION_NORMS: Final = {"bn": "bn", "rbn": "rbn:preserve=yes", "gn": "gn"}
-INIT: Final = {
-    "w_b = 1": "rbn",
-    "w_b = 0": "rbn:scale_bias_init=0",
-    "w_b = 2": "rbn:scale_bias_init=2",
-    "w_b = 4": "rbn:scale_bias_init=4",
-    "w_b = 1, gamma compensated": "rbn:preserve=yes",
-    "w_b = 0, gamma compensated": "rbn:preserve=yes:scale_bias_init=0",
-    "w_b = 2, gamma compensated": "rbn:preserve=yes:scale_bias_init=2",
-    "w_b = 4, gamma compensated": "rbn:preserve=yes:scale_bias_init=4",
-    "w_v = 0.1": "rbn:scale_weight_init=0.1",
-    "w_v = 1": "rbn:scale_weight_init=1",
-}
 
 SCENES: Final = Text(
     "One network, small scenes of few drives, few epochs: differences between arms are the result, "
