@@ -46,7 +46,7 @@ LRASPP: Final = "lraspp-mobilenet-v2"
 """The one network for segmentation, with ImageNet weights in its backbone."""
 CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
 
-_CENTER: Final = ("center_weight_init", "first_center_weight_init")
+_CENTER: Final = ("center_weight_init", "first_center_weight_init", "first_layers")
 _SCALE: Final = ("preserve", "restrict", "scale_bias_init", "scale_weight_init")
 NORM_OPTIONS: Final = {
     "rbn": (*_CENTER, *_SCALE, "statistic"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from torch import nn
@@ -22,6 +23,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     **Calibration()._asdict(),
     "preserve": False,
     "first_center_weight_init": None,
+    "first_layers": 1,
 }
 
 
@@ -34,8 +36,9 @@ def canonical_norm(spec: str) -> str:
             centring ``rbn-scale``, have the options of
             :class:`rbnorm.RepresentativeBatchNorm2d` that matter to them (``statistic``,
             ``restrict``, ``center_weight_init``, ``scale_weight_init``, ``scale_bias_init``),
-            ``first_center_weight_init``, which holds in the model's first layer instead, and
-            ``preserve=yes``, which divides gamma by the initial gate; the other norms have none.
+            ``first_center_weight_init``, which holds in the model's first layer instead, or in its
+            first ``first_layers``, and ``preserve=yes``, which divides gamma by the initial gate;
+            the other norms have none.
 
     Returns:
         The name, and in alphabetical order the options that differ from their defaults.
@@ -159,12 +162,16 @@ def _rbn(
     *,
     preserve: bool = False,
     first_center_weight_init: float | None = None,
+    first_layers: float = 1,
     **options: Any,
 ) -> nn.Module:
+    if first_layers < 1 or first_layers % 1:
+        raise ValueError(f"first_layers must be a whole number from 1 on, not {first_layers}")
     if first_center_weight_init is not None:
         names = (name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
+        of_first = set(islice(names, int(first_layers)))
         first = {**options, "center_weight_init": first_center_weight_init}
-        convert_batchnorm(model, preserve, where=next(names, "").__eq__, **first)
+        convert_batchnorm(model, preserve, where=of_first.__contains__, **first)
     return convert_batchnorm(model, preserve, **options)
 
 

@@ -209,12 +209,24 @@ def test_a_norm_has_one_spelling(spec, canonical):
     assert canonical_norm(canonical) == canonical
 
 
-def test_centring_can_begin_elsewhere_in_the_first_layer():
+def _centring(spec):
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(3)), nn.BatchNorm2d(1))
+    return [m for m in swap(model, spec).modules() if hasattr(m, "center_weight")]
+
+
+def test_centring_can_begin_elsewhere_in_the_first_layers():
     spec = "rbn:center_weight_init=0.25:first_center_weight_init=-0.5:statistic=std"
-    layers = [m for m in swap(model, spec).modules() if hasattr(m, "center_weight")]
+    layers = _centring(spec)
     assert [layer.center_weight.unique().tolist() for layer in layers] == [[-0.5], [0.25], [0.25]]
     assert {layer.calibration.statistic for layer in layers} == {"std"}
+    layers = _centring(f"{spec}:first_layers=2")
+    assert [layer.center_weight.unique().tolist() for layer in layers] == [[-0.5], [-0.5], [0.25]]
+
+
+@pytest.mark.parametrize("count", ["0", "1.5", "-1", "inf", "nan"])
+def test_first_layers_are_a_whole_number_of_them(count):
+    with pytest.raises(UsageError, match="first_layers must be a whole number from 1 on, not"):
+        canonical_norm(f"rbn:first_center_weight_init=-0.5:first_layers={count}")
 
 
 @given(

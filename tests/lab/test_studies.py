@@ -11,6 +11,7 @@ from rbnorm_lab.catalogue import maker
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
+from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.records import Failure, Record
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies import work
@@ -164,6 +165,33 @@ def test_studies_share_the_runs_they_have_in_common():
     runs = {name: set(maker(name)(SETTINGS, rate).runs()) for name in names}
     assert len(runs["primary"] & runs["batch-size"]) == 3 * 4
     assert len(runs["primary"] & runs["shift"] & runs["ablation"] & runs["networks"]) == 3 * 2
+
+
+def test_centring_begins_at_each_value_in_each_place_at_the_rate_of_rbn():
+    arms = maker("center-init")(SETTINGS, Alike(rbn=0.2)).arms
+    begun = {a.label: (a.config.norm, a.config.lr) for a in arms if "w_m" in a.label}
+    values = ("0.25", "0.5", "0.9")
+    assert begun == {
+        **{f"first layer, w_m = −{v}": (f"rbn:first_center_weight_init=-{v}", 0.2) for v in values},
+        **{
+            f"first three layers, w_m = −{v}": (
+                *(f"rbn:first_center_weight_init=-{v}:first_layers=3", 0.2),
+            )
+            for v in values
+        },
+        **{f"all layers, w_m = −{v}": (f"rbn:center_weight_init=-{v}", 0.2) for v in values},
+    }
+    assert all(canonical_norm(norm) == norm for norm, _ in begun.values())
+
+
+@pytest.mark.parametrize("name", ["cifar", "shift", "center-init"])
+def test_studies_of_robustness_have_images_of_equal_moments_as_a_control(name):
+    study = maker(name)(SETTINGS, rate)
+    control = "bn, mean and contrast set"
+    matched = {a.label: a.config.norm for a in study.arms if a.config.match_moments}
+    assert matched == {control: "bn", "rbn, mean and contrast set": "rbn"}
+    compared = [c for c in (*study.primary, *study.others) if c.measure == "shifted"]
+    assert any(control in (c.treatment, c.control) for c in compared)
 
 
 def test_networks_have_every_norm_at_its_own_rate_and_at_batchnorms():

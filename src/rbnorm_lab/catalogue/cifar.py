@@ -5,13 +5,10 @@ from typing import Any, Final
 
 from rbnorm_lab.studies import limits, words
 from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
-from rbnorm_lab.studies.variants import (
-    comparisons_of,
-)
+from rbnorm_lab.studies.variants import MATCHED, comparisons_of
 from rbnorm_lab.text import Text
 
 OWN_DATA: Final = True
-_SET: Final = ", mean and contrast set"
 
 CIFAR: Final = Text(
     "The images are CIFAR-10's, re-encoded as JPEG. One short run for each rate chose the learning "
@@ -19,14 +16,6 @@ CIFAR: Final = Text(
     "and contrast the rates of the others.",
     "图像为重新编码成 JPEG 的 CIFAR-10。学习率由留出的训练图像上每个候选一次的短训练选出；"
     "RBN 的各变体使用 RBN 的学习率，均值与对比度统一的图像使用与其他图像相同的学习率。",
-)
-
-IMAGE_MOMENTS: Final = Text(
-    "“Mean and contrast set”: the network gives every image the training images' average mean and "
-    "standard deviation, one number each over channels and positions, after crops, flips and "
-    "corruptions.",
-    "“图像的均值与对比度已统一”：网络首先把每张图像的均值和标准差（各为遍及通道与位置的一个数）"
-    "设为训练图像的平均值，在裁剪、翻转和退化之后进行。",
 )
 
 PAIRED_T: Final = Text(
@@ -38,7 +27,6 @@ PAIRED_T: Final = Text(
 
 words.PHRASES.update(
     {
-        ", mean and contrast set": "（图像的均值与对比度已统一）",
         ", w_m begins at −0.9 in the first layer": "（首层 w_m 从 −0.9 开始）",
     }
 )
@@ -49,7 +37,7 @@ def study(settings: Settings, rate: Rate) -> Study:
     group, few = "whole batch", 3
 
     def arm(label: str, norm: str, lr_of: str, seeds: int | None = None, **values: Any) -> Arm:
-        baseline = f"bn{_SET}" if values.get("match_moments") else "bn"
+        baseline = f"bn{MATCHED}" if values.get("match_moments") else "bn"
         shift = "whole" if values or norm not in ("bn", "rbn") else "whole-controls"
         values["shift"] = shift if settings.corrupted else "none"
         config = settings.config(norm, rate(settings.model, lr_of), **values)
@@ -58,8 +46,8 @@ def study(settings: Settings, rate: Rate) -> Study:
     arms = [
         arm("bn", "bn", "bn"),
         arm("rbn", "rbn", "rbn"),
-        replace(arm(f"bn{_SET}", "bn", "bn", match_moments=True), baseline="bn"),
-        arm(f"rbn{_SET}", "rbn", "rbn", match_moments=True),
+        replace(arm(f"bn{MATCHED}", "bn", "bn", match_moments=True), baseline="bn"),
+        arm(f"rbn{MATCHED}", "rbn", "rbn", match_moments=True),
         arm("centring only", "rbn-center", "rbn", few),
         arm(
             "rbn, w_m begins at −0.9 in the first layer",
@@ -74,9 +62,9 @@ def study(settings: Settings, rate: Rate) -> Study:
             label = f"{norm}, BatchNorm's learning rate"
             arms.append(arm(label, norm, "bn", few))
     primary = [("rbn", "bn", "clean"), ("rbn", "bn", "shifted")]
-    primary += [(f"rbn{_SET}", f"bn{_SET}", "shifted")]
-    others = [(f"bn{_SET}", "bn", "shifted"), ("rbn", f"bn{_SET}", "shifted")]
-    others += [(f"bn{_SET}", "bn", "clean"), ("gn", "bn", "clean"), ("gn", "bn", "shifted")]
+    primary += [(f"rbn{MATCHED}", f"bn{MATCHED}", "shifted")]
+    others = [(f"bn{MATCHED}", "bn", "shifted"), ("rbn", f"bn{MATCHED}", "shifted")]
+    others += [(f"bn{MATCHED}", "bn", "clean"), ("gn", "bn", "clean"), ("gn", "bn", "shifted")]
     return Study(
         "cifar",
         Text("A whole training on CIFAR-10", "CIFAR-10 上的完整训练"),
@@ -90,7 +78,7 @@ def study(settings: Settings, rate: Rate) -> Study:
             limits.SMALL_STUDY,
             limits.SEEDS_ONLY,
             CIFAR,
-            IMAGE_MOMENTS,
+            limits.IMAGE_MOMENTS,
             PAIRED_T,
         ),
         tuple(arms),

@@ -2,13 +2,14 @@
 
 from rbnorm_lab.studies import limits
 from rbnorm_lab.studies.study import Rate, Settings, Study
-from rbnorm_lab.studies.variants import SHIFT_NORMS, arms_of, comparisons_of
+from rbnorm_lab.studies.variants import MATCHED, SHIFT_NORMS, arms_of, comparisons_of, matched_arms
 from rbnorm_lab.text import Text
 
 
 def study(settings: Settings, rate: Rate) -> Study:
     """Corrupted test images, with other statistics as controls."""
-    arms = arms_of(settings, rate, "whole batch", {norm: norm for norm in SHIFT_NORMS})
+    group = "whole batch"
+    arms = arms_of(settings, rate, group, {norm: norm for norm in SHIFT_NORMS})
     return Study(
         "shift",
         Text("Corrupted test images", "退化的测试图像"),
@@ -24,16 +25,21 @@ def study(settings: Settings, rate: Rate) -> Study:
             limits.RBN_RATE,
             limits.EXPLORATORY,
             limits.SHIFT,
+            limits.IMAGE_MOMENTS,
         ),
-        arms,
+        (*arms, *matched_arms(settings, rate, group)),
         settings.all_seeds,
         others=comparisons_of(
-            "whole batch",
+            group,
             [
                 ("rbn", "bn", "shifted"),
                 ("rbn", "gn", "shifted"),
                 ("rbn", "bn", "shifted", "test-batch"),
                 ("rbn", "gn", "clean"),
+                (f"bn{MATCHED}", "bn", "shifted"),
+                ("rbn", f"bn{MATCHED}", "shifted"),
+                (f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
+                (f"bn{MATCHED}", "bn", "clean"),
             ],
         ),
         controls=True,

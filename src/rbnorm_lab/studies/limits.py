@@ -42,3 +42,10 @@ SHIFT: Final = Text(
     "退化图像上的准确率取自固定的 2,000 张测试图像；测试批统计量取自同一种退化下的 250 张图像，"
     "逐张测试时无法得到。",
 )
+IMAGE_MOMENTS: Final = Text(
+    "“Mean and contrast set”: the network gives every image the training images' average mean and "
+    "standard deviation, one number each over channels and positions, after crops, flips and "
+    "corruptions.",
+    "“图像的均值与对比度已统一”：网络首先把每张图像的均值和标准差（各为遍及通道与位置的一个数）"
+    "设为训练图像的平均值，在裁剪、翻转和退化之后进行。",
+)

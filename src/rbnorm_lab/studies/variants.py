@@ -9,6 +9,8 @@ from rbnorm_lab.studies.words import MEASURES, STATISTICS, chinese, close
 from rbnorm_lab.text import Text
 
 SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
+MATCHED: Final = ", mean and contrast set"
+"""Ends the label of an arm on images whose own mean and contrast are set."""
 
 
 def arms_of(
@@ -56,6 +58,14 @@ def at_rate_of_rbn(
         baseline=baseline,
         **values,
     )
+
+
+def matched_arms(
+    settings: Settings, rate: Callable[[str, str], float], group: str
+) -> tuple[Arm, ...]:
+    """BatchNorm and RBN on images whose own mean and contrast are set, paired with BatchNorm."""
+    norms = {f"{norm}{MATCHED}": norm for norm in ("bn", "rbn")}
+    return arms_of(settings, rate, group, norms, baseline="bn", match_moments=True)
 
 
 def at_rate_of_batch(

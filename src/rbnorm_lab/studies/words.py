@@ -12,6 +12,7 @@ PHRASES: Final = {
     ", BatchNorm's learning rate": "（BatchNorm 的学习率）",
     "centring only": "仅中心化",
     "scaling only": "仅缩放",
+    ", mean and contrast set": "（图像的均值与对比度已统一）",
     "test accuracy (%)": "测试准确率（%）",
     "test loss": "测试损失",
     "layer, from input to output": "层，从输入到输出",
