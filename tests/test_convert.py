@@ -185,7 +185,7 @@ def test_weight_shared_with_something_else_is_refused() -> None:
     """Dividing it would change what is not converted."""
     model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match="weight of '1' is also the weight of a BatchNorm"):
+    with pytest.raises(ValueError, match="the weight of layer '0', which preserve=True div"):
         rbnorm.convert_batchnorm(model, where="0")
     assert type(model[0]) is nn.BatchNorm2d
     assert model[1].weight.tolist() == [1, 1, 1, 1]
@@ -281,7 +281,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (pruned, "layer '1' is a BatchNorm2d that cannot become RBN"),
     (replaced, "layer '1' is a BatchNorm2d that cannot become RBN"),
     (occupied, "layer '1' is a BatchNorm2d that cannot become RBN"),
-    (of_inference, "layer '1' was made in inference mode"),
+    (of_inference, "layer '1' cannot be trained when it is made or converted in inference"),
     (parametrized, "layer '1' is a ParametrizedBatchNorm2d that cannot become RBN"),
 ]
 
@@ -371,6 +371,6 @@ def test_a_model_in_distributed_data_parallel_is_refused(tmp_path) -> None:
 
 def test_conversion_in_inference_mode_is_refused() -> None:
     layer = nn.BatchNorm2d(4)
-    with torch.inference_mode(), pytest.raises(ValueError, match="convert it outside of it"):
+    with torch.inference_mode(), pytest.raises(ValueError, match="make and convert the model outside of it"):
         rbnorm.convert_batchnorm(layer)
     assert type(layer) is nn.BatchNorm2d

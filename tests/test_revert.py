@@ -130,7 +130,7 @@ def test_synchronised_norm_act_comes_back_synchronised() -> None:
 def test_layer_of_another_rank_is_refused_before_anything_changes() -> None:
     model = nn.Sequential(nn.SyncBatchNorm(2)).eval()
     rbnorm.revert_sync(rbnorm.convert_batchnorm(model))
-    with pytest.raises(ValueError, match="expected 4D input"):
+    with pytest.raises(RuntimeError, match="expected 4D input"):
         rbnorm.revert_batchnorm(model, torch.randn(2, 2, 5))
     assert type(model[0]) is rbnorm.SyncRepresentativeBatchNorm
 

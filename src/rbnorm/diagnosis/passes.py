@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves
 
 from rbnorm.layers.base import input_of
+from rbnorm.models.originals import refuse_without_values
 
 Forward = Callable[[nn.Module, Any], Any]
 Listener = Callable[[_BatchNorm, Tensor, Tensor | None], None]
@@ -33,10 +33,7 @@ def normalisers(model: nn.Module) -> dict[str, _BatchNorm]:
             f"got {type(model).__name__} without one"
         )
     for name, layer in layers.items():
-        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
-            raise ValueError(f"layer {name!r} has no size yet; run the model on one batch first")
-        if any(t.is_meta for t in (*layer.parameters(False), *layer.buffers(False))):
-            raise ValueError(f"layer {name!r} is on the meta device; give it values first")
+        refuse_without_values(name, layer)
     return layers
 
 

@@ -5,28 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 from torch import Tensor, nn
 
 from rbnorm.diagnosis.passes import run
-from rbnorm.export.constant import (
-    CONSTANTS,
-    Constants,
-    Observed,
-    approximate,
-    put,
-    variation,
-)
-from rbnorm.export.trial import TOLERANCE, Found, LayerFold, Source, Trial, difference, stays
-from rbnorm.layers.base import rbn_layers
+from rbnorm.export.constant import CONSTANTS, Observed, approximate, variation
+from rbnorm.export.trial import TOLERANCE, LayerFold, Trial, difference
 from rbnorm.models.intact import forget
 from rbnorm.models.report import Report, number, paragraph, table
-from rbnorm.models.revert import _evaluate
-
-_Batch = Tensor | tuple[object, ...]
-_Inputs = _Batch | list[_Batch]
+from rbnorm.models.revert import Inputs, outputs
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,18 +65,9 @@ class FoldReport(Report):
         return "\n".join([paragraph(f"{self.summary()}."), table(header, rows), *said])
 
 
-def _run(model: nn.Module, batches: list[_Batch]) -> tuple[list[list[Tensor]], Trial]:
-    trial = Trial(model)
-    try:
-        with trial:
-            first = _evaluate(model, batches[0])
-            trial.read(first)
-    finally:
-        trial.remove()
-    return [first, *_outputs(model, batches[1:])], trial
-
-
-def fold(model: nn.Module, inputs: _Inputs, *, tolerance: float | None = None) -> FoldReport:
+def fold(
+    model: nn.Module, inputs: Inputs | list[Inputs], *, tolerance: float | None = None
+) -> FoldReport:
     r"""Fold the static part of every RBN layer into the convolution or linear layer before it.
 
     In evaluation RBN is BatchNorm, which is an affine map per channel and folds exactly, followed
@@ -138,61 +118,35 @@ def fold(model: nn.Module, inputs: _Inputs, *, tolerance: float | None = None) -
     if not batches:
         raise ValueError("inputs must have at least one batch, got an empty list")
     folded = copy.deepcopy(model).eval()
-    norms = dict(rbn_layers(folded))
-    expected, trial = _run(folded, batches)
+    trial = Trial(folded)
+    expected = [trial.run(folded, batches[0]), *(outputs(folded, b) for b in batches[1:])]
     forget(folded)
-    plan = {name: _judged(trial.found.get(name)) for name in norms}
-    layers = {name: found.outcome for name, found in plan.items()}
-    before, pairs = {}, {}
-    for name, (_, source, pair) in plan.items():
-        if source is not None and pair is not None:
-            before[name], pairs[name] = (source.module, norms[name]), pair
-    seen = {n: Observed(*pair) for n, pair in before.items() if tolerance and not layers[n].whole}
-    if seen:
-        run(folded, batches, _evaluate, seen)
+    layers = {name: layer for name, layer in trial.found.items() if layer.pair}
+    seen = {n: Observed(layer.norm) for n, layer in layers.items() if not layer.outcome.whole}
+    if tolerance is not None and seen:
+        run(folded, batches, outputs, seen)
+    for layer in layers.values():
+        if layer.new:
+            layer.put(folded, layer.new)
+
+    def found() -> list[list[Tensor]]:
+        return [outputs(folded, batch) for batch in batches]
+
+    error, effect = _check(found(), expected), None
+    if tolerance is not None:
         seen = {name: observed for name, observed in seen.items() if observed.count}
-    for name, pair in pairs.items():
-        put(folded, before[name], pair)
-
-    error = _check(_outputs(folded, batches), expected)
-    if tolerance is None:
-        return FoldReport(folded, layers, error, None)
-
-    def effect() -> float:
-        return variation(_outputs(folded, batches), expected)
-
-    for name, constants in approximate(folded, pairs, seen, effect, tolerance).items():
-        layers[name] = _with(layers[name], plan[name].source, constants)
-    return FoldReport(folded, layers, error, effect())
+        for what in CONSTANTS:
+            approximate(what, folded, layers, seen, lambda: variation(found(), expected), tolerance)
+        effect = variation(found(), expected)
+    outcomes = {name: layer.outcome for name, layer in trial.found.items()}
+    return FoldReport(folded, outcomes, error, effect)
 
 
-def _judged(found: Found | None) -> Found:
-    """What the run showed of a layer, once it has shown all who read the source's output."""
-    if found is None:
-        return stays("was not reached by the inputs")
-    source = found.source
-    if source is not None and (source.calls > 1 or source.readers > 1):
-        return stays(f"follows {source.name}, whose output others use too")
-    return found
-
-
-def _with(layer: LayerFold, source: Source | None, constants: Constants) -> LayerFold:
-    """The outcome of a layer where constants were tried."""
-    if source is None or not constants.chosen:
-        return replace(layer, effect=constants.effect)
-    what, _, effect = constants
-    return LayerFold(source.name, what == "calibration", layer.error, None, what, effect)
-
-
-def _outputs(model: nn.Module, batches: list[_Batch]) -> list[list[Tensor]]:
-    return [_evaluate(model, batch) for batch in batches]
-
-
-def _check(outputs: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
+def _check(actual: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
     """The largest difference of the outputs; ValueError where it is more than rounding."""
     worst = 0.0
-    for actual, wanted in zip(chain(*outputs), chain(*expected), strict=True):
-        error, limit = difference(actual, wanted), 10 * TOLERANCE.get(wanted.dtype, 0)
+    for y, wanted in zip(chain(*actual), chain(*expected), strict=True):
+        error, limit = difference(y, wanted), 10 * TOLERANCE.get(wanted.dtype, 0)
         if not error <= limit:
             raise ValueError(
                 f"outputs must agree after folding to {limit:g} of their largest value, got a "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rbnorm.definition import RESTRICTIONS, Restriction, per_channel, resolve
+from rbnorm.definition import RESTRICTIONS, per_channel, resolve
 from rbnorm.kernels.phases import table_dtype
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.layers.classes import RepresentativeBatchNormAct2d
@@ -22,20 +22,13 @@ class Parts(NamedTuple):
     Attributes:
         gain: Factor of x in the static step ``u = gain x + offset``.
         offset: Its shift.
-        center: ``w_m`` and ``c`` of the instance step, or None without a centring calibration.
-        gate: ``a`` and ``b``, or None without a scaling calibration.
-        bias: beta, where it is not in ``offset`` or ``c`` already.
+        instance: The vectors of the instance step, by the names of the buffers of
+            :class:`FoldedRepresentativeBatchNorm`; those it needs, so none where it does nothing.
     """
 
     gain: Tensor
     offset: Tensor
-    center: tuple[Tensor, Tensor] | None
-    gate: tuple[Tensor, Tensor] | None
-    bias: Tensor | None
-
-
-def _wide(vector: Tensor | None, absent: float, like: Tensor) -> Tensor:
-    return torch.full_like(like, absent) if vector is None else vector.double()
+    instance: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -53,34 +46,29 @@ def split(layer: _RepresentativeBatchNorm) -> Parts:
     Without a trained :math:`w_v` the gate is a constant and joins :math:`\gamma`; without a trained
     :math:`w_m` nothing is left of the centring.
     """
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    E, V = layer.running_mean.double(), layer.running_var.double()
-    gamma, beta = _wide(layer.weight, 1, E), _wide(layer.bias, 0, E)
-    w_m, w_v = _wide(layer.center_weight, 0, E), _wide(layer.scale_weight, 0, E)
-    r = (V + layer.eps).rsqrt()
-    gate = None
+    E: Tensor = layer.running_mean.double()
+
+    def wide(vector: Tensor | None, absent: float) -> Tensor:
+        return torch.full_like(E, absent) if vector is None else vector.double()
+
+    r = (wide(layer.running_var, 1) + layer.eps).rsqrt()
+    gamma, beta = wide(layer.weight, 1), wide(layer.bias, 0)
+    w_m, w_v, w_b = (
+        wide(vector, 0) for vector in (layer.center_weight, layer.scale_weight, layer.scale_bias)
+    )
+    instance = {}
     if w_v.any():
-        a = torch.where(gamma.abs() < _NO_GAIN, 0, w_v * (1 + w_m) / gamma)
-        gate = a, _wide(layer.scale_bias, 0, E) + w_v * w_m * r * E
+        instance["scale_weight"] = torch.where(gamma.abs() < _NO_GAIN, 0, w_v * (1 + w_m) / gamma)
+        instance["scale_bias"] = w_b + w_v * w_m * r * E
+        instance["bias"] = beta
+        beta = torch.zeros_like(E)
     elif layer.scale_bias is not None:
-        gamma = gamma * restriction(layer.calibration.restrict)(layer.scale_bias.double())
+        gamma = gamma * layer.calibration.restriction(w_b)
     gain = gamma * r
-    offset = -gain * E
-    if not w_m.any():
-        return Parts(gain, offset if gate else offset + beta, None, gate, beta if gate else None)
-    c = w_m * gain * E
-    return Parts(gain, offset, (w_m, c if gate else c + beta), gate, beta if gate else None)
-
-
-def restriction(choice: str | Restriction) -> Restriction:
-    """Look R up by its name."""
-    return resolve("restrict", choice, RESTRICTIONS)
-
-
-def _beside(x: Tensor, vector: Tensor) -> Tensor:
-    """A (C,) vector in the shape and dtype for arithmetic with ``x``."""
-    return per_channel(vector, x)[0].to(table_dtype(x.dtype))
+    if w_m.any():
+        instance |= {"center_weight": w_m, "center_bias": w_m * gain * E + beta}
+        return Parts(gain, -gain * E, instance)
+    return Parts(gain, beta - gain * E, instance)
 
 
 class FoldedRepresentativeBatchNorm(nn.Module):
@@ -105,23 +93,18 @@ class FoldedRepresentativeBatchNorm(nn.Module):
     """
 
     center_weight: Tensor | None
-    center_bias: Tensor | None
+    center_bias: Tensor
     scale_weight: Tensor | None
-    scale_bias: Tensor | None
-    bias: Tensor | None
+    scale_bias: Tensor
+    bias: Tensor
 
     def __init__(self, layer: _RepresentativeBatchNorm, parts: Parts, input: Tensor) -> None:
         super().__init__()
-        center, gate = parts.center or (None, None), parts.gate or (None, None)
-        vectors = {
-            "center_weight": center[0],
-            "center_bias": center[1],
-            "scale_weight": gate[0],
-            "scale_bias": gate[1],
-            "bias": parts.bias,
-        }
-        for name, vector in vectors.items():
-            self.register_buffer(name, None if vector is None else _beside(input, vector))
+        for name in ("center_weight", "center_bias", "scale_weight", "scale_bias", "bias"):
+            vector = parts.instance.get(name)
+            if vector is not None:
+                vector = per_channel(vector, input).to(table_dtype(input.dtype))[0]
+            self.register_buffer(name, vector)
         self.restrict = layer.calibration.restrict
         act = isinstance(layer, RepresentativeBatchNormAct2d)
         self.drop: nn.Module = layer.drop if act else nn.Identity()  # type: ignore[assignment]
@@ -139,16 +122,10 @@ class FoldedRepresentativeBatchNorm(nn.Module):
         if self.center_weight is None and self.scale_weight is None:
             return u
         k = u.mean(tuple(range(2, u.ndim)), keepdim=True) if u.ndim > 2 else u
+        shift = None if self.center_weight is None else self.center_weight * k + self.center_bias
         if self.scale_weight is None:
-            return u + _affine(self.center_weight, k, self.center_bias)
-        g = restriction(self.restrict)(_affine(self.scale_weight, k, self.scale_bias))
-        if self.center_weight is None:
-            return _affine(g, u, self.bias)
+            return u if shift is None else u + shift
+        restrict = resolve("restrict", self.restrict, RESTRICTIONS)
+        g = restrict(self.scale_weight * k + self.scale_bias)
         # Added up on (N, C) numbers, so that only two sweeps are over u.
-        return g * u + _affine(g, _affine(self.center_weight, k, self.center_bias), self.bias)
-
-
-def _affine(scale: Tensor | None, x: Tensor, shift: Tensor | None) -> Tensor:
-    assert scale is not None
-    assert shift is not None
-    return scale * x + shift
+        return g * u + (self.bias if shift is None else g * shift + self.bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm, Parts, split
-from rbnorm.layers.base import _RepresentativeBatchNorm, input_of
+from rbnorm.layers.base import _RepresentativeBatchNorm, input_of, rbn_layers
 from rbnorm.layers.classes import is_bare
+from rbnorm.models.revert import Inputs, outputs
 
 # Of the largest value of an output: a sum's rounding in the dtype, with a wide margin.
 TOLERANCE = {
@@ -53,9 +54,16 @@ class LayerFold:
     effect: float | None = None
 
 
+class Pair(NamedTuple):
+    """A layer that can take a factor and a shift, and the normaliser after it."""
+
+    source: nn.Module
+    norm: nn.Module
+
+
 @dataclass
 class Source:
-    """A layer that can take a factor and a shift, and how often it and its outputs were used."""
+    """The first of a pair, and how often it and its outputs were used."""
 
     name: str
     module: nn.Module
@@ -63,34 +71,67 @@ class Source:
     readers: int = 0
 
 
-class Pair(NamedTuple):
-    """What takes the places of a source and of the RBN layer after it."""
+@dataclass
+class Candidate:
+    """An RBN layer, and what the run showed of it.
 
-    source: nn.Module
-    norm: nn.Module
-
-
-class Found(NamedTuple):
-    """What the run showed of one RBN layer.
-
-    With a ``source`` its static part can be folded; ``pair`` is what takes its place then, or the
-    source and the layer themselves, where only constants could.
+    Attributes:
+        norm: The layer.
+        outcome: What becomes of it.
+        source: What its static part, or constants, can go into.
+        pair: What stands in the model in the places of the two.
+        new: What can stand there; None where only constants could be in it.
+        reached: Whether it was called.
     """
 
-    outcome: LayerFold
+    norm: _RepresentativeBatchNorm
+    outcome: LayerFold = LayerFold(None, False, None, "was not reached by the inputs")
     source: Source | None = None
     pair: Pair | None = None
+    new: Pair | None = None
+    reached: bool = False
 
+    def stay(self, reason: str, error: float | None = None) -> None:
+        """The layer cannot be folded."""
+        self.outcome, self.source, self.pair = LayerFold(None, False, error, reason), None, None
 
-def stays(reason: str, error: float | None = None) -> Found:
-    """The layer cannot be folded."""
-    return Found(LayerFold(None, False, error, reason))
+    def put(self, model: nn.Module, pair: Pair) -> Pair:
+        """Let another pair stand wherever the present one does; return that."""
+        old, self.pair = self.pair, pair
+        assert old is not None
+        places = {id(before): after for before, after in zip(old, pair, strict=True)}
+        for parent in list(model.modules()):
+            for name, child in parent._modules.items():
+                if id(child) in places:
+                    parent._modules[name] = places[id(child)]
+        return old
 
+    def folded(self, parts: Parts, x: Tensor) -> Pair:
+        """The pair for these parts and inputs like ``x``."""
+        assert self.source is not None
+        scaled = _scaled(self.source.module, parts.gain, parts.offset)
+        return Pair(scaled, FoldedRepresentativeBatchNorm(self.norm, parts, x))
 
-def pair_of(source: nn.Module, norm: _RepresentativeBatchNorm, parts: Parts, x: Tensor) -> Pair:
-    """The folded layers for these parts and inputs like ``x``."""
-    scaled = _scaled(source, parts.gain, parts.offset)
-    return Pair(scaled, FoldedRepresentativeBatchNorm(norm, parts, x))
+    def compare(
+        self, source: Source, x: Tensor, run: Callable[[Pair], Tensor], expected: Tensor
+    ) -> None:
+        """Fold the layer after its source, and compare on what entered the two."""
+        if self.norm.running_mean is None:
+            self.stay("has no running statistics")
+            return
+        if not {"weight", "bias"} <= source.module._parameters.keys():
+            self.stay(f"follows {source.name}, whose weight is not its own parameter")
+            return
+        parts, statistic = split(self.norm), self.norm.calibration.statistic
+        self.source, self.pair = source, Pair(source.module, self.norm)
+        if parts.instance and statistic != "mean":
+            self.outcome = replace(self.outcome, reason=f"has the statistic {statistic!r}")
+            return
+        self.new = self.folded(parts, x)
+        error = difference(run(self.new), expected)
+        self.outcome = LayerFold(source.name, not parts.instance, error, None)
+        if not error <= TOLERANCE[x.dtype]:
+            self.stay(f"follows {source.name}, and differs after folding", error)
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
@@ -100,119 +141,6 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.double(), expected.double()
     scale = float(expected.abs().max()) or 1.0
     return float((actual - expected).abs().max()) / scale
-
-
-class Trial(TorchDispatchMode):
-    """Watches a run: whose output each RBN layer reads, and who else reads it.
-
-    Attributes:
-        found: What was seen of every RBN layer that was reached, by name.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: dict[str, Found] = {}
-        # Of every output of a source that still exists: the source, and what entered it.
-        self._made: Any = WeakTensorKeyDictionary()
-        self._inside = False
-        self._handles = [
-            handle for name, module in model.named_modules() for handle in self._watch(name, module)
-        ]
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., object],
-        types: Collection[type],
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        if not self._inside:
-            self.read((args, kwargs))
-        return func(*args, **(kwargs or {}))
-
-    def read(self, tensors: object) -> None:
-        """Count a use of every source's output among these."""
-        for leaf in tree_leaves(tensors):
-            if isinstance(leaf, Tensor) and leaf in self._made:
-                self._made[leaf][0].readers += 1
-
-    def remove(self) -> None:
-        """Take the hooks out of the model."""
-        for handle in self._handles:
-            handle.remove()
-
-    def _watch(self, name: str, module: nn.Module) -> list[RemovableHandle]:
-        bare = is_bare(module)
-        if isinstance(module, _RepresentativeBatchNorm):
-            if not bare:
-                self.found[name] = stays("has hooks")
-                return []
-            leave = partial(self._leave, name)
-            return [
-                module.register_forward_pre_hook(self._enter, with_kwargs=True),
-                module.register_forward_hook(leave, with_kwargs=True),
-            ]
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and bare:
-            return [module.register_forward_hook(partial(self._record, Source(name, module)))]
-        return []
-
-    def _record(
-        self, source: Source, module: nn.Module, args: tuple[Tensor, ...], output: object
-    ) -> None:
-        source.calls += 1
-        if isinstance(output, Tensor) and args:
-            self._made[output] = source, args[0]
-
-    def _enter(self, norm: nn.Module, args: object, kwargs: object) -> None:
-        self.read((args, kwargs))
-        self._inside = True
-
-    def _leave(
-        self,
-        name: str,
-        norm: _RepresentativeBatchNorm,
-        args: tuple[Tensor, ...],
-        kwargs: dict[str, Tensor],
-        output: Tensor,
-    ) -> None:
-        x = input_of(args, kwargs)
-        if name in self.found:
-            self.found[name] = stays("is called several times")
-        elif x not in self._made:
-            self.found[name] = stays("follows no convolution or linear layer")
-        else:
-            source, entered = self._made[x]
-            rest = {key: value for key, value in kwargs.items() if key != "input"}
-
-            def run(pair: Pair) -> Tensor:
-                return pair.norm(pair.source(entered), *args[1:], **rest)  # type: ignore[no-any-return]
-
-            self.found[name] = _try(source, norm, x, run, output)
-        self._inside = False
-
-
-def _try(
-    source: Source,
-    norm: _RepresentativeBatchNorm,
-    x: Tensor,
-    run: Callable[[Pair], Tensor],
-    expected: Tensor,
-) -> Found:
-    """Fold one layer, and compare on what entered the two."""
-    if norm.running_mean is None:
-        return stays("has no running statistics")
-    if not {"weight", "bias"} <= source.module._parameters.keys():
-        return stays(f"follows {source.name}, whose weight is not its own parameter")
-    parts = split(norm)
-    whole = parts.center is None and parts.gate is None
-    if not whole and norm.calibration.statistic != "mean":
-        outcome = stays(f"has the statistic {norm.calibration.statistic!r}").outcome
-        return Found(outcome, source, Pair(source.module, norm))
-    pair = pair_of(source.module, norm, parts, x)
-    error = difference(run(pair), expected)
-    if not error <= TOLERANCE[x.dtype]:
-        return stays(f"follows {source.name}, and differs after folding", error)
-    return Found(LayerFold(source.name, whole, error, None), source, pair)
 
 
 def _scaled(source: nn.Module, gain: Tensor, offset: Tensor) -> nn.Module:
@@ -226,3 +154,90 @@ def _scaled(source: nn.Module, gain: Tensor, offset: Tensor) -> nn.Module:
     for name, value in (("weight", scaled), ("bias", shifted)):
         module._parameters[name] = Parameter(value.to(weight.dtype), weight.requires_grad)
     return module
+
+
+class Trial(TorchDispatchMode):
+    """Watches a run: whose output each RBN layer reads, and who else reads it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = {name: Candidate(layer) for name, layer in rbn_layers(model)}
+        # Of every output of a source that still exists: the source, and what entered it.
+        self._made: Any = WeakTensorKeyDictionary()
+        self._inside = False
+        self._handles: list[RemovableHandle] = []
+        for name, module in model.named_modules():
+            if not is_bare(module):
+                if name in self.found:
+                    self.found[name].stay("has hooks")
+            elif name in self.found:
+                leave = partial(self._leave, self.found[name])
+                self._handles += [
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_hook(leave, with_kwargs=True),
+                ]
+            elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+                record = partial(self._record, Source(name, module))
+                self._handles.append(module.register_forward_hook(record))
+
+    def run(self, model: nn.Module, inputs: Inputs) -> list[Tensor]:
+        """The outputs of the run that is watched; it can be one alone."""
+        try:
+            with self:
+                found = outputs(model, inputs)
+                self._read(found)
+        finally:
+            for handle in self._handles:
+                handle.remove()
+        for layer in self.found.values():
+            source = layer.source
+            if source is not None and (source.calls > 1 or source.readers > 1):
+                layer.stay(f"follows {source.name}, whose output others use too")
+        return found
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if not self._inside:
+            self._read((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _read(self, tensors: object) -> None:
+        """Count a use of every source's output among these."""
+        for leaf in tree_leaves(tensors):
+            if isinstance(leaf, Tensor) and leaf in self._made:
+                self._made[leaf][0].readers += 1
+
+    def _record(
+        self, source: Source, module: nn.Module, args: tuple[Tensor, ...], output: object
+    ) -> None:
+        source.calls += 1
+        if isinstance(output, Tensor) and args:
+            self._made[output] = source, args[0]
+
+    def _enter(self, norm: nn.Module, args: object, kwargs: object) -> None:
+        self._read((args, kwargs))
+        self._inside = True
+
+    def _leave(
+        self, layer: Candidate, norm: nn.Module, args: Any, kwargs: Any, output: Tensor
+    ) -> None:
+        x = input_of(args, kwargs)
+        if layer.reached:
+            layer.stay("is called several times")
+        elif x not in self._made:
+            layer.stay("follows no convolution or linear layer")
+        else:
+            source, entered = self._made[x]
+            rest = {key: value for key, value in kwargs.items() if key != "input"}
+
+            def run(pair: Pair) -> Tensor:
+                return pair.norm(pair.source(entered), *args[1:], **rest)  # type: ignore[no-any-return]
+
+            layer.compare(source, x, run, output)
+        layer.reached = True
+        self._inside = False

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple, TypedDict
 
 import torch
+from torch import Tensor
 
 from rbnorm.definition import (
     RESTRICTIONS,
@@ -44,10 +45,13 @@ class Calibration(NamedTuple):
         """``R(w_b)`` at first, by which a layer with untrained calibration multiplies BatchNorm."""
         if not self.scale:
             return 1.0
-        restrict = resolve("restrict", self.restrict, RESTRICTIONS)
         # On the CPU it has a value under ``torch.device("meta")``, too.
         bias = torch.tensor([self.scale_bias_init], dtype=torch.float64, device="cpu")
-        return float(restrict(bias))
+        return float(self.restriction(bias))
+
+    def restriction(self, x: Tensor) -> Tensor:
+        """``R(x)``."""
+        return resolve("restrict", self.restrict, RESTRICTIONS)(x)
 
     @classmethod
     def of(cls, **options: Any) -> Calibration:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Container, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 
 from rbnorm.layers.base import _RepresentativeBatchNorm
@@ -24,6 +25,7 @@ from rbnorm.layers.classes import (
 from rbnorm.layers.options import NAMES, Calibration, CalibrationOptions
 from rbnorm.layers.sync import SyncRepresentativeBatchNorm
 from rbnorm.models.intact import remember
+from rbnorm.models.originals import refuse_unsized, uses
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,7 +34,7 @@ __all__ = ["convert_batchnorm"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_COUNTERPARTS: dict[type[_BatchNorm], type[_RepresentativeBatchNorm]] = {
+COUNTERPARTS: dict[type[_BatchNorm], type[_RepresentativeBatchNorm]] = {
     nn.BatchNorm1d: RepresentativeBatchNorm1d,
     nn.BatchNorm2d: RepresentativeBatchNorm2d,
     nn.BatchNorm3d: RepresentativeBatchNorm3d,
@@ -56,19 +58,16 @@ def _is_plain(layer: _BatchNorm, kind: type[_BatchNorm]) -> bool:
 
 def counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
     """The RBN class for a BatchNorm that can become one."""
-    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+    refuse_unsized(name, layer)
+    made = layer.weight is not None and layer.weight.is_inference()
+    if made or torch.is_inference_mode_enabled():
         raise ValueError(
-            f"layer {name!r} is a {type(layer).__name__} without a size yet; "
-            "run the model on one batch first"
-        )
-    if layer.weight is not None and layer.weight.is_inference():
-        raise ValueError(
-            f"layer {name!r} was made in inference mode, which fixes its tensors; "
-            "make the model outside of it"
+            f"layer {name!r} cannot be trained when it is made or converted in inference mode; "
+            "make and convert the model outside of it"
         )
     timm = sys.modules.get("timm.layers")  # once somebody has imported it
     kinds = {} if timm is None else {timm.BatchNormAct2d: RepresentativeBatchNormAct2d}
-    for kind, rbn in (*kinds.items(), *_COUNTERPARTS.items()):
+    for kind, rbn in (*kinds.items(), *COUNTERPARTS.items()):
         if isinstance(layer, kind) and _is_plain(layer, kind):
             return rbn
     raise ValueError(
@@ -79,19 +78,16 @@ def counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
     )
 
 
-def _check_ties(model: nn.Module, layers: Container[nn.Module]) -> None:
+def _check_ties(model: nn.Module, layers: Mapping[_BatchNorm, str]) -> None:
     """Refuse to divide a weight that something outside of ``layers`` uses too."""
-    modules = list(model.named_modules())
-    weights = {id(module.weight) for _, module in modules if module in layers}
-    for name, module in modules:
-        for key, parameter in module._parameters.items():
-            own = parameter is None or (module in layers and key == "weight")
-            if id(parameter) in weights and not own:
-                raise ValueError(
-                    f"{key} of {name!r} is also the weight of a BatchNorm to convert, which "
-                    "preserve=True divides; convert all layers that share it in one call, or pass "
-                    "preserve=False"
-                )
+    used, own = uses(model), Counter(id(layer.weight) for layer in layers)
+    for layer, name in layers.items():
+        if layer.weight is not None and used[id(layer.weight)] > own[id(layer.weight)]:
+            raise ValueError(
+                f"the weight of layer {name!r}, which preserve=True divides, is also that of "
+                "something that is not converted; convert all layers that share it in one call, or "
+                "pass preserve=False"
+            )
 
 
 def _selected(model: nn.Module, where: str | Callable[[str], bool] | None) -> dict[_BatchNorm, str]:
@@ -133,40 +129,19 @@ def _like(layer: _BatchNorm, model: nn.Module) -> Tensor:
     return vector.requires_grad_(any(flags) or not flags)
 
 
-def _become_rbn(
-    layer: _BatchNorm, kind: type[_RepresentativeBatchNorm], calibration: Calibration, like: Tensor
-) -> None:
-    layer.__class__ = kind
-    assert isinstance(layer, _RepresentativeBatchNorm)
-    layer.calibrate(calibration, lambda: Parameter(torch.empty_like(like), like.requires_grad))
-    layer.reset_calibration()
+def _new(like: Tensor) -> Parameter:
+    return Parameter(torch.empty_like(like), like.requires_grad)
 
 
-@torch.no_grad()
-def _divide(layers: dict[_BatchNorm, Tensor], gate: float) -> None:
-    """Divide gamma, tied weights once, so that the layers compute BatchNorm."""
-    for weight in {
-        id(weight): weight for layer, weight in layers.items() if layer.weight is weight
-    }.values():
-        weight.div_(gate)
-    for layer, like in layers.items():
-        vars(layer)["preserved"] = True
-        if layer.weight is None:
-            put_constant(layer, like, gate)
-
-
-def put_constant(layer: nn.Module, like: Tensor, gate: float) -> None:
+def put_constant(layer: _RepresentativeBatchNorm, like: Tensor) -> None:
     """Give a layer without gamma the buffer that stands in its place."""
     del layer._parameters["weight"]
-    layer.register_buffer("weight", torch.full_like(like, 1 / gate, requires_grad=False))
+    constant = torch.full_like(like, 1 / layer.calibration.gate(), requires_grad=False)
+    layer.register_buffer("weight", constant)
 
 
-def _check_new_parameters(model: nn.Module) -> None:
-    """Refuse where parameters that are added now could not be trained."""
-    if torch.is_inference_mode_enabled():
-        raise ValueError(
-            "a model converted in inference mode cannot be trained; convert it outside of it"
-        )
+def _check_wrappers(model: nn.Module) -> None:
+    """Refuse where the gradients of parameters that are added now would not be averaged."""
     for name, module in model.named_modules():
         wrapper = _WRAPPERS.intersection(kind.__name__ for kind in type(module).__mro__)
         if wrapper:
@@ -177,23 +152,33 @@ def _check_new_parameters(model: nn.Module) -> None:
             )
 
 
+@torch.no_grad()
 def convert_layers(
     model: nn.Module, layers: Iterable[tuple[str, _BatchNorm, Calibration]], gate: float = 1.0
 ) -> None:
     """Convert layers of a model by their names, all or none, and divide gamma by ``gate``."""
-    _check_new_parameters(model)
+    _check_wrappers(model)
     plan = [
-        (layer, counterpart(name, layer), calibration, _like(layer, model))
+        (name, layer, counterpart(name, layer), calibration, _like(layer, model))
         for name, layer, calibration in layers
         if not isinstance(layer, _RepresentativeBatchNorm)
     ]
-    likes = {layer: like for layer, *_, like in plan}
     if gate != 1:
-        _check_ties(model, likes)
-    for step in plan:
-        _become_rbn(*step)
-    if gate != 1:
-        _divide(likes, gate)
+        _check_ties(model, {layer: name for name, layer, *_ in plan})
+    divided: dict[int, Tensor] = {}  # tied weights once
+    for _, norm, kind, calibration, like in plan:
+        norm.__class__ = kind
+        layer = cast("_RepresentativeBatchNorm", norm)
+        layer.calibrate(calibration, partial(_new, like))
+        layer.reset_calibration()
+        if gate != 1:
+            layer.preserved = True
+            if layer.weight is None:
+                put_constant(layer, like)
+            else:
+                divided[id(layer.weight)] = layer.weight
+    for weight in divided.values():
+        weight.div_(gate)
     remember(model)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 
@@ -24,6 +27,24 @@ def originals(layer: nn.Module, name: str) -> list[Parameter]:
         return list(parametrizations.parameters())
     parts = (layer._parameters.get(name + suffix) for suffix in _SUFFIXES)
     return [parameter for parameter in parts if parameter is not None]
+
+
+def uses(model: nn.Module) -> Counter[int]:
+    """How many places of a model a parameter has, by its ``id``."""
+    return Counter(id(p) for module in model.modules() for p in module._parameters.values())
+
+
+def refuse_unsized(name: str, layer: nn.Module) -> None:
+    """Raise ValueError for a lazy layer that has met no input."""
+    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        raise ValueError(f"layer {name!r} has no size yet; run the model on one batch first")
+
+
+def refuse_without_values(name: str, layer: nn.Module) -> None:
+    """Raise ValueError for a layer that has no size yet, or is on the meta device."""
+    refuse_unsized(name, layer)
+    if any(tensor.is_meta for tensor in (*layer.parameters(False), *layer.buffers(False))):
+        raise ValueError(f"layer {name!r} is on the meta device; give it values first")
 
 
 def refuse_replaced(name: str, layer: nn.Module) -> None:

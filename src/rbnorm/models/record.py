@@ -148,4 +148,4 @@ def _restore(layer: _RepresentativeBatchNorm, state: dict[str, object]) -> None:
         setattr(layer, key, value)
     if constant and layer._parameters.get("weight", layer) is None:
         like = next(iter((*layer.parameters(), *layer.buffers())))
-        put_constant(layer, like, layer.calibration.gate())
+        put_constant(layer, like)

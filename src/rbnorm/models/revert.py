@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rbnorm.definition import RESTRICTIONS, resolve
+from rbnorm.diagnosis.passes import run, unchanged
 from rbnorm.kernels.phases import table_dtype
-from rbnorm.layers.base import GAMMA, _RepresentativeBatchNorm, input_of, rbn_layers
+from rbnorm.layers.base import GAMMA, _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.classes import RepresentativeBatchNormAct2d
 from rbnorm.layers.options import NAMES
+from rbnorm.models.convert import COUNTERPARTS
 from rbnorm.models.intact import forget
-from rbnorm.models.originals import refuse_replaced
+from rbnorm.models.originals import refuse_replaced, refuse_without_values, uses
 from rbnorm.models.report import Report, number, table
 
 __all__ = ["RevertReport", "revert_batchnorm"]
+
+Inputs = Tensor | tuple[object, ...]
+Squares = tuple[float, float]
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,18 +58,37 @@ class RevertReport(Report):
         return f"{said}{number(self.output, '.2%')}\n{table(('layer', 'error'), rows)}"
 
 
-@dataclass(frozen=True)
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The tensors that a model returns, which may write to its inputs; without gradients."""
+    inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    with torch.no_grad():
+        found = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
 class _Step:
     """A layer and the BatchNorm nearest to it: exact for an instance whose mean is the batch's."""
 
-    layer: _RepresentativeBatchNorm
-    kind: type[_BatchNorm]
-    weight: Tensor | None
-    running_mean: Tensor | None
-    exact: bool
+    @torch.no_grad()
+    def __init__(self, name: str, layer: _RepresentativeBatchNorm) -> None:
+        """Fold ``R(w_b)`` into gamma, and undo ``E(z) = (1 + w_m) E(x)`` where possible."""
+        self.layer, self.kind = layer, _original(name, layer)
+        self.weight: Tensor | None = layer.weight
+        self.running_mean: Tensor | None = layer.running_mean
+        if layer.scale_bias is not None:
+            gate = layer.calibration.restriction(_wide(layer.scale_bias))
+            weight = gate if layer.weight is None else _wide(layer.weight) * gate
+            self.weight = weight.to(layer.scale_bias.dtype)
+        if layer.center_weight is not None and self.running_mean is not None:
+            mean, gain = _wide(self.running_mean), 1 + _wide(layer.center_weight)
+            # Near w_m = -1 the running mean of z says nothing of that of x; it is kept as it is.
+            known = (gain.abs() > 1e-3) & (layer.calibration.statistic == "mean")
+            self.running_mean = torch.where(known, mean / gain, mean).to(self.running_mean.dtype)
+        dropped = (layer.center_weight, layer.scale_weight)
+        self.exact = not any(vector.any() for vector in dropped if vector is not None)
 
-    def squares(self, x: Tensor) -> tuple[float, float]:
-        """Those of the difference that dropping the rest makes to the output, and of the output."""
+    def error(self, x: Tensor) -> Squares:
+        """What dropping the rest does to the output."""
         layer, mean = self.layer, self.running_mean
         self.kind._check_input_dim(layer, x)
         actual = F.batch_norm(
@@ -104,64 +124,35 @@ class _Step:
             layer.process_group = group
 
 
-@torch.no_grad()
-def _step(name: str, layer: _RepresentativeBatchNorm) -> _Step:
-    """Fold ``R(w_b)`` into gamma, and undo ``E(z) = (1 + w_m) E(x)`` where that is possible."""
-    kind = _original(name, layer)
-    weight: Tensor | None = layer.weight
-    mean = layer.running_mean
-    if layer.scale_bias is not None:
-        restrict = resolve("restrict", layer.calibration.restrict, RESTRICTIONS)
-        gate = restrict(_wide(layer.scale_bias))
-        weight = (gate if weight is None else _wide(weight) * gate).to(layer.scale_bias.dtype)
-    if layer.center_weight is not None and mean is not None:
-        gain = 1 + _wide(layer.center_weight)
-        # Near w_m = -1 the running mean of z says nothing of that of x; it is kept as it is.
-        known = (gain.abs() > 1e-3) & (layer.calibration.statistic == "mean")
-        mean = torch.where(known, mean / gain, _wide(mean)).to(mean.dtype)
-    dropped = (layer.center_weight, layer.scale_weight)
-    exact = not any(vector.any() for vector in dropped if vector is not None)
-    return _Step(layer, kind, weight, mean, exact)
-
-
 def _wide(vector: Tensor) -> Tensor:
     return vector.to(table_dtype(vector.dtype))
 
 
 def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
     """The BatchNorm class of a layer that can become one."""
-    norm_act = isinstance(layer, RepresentativeBatchNormAct2d)
-    parameters = list(layer.parameters(recurse=False))
-    if norm_act and not find_spec("timm"):
-        raise ValueError(
-            f"layer {name!r} needs timm's BatchNormAct2d to be reverted to; install timm"
-        )
-    if isinstance(layer, LazyModuleMixin):
-        raise ValueError(  # noqa: TRY004 - the layer's state is wrong, not its type
-            f"layer {name!r} has no size yet; run the model on one batch first"
-        )
-    if any(hasattr(parameter, "placements") for parameter in parameters):
+    refuse_without_values(name, layer)
+    if any(hasattr(parameter, "placements") for parameter in layer.parameters(recurse=False)):
         raise ValueError(
             f"layer {name!r} is sharded; revert the model first, then shard it: its whole state is "
             "that of torch.distributed.checkpoint.state_dict.get_model_state_dict with "
             "full_state_dict=True"
         )
-    if any(parameter.is_meta for parameter in parameters):
-        raise ValueError(f"layer {name!r} is on the meta device; give it values first")
     refuse_replaced(name, layer)
-    if norm_act:
-        timm = import_module("timm.layers")
+    if isinstance(layer, RepresentativeBatchNormAct2d):
+        try:
+            timm = import_module("timm.layers")
+        except ImportError as error:
+            raise ValueError(
+                f"layer {name!r} needs timm's BatchNormAct2d to be reverted to; install timm"
+            ) from error
         return timm.SyncBatchNormAct if layer.synchronised else timm.BatchNormAct2d  # type: ignore[no-any-return]
     if layer.synchronised:
         return nn.SyncBatchNorm
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return next((kind for kind in kinds if isinstance(layer, kind)), nn.BatchNorm2d)
-
-
-Squares = tuple[float, float]
+    return next((kind for kind in COUNTERPARTS if isinstance(layer, kind)), nn.BatchNorm2d)
 
 
 def _squares(actual: Tensor, expected: Tensor) -> Squares:
+    """Those of the difference, and of what is expected, summed up."""
     actual, expected = actual.cpu().double(), expected.cpu().double()
     return float((actual - expected).square().sum()), float(expected.square().sum())
 
@@ -173,58 +164,21 @@ def _relative(squares: Iterable[Squares]) -> float | None:
     return math.sqrt(sum(difference for difference, _ in parts) / norm) if parts else None
 
 
-def _evaluate(model: nn.Module, inputs: Tensor | tuple[object, ...]) -> list[Tensor]:
-    modes = [(module, module.training) for module in model.modules()]
-    # A model may write to its inputs; both runs must see the same ones.
-    inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _measure_layers(
-    model: nn.Module, inputs: Tensor | tuple[object, ...], plan: dict[str, _Step]
-) -> tuple[list[Tensor], dict[str, float | None]]:
-    """The RBN model's outputs, and each layer's error on the inputs it meets there."""
-    errors: dict[str, list[Squares]] = {name: [] for name in plan}
-
-    def compare(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        errors[name].append(plan[name].squares(input_of(args, kwargs)))
-
-    handles = [
-        step.layer.register_forward_hook(partial(compare, name), with_kwargs=True)
-        for name, step in plan.items()
-    ]
-    try:
-        outputs = _evaluate(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, {name: _relative(squares) for name, squares in errors.items()}
-
-
 def _needed_as_it_is(model: nn.Module, plan: Iterable[_Step]) -> set[int]:
     """The weights that another module uses as they are, or that would become different ones."""
-    uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
-    becomes: dict[int, list[Tensor]] = {}
+    used = uses(model)
+    becomes: defaultdict[int, list[Tensor]] = defaultdict(list)
     for step in plan:
-        if step.layer.affine and step.weight is not None:
-            becomes.setdefault(id(step.layer.weight), []).append(step.weight)
+        if step.weight is not None:
+            becomes[id(step.layer.weight)].append(step.weight)
     return {
         weight
         for weight, values in becomes.items()
-        if len(values) < uses[weight] or any(not torch.equal(values[0], v) for v in values)
+        if len(values) < used[weight] or any(not torch.equal(values[0], v) for v in values)
     }
 
 
-def revert_batchnorm(
-    model: nn.Module, inputs: Tensor | tuple[object, ...] | None = None
-) -> RevertReport:
+def revert_batchnorm(model: nn.Module, inputs: Inputs | None = None) -> RevertReport:
     r"""Turn every RBN layer of a model back into BatchNorm, in place, and measure what that costs.
 
     The static part of the calibration is kept: :math:`\gamma R(w_b)` becomes the weight, and
@@ -246,19 +200,18 @@ def revert_batchnorm(
 
     Raises:
         ValueError: The model has no RBN layer, or one without values yet (lazy, meta device), or
-            one that is sharded, or
-            one that needs timm while timm is not installed, or one that is pruned or parametrised.
+            one that is sharded, pruned or parametrised, or needs timm while timm is not installed.
             The model is then unchanged, as it is when running it raises.
 
     Warns:
         UserWarning: A trained calibration is dropped and ``inputs`` was not given; or statistics
             were frozen, for which BatchNorm has no option.
     """
-    plan = {name: _step(name, layer) for name, layer in rbn_layers(model)}
-    before = None
+    plan = {name: _Step(name, layer) for name, layer in rbn_layers(model)}
     errors = {name: 0.0 if step.exact else None for name, step in plan.items()}
+    before: list[Tensor] = []
     if inputs is not None:
-        before, errors = _measure_layers(model, inputs, plan)
+        errors = _measure(model, inputs, plan, before)
     elif None in errors.values():
         unknown = list(errors.values()).count(None)
         warnings.warn(
@@ -278,6 +231,23 @@ def revert_batchnorm(
     forget(model)
     for step in plan.values():
         step.take(shared)
-    if before is None or inputs is None:
+    if inputs is None:
         return RevertReport(model, errors, None if None in errors.values() else 0.0)
-    return RevertReport(model, errors, _relative(map(_squares, _evaluate(model, inputs), before)))
+    with unchanged(model):
+        after = outputs(model.eval(), inputs)
+    return RevertReport(model, errors, _relative(map(_squares, after, before)))
+
+
+def _measure(
+    model: nn.Module, inputs: Inputs, plan: Mapping[str, _Step], before: list[Tensor]
+) -> dict[str, float | None]:
+    """Each layer's error on what it meets in the RBN model, whose outputs go to ``before``."""
+    found: dict[str, list[Squares]] = {name: [] for name in plan}
+
+    def compare(name: str, layer: nn.Module, x: Tensor, _: Tensor | None) -> None:
+        found[name].append(plan[name].error(x))
+
+    listeners = {name: partial(compare, name) for name in plan}
+    with unchanged(model):
+        run(model.eval(), [inputs], outputs, listeners, lambda _, output: before.extend(output))
+    return {name: _relative(squares) for name, squares in found.items()}
