@@ -371,6 +371,6 @@ def test_a_model_in_distributed_data_parallel_is_refused(tmp_path) -> None:
 
 def test_conversion_in_inference_mode_is_refused() -> None:
     layer = nn.BatchNorm2d(4)
-    with torch.inference_mode(), pytest.raises(ValueError, match="make and convert the model outside of it"):
+    with torch.inference_mode(), pytest.raises(ValueError, match="convert the model outside of it"):
         rbnorm.convert_batchnorm(layer)
     assert type(layer) is nn.BatchNorm2d
