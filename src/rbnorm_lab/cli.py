@@ -8,10 +8,13 @@ from dataclasses import fields
 
 from rbnorm_cli.errors import UsageError
 from rbnorm_cli.names import LRASPP, corruption, items, study_names
+from rbnorm_lab.finished import shown_again
 
 
 def compare(options: argparse.Namespace, command: str) -> None:
     """``rbnorm compare``."""
+    if shown_again(options.out, command):
+        return
     from rbnorm_lab.checkpoints import saved_path
     from rbnorm_lab.processes import count_processes
     from rbnorm_lab.studies import command as module
@@ -41,6 +44,8 @@ def compare(options: argparse.Namespace, command: str) -> None:
 
 def study(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study``."""
+    if shown_again(options.out, command):
+        return
     from rbnorm_lab.studies import command as module
     from rbnorm_lab.studies import costs
     from rbnorm_lab.studies.runner import Shard

@@ -1,13 +1,19 @@
 """Every norm at every batch size, and what corrupted images and other statistics do to them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Final
 
 from rbnorm_lab.config import LR_BATCH_SIZE
+from rbnorm_lab.shift import TRAINED
 from rbnorm_lab.studies import limits
+from rbnorm_lab.studies.results import CLEAN, SHIFTED, ArmResult, Results, controls
+from rbnorm_lab.studies.sentences import SUBJECT, evidence_of, verdict
 from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
 from rbnorm_lab.studies.variants import comparisons_of
-from rbnorm_lab.text import Text
+from rbnorm_lab.studies.words import KINDS, STATISTICS, chinese
+from rbnorm_lab.text import Text, joined, percent, same
 
 COMMAND: Final = "compare"
 UNTUNED: Final = Text(
@@ -29,9 +35,9 @@ def study(settings: Settings, rate: Rate) -> Study:
         for size in dict.fromkeys(settings.batch_sizes)
         for norm in dict.fromkeys(settings.norms)
     ]
-    pairs = [("rbn", "bn", "clean")] if {"rbn", "bn"} <= set(settings.norms) else []
-    if shared.conditions:
-        pairs += [("rbn", "bn", "shifted") for _ in pairs]
+    measures = (CLEAN, SHIFTED) if shared.conditions else (CLEAN,)
+    both = {SUBJECT, "bn"} <= set(settings.norms)
+    pairs = [(SUBJECT, "bn", measure) for measure in measures] if both else []
     return Study(
         "compare",
         Text("Representative Batch Normalization against other norms", "RBN 与其他归一化的对比"),
@@ -50,5 +56,62 @@ def study(settings: Settings, rate: Rate) -> Study:
             for group in dict.fromkeys(arm.group for arm in arms)
             for c in comparisons_of(group, pairs)
         ),
-        controls=bool(shared.conditions),
+        clauses=clauses,
     )
+
+
+def clauses(results: Results) -> Sequence[Text]:
+    """By batch size: what corruption costs BatchNorm, what wins it back, and whether RBN does."""
+    found = []
+    for group, arms in results.groups().items():
+        by_norm = {result.arm.label: result for result in arms if SHIFTED in result.accuracy}
+        if "bn" in by_norm:
+            said = [_loss(by_norm["bn"]), _best(results, by_norm)]
+            if SUBJECT in by_norm:
+                said += [_subject(by_norm[SUBJECT], measure) for measure in (SHIFTED, CLEAN)]
+            of = joined((clause for clause in said if clause), ", ", "，")
+            found.append(Text(f"{group}: {of.en}", f"{chinese(group)}：{of.zh}"))
+    return found
+
+
+def _loss(bn: ArmResult) -> Text:
+    """On the images that are corrupted, before and after."""
+    records = list(bn.records.values())
+    names = [condition.split("/") for condition in records[0].config.conditions]
+    kinds = joined((Text(f"{KINDS[k].en} {s}", f"{KINDS[k].zh} {s}") for k, s in names), ", ", "、")
+    clean = percent(fmean(record.shifted[TRAINED][CLEAN] for record in records))
+    left = percent(bn.accuracy[SHIFTED].mean)
+    return Text(
+        f"{kinds.en} takes bn from {clean} to {left} %",
+        f"bn 的准确率在{kinds.zh}下由 {clean}% 变为 {left}%",
+    )
+
+
+def _best(results: Results, by_norm: dict[str, ArmResult]) -> Text:
+    """What wins back most of it, other than RBN."""
+    tried = [
+        (STATISTICS[control.statistics], control.gain)
+        for control in controls(results)
+        if control.result is by_norm["bn"]
+    ]
+    tried += [
+        (same(norm), result.gain[SHIFTED])
+        for norm, result in by_norm.items()
+        if SHIFTED in result.gain and not norm.startswith(SUBJECT)
+    ]
+    name, most = max(tried, key=lambda one: one[1].estimate.mean)
+    if not (most.estimate.detectable and most.estimate.mean > 0):
+        return Text("nothing that was tried wins it back", "尝试过的办法都未能挽回")
+    evidence = evidence_of(most)
+    return Text(
+        f"most is won back by {name.en} ({evidence.en})", f"挽回最多的是{name.zh}（{evidence.zh}）"
+    )
+
+
+def _subject(rbn: ArmResult, measure: str) -> Text | None:
+    if measure not in rbn.gain:
+        return None
+    said = verdict(same(SUBJECT), same("bn"), rbn.gain[measure].estimate)
+    evidence = evidence_of(rbn.gain[measure])
+    en, zh = ("there ", "此时") if measure == SHIFTED else ("on clean images ", "在干净图像上")
+    return Text(f"{en}{said.en} ({evidence.en})", f"{zh} {said.zh}（{evidence.zh}）")

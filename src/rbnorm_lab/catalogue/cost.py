@@ -45,29 +45,35 @@ def study(settings: Settings, rate: Rate) -> Study:
         ),
         (),
         (),
-        answer=answer,
+        clauses=clauses,
         sections=sections,
     )
 
 
-def answer(results: Results) -> Text:
+def clauses(results: Results) -> Sequence[Text]:
     """RBN's costs next to BatchNorm's, and whose training step costs least and most."""
     costs = load_costs(results.folder)
     if costs is None:
-        return NOT_RUN
+        return ()
     ours, least, most = costs.of(SUBJECT), costs.norms[0], costs.norms[-1]
     step, inference, saved, peak = (bracketed(ours.ratios[name]) for name in RATIOS)
     more = f"{ours.more_parameters:,} ({ours.more_share:.1%})"
     dearest = [f"{cost.norm} ({cost.ratios['step'].value:.2f})" for cost in (least, most)]
-    return Text(
-        f"In {SMALL_MODEL}, a training step with RBN takes {step} times as long as with BatchNorm "
-        f"and inference {inference} times (medians and quartiles), keeps {saved} times as many "
-        f"bytes for the backward pass at {peak} times the peak memory, and adds {more} parameters; "
-        f"the cheapest training step is that of {dearest[0]}, the dearest that of {dearest[1]}.",
-        f"在 {SMALL_MODEL} 中，与 BatchNorm 相比，RBN 的训练步耗时为 {step} 倍，推理耗时为 "
-        f"{inference} 倍（中位数与四分位数），为反向传播保存的字节数为 {saved} 倍，峰值内存为 "
-        f"{peak} 倍，参数增加 {more} 个；训练步最省时的是 {dearest[0]}，最费时的是 {dearest[1]}。",
-    )
+    return [
+        Text(
+            f"In {SMALL_MODEL}, a training step with RBN takes {step} times as long as with "
+            f"BatchNorm and inference {inference} times (medians and quartiles), keeps {saved} "
+            f"times as many bytes for the backward pass at {peak} times the peak memory, and adds "
+            f"{more} parameters",
+            f"在 {SMALL_MODEL} 中，与 BatchNorm 相比，RBN 的训练步耗时为 {step} 倍，推理耗时为 "
+            f"{inference} 倍（中位数与四分位数），为反向传播保存的字节数为 {saved} 倍，峰值内存为 "
+            f"{peak} 倍，参数增加 {more} 个",
+        ),
+        Text(
+            f"the cheapest training step is that of {dearest[0]}, the dearest that of {dearest[1]}",
+            f"训练步最省时的是 {dearest[0]}，最费时的是 {dearest[1]}",
+        ),
+    ]
 
 
 def bracketed(ratio: Ratio) -> str:

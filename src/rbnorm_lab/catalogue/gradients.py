@@ -9,7 +9,6 @@ from rbnorm_lab.gradients import PARAMETERS
 from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.studies import limits, words
 from rbnorm_lab.studies.results import Results
-from rbnorm_lab.studies.sentences import NOT_RUN
 from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
 from rbnorm_lab.templates import Cell, Section, Table
 from rbnorm_lab.text import Text
@@ -49,7 +48,7 @@ def study(settings: Settings, rate: Rate) -> Study:
         (limits.SMALL_STUDY, limits.SEEDS_ONLY),
         tuple(arms),
         settings.all_seeds,
-        answer=answer,
+        clauses=clauses,
         sections=sections,
     )
 
@@ -87,27 +86,28 @@ def factor(w_b: float) -> float:
     return (1 + math.exp(REFERENCE)) / (1 + math.exp(w_b))
 
 
-def answer(results: Results) -> Text:
+def clauses(results: Results) -> Sequence[Text]:
     """The finding in one sentence."""
     first, last = ratios(results), ratios(results, -1)
     if not all((w_b, True) in first for w_b in GATES):
-        return NOT_RUN
+        return ()
     steps = results.records[0].config.gradient_steps
 
-    def said(w_b: float) -> str:
+    def of(w_b: float) -> str:
         values = first[w_b, True]
         return f"{values['w_b']:.2f} ({factor(w_b):.2f}, {last[w_b, True]['w_b']:.2f})"
 
-    en = ", ".join(f"{said(w_b)} from w_b = {w_b:g}" for w_b in GATES if w_b != REFERENCE)
-    zh = "，".join(f"w_b = {w_b:g} 时为 {said(w_b)}" for w_b in GATES if w_b != REFERENCE)
+    en = ", ".join(f"{of(w_b)} from w_b = {w_b:g}" for w_b in GATES if w_b != REFERENCE)
+    zh = "，".join(f"w_b = {w_b:g} 时为 {of(w_b)}" for w_b in GATES if w_b != REFERENCE)
     w_m = [first[w_b, True]["w_m"] for w_b in GATES]
     span = f"{min(w_m):.2f}–{max(w_m):.2f}"
-    return Text(
+    said = Text(
         f"With gamma compensated, w_b's first gradient over that from w_b = 1 (R'/R by the "
-        f"formula, measured at step {steps}) is {en}; w_m's is {span}.",
+        f"formula, measured at step {steps}) is {en}; w_m's is {span}",
         f"补偿 γ 时，w_b 的首步梯度与 w_b = 1 时之比（括号内：按公式 R'/R 之比，第 {steps} "
-        f"步的实测值）：{zh}；w_m 的比值为 {span}。",
+        f"步的实测值）：{zh}；w_m 的比值为 {span}",
     )
+    return [said]
 
 
 def sections(results: Results) -> Sequence[Section]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rbnorm_lab.catalogue import maker
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError, at_least, positive
+from rbnorm_lab.finished import nothing_left, remember
 from rbnorm_lab.folders import check_folder, make_folder
 from rbnorm_lab.processes import count_processes, make_accelerator
 from rbnorm_lab.progress import terminal
@@ -147,7 +148,7 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     accelerator = make_accelerator(settings.run.mixed_precision) if how.together else None
     main = together == 1 or PartialState().is_main_process
     store = Store(out)
-    plans = Plans(names, settings, store)
+    plans, finished = Plans(names, settings, store), False
     if how.run or how.only_estimate:
         check_plans(plans, how)
         with how.executor() if plans.runs() else nullcontext(Here(how.sources)) as executor:
@@ -159,11 +160,12 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
                 return
             if accelerator:
                 accelerator.wait_for_everyone()  # nobody writes before everybody has read
-            if plans.runs():
-                run(plans, runner)
+            finished = run(plans, runner)
     if main and how.page:
-        draw(plans, out, reproducing(command))
+        said = draw(plans, out, reproducing(command))
         store.check_kept()
+        if finished:
+            remember(out, command, said)
     if accelerator:
         accelerator.end_training()
 
@@ -186,8 +188,12 @@ def check_plans(plans: Plans, how: How) -> None:
                     )
 
 
-def run(plans: Plans, runner: Runner) -> None:
-    """Choose rates, then run."""
+def run(plans: Plans, runner: Runner) -> bool:
+    """Choose rates, then run.
+
+    Returns:
+        Whether every run has a record.
+    """
     done = runner.run(plans.tuning, "choosing learning rates", retry=False)
     plans.store.load()
     if done and not plans.complete:
@@ -196,9 +202,9 @@ def run(plans: Plans, runner: Runner) -> None:
         done = runner.run(plans.runs, "runs")
     if not done:
         terminal(stderr=True).print("The time is up: the same command again goes on.")
-    elif not runner.ran and runner.main:
-        where = plans.store.folder
-        terminal().print(f"Nothing left to run: {where} has every run.", soft_wrap=True)
+    elif not runner.ran and runner.main and plans.runs():
+        print(nothing_left(plans.store.folder))
+    return done and plans.complete and not runner.missing(plans.runs())
 
 
 def fitted(plans: Plans, runner: Runner, how: How) -> Plans:
@@ -240,30 +246,34 @@ def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:
     return shlex.join(kept)
 
 
-def draw(plans: Plans, out: Path, command: str) -> None:
+def draw(plans: Plans, out: Path, command: str) -> str:
     """The page of every study, and its answer on standard output.
+
+    Returns:
+        What was printed.
 
     Raises:
         UsageError: All runs of a study failed; its page says why.
     """
     errors: list[str] = []
-    lines: list[Any] = []  # nobody may be reading: they are printed when all is written
-    for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
-        folder = out if study.name == "compare" else out / study.name
-        make_folder(folder)
-        results = collect(study, plans.store)
-        write_study(results, rates.table(), folder, [command])
-        if study.name == "compare":
-            lines.append(summary(results))
-        lines.append(f"{study.name}: {answer(results).en}")
-        if results.failed:
-            lines.append(f"{results.failed} runs failed; the page says why.")
-            errors += [] if results.records else [_all_failed(results)]
-        lines.append(f"Report: {folder / PAGE}")
-    for line in lines:
-        terminal().print(line, soft_wrap=isinstance(line, str))
+    console = terminal(color_system=None)
+    with console.capture() as printed:  # nobody may be reading: it is shown when all is written
+        for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
+            folder = out if study.name == "compare" else out / study.name
+            make_folder(folder)
+            results = collect(study, plans.store)
+            write_study(results, rates.table(), folder, [command])
+            if study.name == "compare":
+                console.print(summary(results))
+            console.print(f"{study.name}: {answer(results).en}", soft_wrap=True)
+            if results.failed:
+                console.print(f"{results.failed} runs failed; the page says why.", soft_wrap=True)
+                errors += [] if results.records else [_all_failed(results)]
+            console.print(f"Report: {folder / PAGE}", soft_wrap=True)
+    print(printed.get(), end="")
     if errors:
         raise UsageError("; ".join(errors))
+    return printed.get()
 
 
 def _all_failed(results: Results) -> str:

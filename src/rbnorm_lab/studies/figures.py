@@ -79,7 +79,13 @@ def _accuracies(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
     for y, result in enumerate(arms):
         mark = BASELINE_MARK if _is_baseline(result) else SUBJECT_MARK
         _row(axes, y, result.accuracy[measure], mark)
+    axes.set_xlim(_up_to_100(*axes.get_xlim()))
     axes.grid(visible=False, axis="y")
+
+
+def _up_to_100(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis of per cent, past 100 by half a mark at most."""
+    return low, min(high, 100 + 0.015 * (100 - low))
 
 
 def _gains(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
@@ -137,6 +143,7 @@ def statistics_figure(
             axes.set_title(group, loc="left", fontsize=10)
             axes.set_yticks(range(len(rows)), [names[name] for name in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_xlim(_up_to_100(*axes.get_xlim()))
             axes.grid(visible=False, axis="y")
         panels[-1].set_xlabel(AXIS[measure])
         legend(figure, panels[0], narrow=narrow)
@@ -156,6 +163,8 @@ def curves_figure(results: Results, *, narrow: bool = False) -> Figure:
                 for name, records in arms.items():
                     _curves(axes, name, records, quantity, factor, styles[name])
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if quantity == "test_accuracy":
+                row[0].set_ylim(_up_to_100(*row[0].get_ylim()))
             for axes in row if narrow else row[:1]:
                 axes.set_ylabel(label)
         for row in panels if narrow else panels[:1]:

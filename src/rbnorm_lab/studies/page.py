@@ -197,7 +197,7 @@ def _traces(results: Results) -> Iterator[Section]:
     traced = [r for r in results.records if r.config.trace and r.epochs]
     if len({len(record.epochs) for record in traced}) != 1:
         return
-    if len(traced[0].epochs) > 1:
+    if len(traced[0].epochs) > 2:  # a line through two points is no curve
         yield Section(
             Text("Training", "训练过程"),
             figure=("curves", partial(_drawn, curves_figure, results)),

@@ -24,32 +24,31 @@ def answer(results: Results) -> Text:
     there a difference counts as detected where its interval excludes zero.
     """
     study = results.study
-    if study.answer:
-        return study.answer(results)
-    if not results.records:
+    clauses = study.clauses(results)
+    if not (clauses or results.records):
         return NOT_RUN
+    if not clauses:
+        clauses = _clauses(results) or [
+            Text("no seed has both runs of a comparison", "还没有任何种子完成一对可比较的运行")
+        ]
+    found, start = joined(clauses), _progress(results)
+    return Text(f"{_capital(start.en + found.en)}.", close(f"{start.zh}{found.zh}。"))
+
+
+def _clauses(results: Results) -> list[Text]:
+    study = results.study
     several = len(results.groups()) > 1
     named = [clause for other in results.others if (clause := _other(other, several))]
     if study.blocks:  # short ones, which need to be called exploratory once
         named = [joined(named)] if named else []
     if study.primary:
-        clauses = [_primary(result) for result in results.primary]
-        clauses += [
+        return [_primary(result) for result in results.primary] + [
             Text(f"control (exploratory): {clause.en}", f"对照（探索性）：{clause.zh}")
             for clause in named
         ]
-    else:
-        clauses = named[:_MOST_NAMED] or [
-            c for m in results.measures() if (c := _exploratory(results.arms, m))
-        ]
-        clauses += [_control(c) for c in _baselines(results)] if study.controls else []
-    if not clauses:
-        clauses = [
-            Text("no seed has both runs of a comparison", "还没有任何种子完成一对可比较的运行")
-        ]
-    found = joined(clauses)
-    start = _progress(results)
-    return Text(f"{_capital(start.en + found.en)}.", close(f"{start.zh}{found.zh}。"))
+    of_arms = [c for m in results.measures() if (c := _exploratory(results.arms, m))]
+    of_controls = [_control(c) for c in _baselines(results)] if study.controls else []
+    return (named[:_MOST_NAMED] or of_arms) + of_controls
 
 
 def _progress(results: Results) -> Text:
@@ -67,7 +66,7 @@ def _primary(result: Compared) -> Text:
     if difference is None:
         return Text(f"{name.en}: not run", f"{name.zh}：未运行")
     treatment, control = _sides(result.comparison)
-    evidence = _evidence(difference)
+    evidence = evidence_of(difference)
     p = p_value(result.adjusted)
     en = f"({evidence.en}, Holm-adjusted p = {p})"
     zh = f"（{evidence.zh}，Holm 校正后 p = {p}）"
@@ -77,8 +76,7 @@ def _primary(result: Compared) -> Text:
             f"种子太少，无法区分{treatment.zh}与{control.zh}",
         )
     else:
-        more = difference.estimate.mean > 0 if result.detectable else None
-        said = _verdict(treatment, control, more)
+        said = verdict(treatment, control, difference.estimate, detectable=result.detectable)
     return Text(f"{name.en}: {said.en} {en}", f"{name.zh}：{said.zh}{zh}")
 
 
@@ -93,8 +91,8 @@ def _other(result: Compared, several_groups: bool) -> Text | None:
             f"{treatment.en} minus {control.en}: {bracketed(estimate)}",
             f"{treatment.zh}减{control.zh}：{bracketed(estimate)}",
         )
-    said = _verdict(*_sides(comparison), estimate.mean > 0 if estimate.detectable else None)
-    evidence = _evidence(difference)
+    said = verdict(*_sides(comparison), estimate)
+    evidence = evidence_of(difference)
     group = comparison.group if several_groups else None
     en, zh = (f"{group}, ", f"{chinese(group)}，") if group else ("", "")
     return Text(
@@ -119,9 +117,19 @@ def _side(label: str, statistics: str) -> Text:
     return Text(f"{name.en} with {tested.en}", f"{name.zh}（{tested.zh}）")
 
 
-def _verdict(treatment: Text, control: Text, more: bool | None) -> Text:
-    """Whether one arm is more accurate than another; None stands for no detectable difference."""
-    if more is None:
+def verdict(
+    treatment: Text, control: Text, found: Estimate, *, detectable: bool | None = None
+) -> Text:
+    """Which of two arms is more accurate, by their difference, if that is detectable.
+
+    Args:
+        treatment: An arm in words.
+        control: The other.
+        found: The first minus the second.
+        detectable: Whether there is a difference; by default, whether its interval excludes zero.
+    """
+    more = found.mean > 0
+    if not (found.detectable if detectable is None else detectable):
         return Text(
             f"no detectable difference between {treatment.en} and {control.en}",
             f"{treatment.zh}与{control.zh}之间没有可检测的差异",
@@ -132,7 +140,8 @@ def _verdict(treatment: Text, control: Text, more: bool | None) -> Text:
     )
 
 
-def _evidence(difference: Difference) -> Text:
+def evidence_of(difference: Difference) -> Text:
+    """A difference with its interval and the number of its pairs."""
     estimate = difference.estimate
     mean, within, seeds = points(estimate.mean), interval(estimate), len(estimate.values)
     if blocks := len(estimate.blocks):
@@ -194,7 +203,7 @@ def _baselines(results: Results) -> list[Control]:
 
 def _control(control: Control) -> Text:
     name, words = control.result.arm.label, STATISTICS[control.statistics]
-    evidence = _evidence(control.gain)
+    evidence = evidence_of(control.gain)
     return Text(
         f"{name} with {words.en} against {name} as trained, under corruptions: {evidence.en}",
         f"图像退化时，{chinese(name)} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",

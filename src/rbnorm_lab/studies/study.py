@@ -87,7 +87,7 @@ class Study:
             1/16 at least.
         blocks: What the groups are in words, where they are blocks of one comparison: differences
             are averaged over them, and intervals have them as fixed effects.
-        answer: What it found, in place of the general sentence.
+        clauses: What it found, in place of the general sentence; none where that has to do.
         sections: What its page shows beside what all pages show.
     """
 
@@ -102,7 +102,7 @@ class Study:
     controls: bool = False
     paired_t: bool = False
     blocks: Text | None = None
-    answer: "Callable[[Results], Text] | None" = None
+    clauses: "Callable[[Results], Sequence[Text]]" = lambda results: ()
     sections: "Callable[[Results], Sequence[Section]]" = lambda results: ()
 
     def runs(self) -> list[RunConfig]:
