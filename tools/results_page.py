@@ -19,7 +19,6 @@ from rbnorm.models.files import replace
 from rbnorm_cli.main import main
 from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser
-from rbnorm_lab.catalogue.gradients import settings_of
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.command import Plans
 from rbnorm_lab.studies.learnt import Learnt, learnt, sentence
@@ -80,7 +79,6 @@ def answers(results: Path) -> dict[str, Text]:
             found[name + source.suffix] = answer(of)
             if name == "networks":
                 networks += [_on(source, one) for one in learnt(of)]
-    found["gradients"] = answer(_gradients(results / STUDIES.folder))
     found["domains"] = answer(domain_results(results / STUDIES.folder))
     found["learnt"] = joined(map(sentence, networks), " ", "") if networks else NOT_RUN
     return found
@@ -97,12 +95,6 @@ def _results(folder: Path, source: Source) -> dict[str, Results]:
     options = make_parser("").parse_args(source.command)
     plans = Plans(study_names(options.names), Settings.of(vars(options)), Store(folder))
     return {study.name: collect(study, plans.store) for study in plans.studies()}
-
-
-def _gradients(folder: Path) -> Results:
-    settings = settings_of(vars(make_parser("").parse_args(["study gradients"])))
-    plans = Plans(["gradients"], settings, Store(folder))
-    return collect(plans.studies()[0], plans.store)
 
 
 def filled(page: str, said: Mapping[str, Text], language: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from rbnorm_cli.parser import make_parser
+from rbnorm_lab.catalogue.cost import Costs, load_costs
 from rbnorm_lab.catalogue.domains import BN, CENTRING, RBN
 from rbnorm_lab.config import WHOLE
 from rbnorm_lab.domains.settings import completed, settings_of
@@ -25,7 +26,6 @@ from rbnorm_lab.shift import TEST_BATCH as OF_TEST_BATCH
 from rbnorm_lab.statistics import estimate
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.command import Plans
-from rbnorm_lab.studies.costs import Costs, load_costs
 from rbnorm_lab.studies.rates import Rates
 from rbnorm_lab.studies.results import TARGET, Results, collect, estimate_of
 from rbnorm_lab.studies.study import Settings
@@ -166,8 +166,8 @@ def _domain(results: Results, arm: str | None, as_trained: bool) -> str:
 def _cost(costs: Costs | None, norm: str) -> str:
     if costs is None:
         return NONE
-    ratios = costs.of("batchnorm" if norm == "bn" else norm).ratios
-    return " / ".join(f"{ratios[name].value:.2f}" for name in ("step", "inference"))
+    ratios = costs.ratios("batchnorm" if norm == "bn" else norm)
+    return " / ".join(f"{ratios[name][0]:.2f}" for name in ("step", "inference"))
 
 
 def write(results: Path, readmes: Mapping[str, Path]) -> None:

@@ -34,7 +34,6 @@ LAB: Final = (
     "torchvision",
 )
 _DISTRIBUTIONS: Final = {"sklearn": "scikit-learn"}
-OWN_STUDIES: Final = ("study domains", "study gradients")
 BROKEN_PIPE: Final = 128 + 13
 """The status of a command whose reader has gone, as a shell reports SIGPIPE."""
 
@@ -72,9 +71,9 @@ def _say(sentence: str) -> int:
 
 def _run(given: Sequence[str]) -> int:
     parser = make_parser(_extra())
-    # the studies with options of their own
-    own = " ".join(given[:2])
-    joined = [own, *given[2:]] if own in OWN_STUDIES else given
+    # the study with options of its own
+    own = given[:2] == ["study", "domains"]
+    joined = ["study domains", *given[2:]] if own else given
     options = parser.parse_args(joined)
     if options.version:
         print(f"rbnorm {version()}")

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from rbnorm_cli.domains import add_domains_options
 from rbnorm_cli.errors import UsageError
-from rbnorm_cli.gradients import add_gradients_options
 from rbnorm_cli.names import CORRUPTIONS, NETWORKS, studies
 from rbnorm_cli.options import add_options
 
@@ -88,13 +87,6 @@ def make_parser(epilog: str) -> Parser:
         "continues what was interrupted.",
     )
     add(
-        _study_gradients,
-        "the same command again continues after the last run",
-        "measure what reaches RBN's parameters in the first steps",
-        "Take a few steps with every initial gate and write down the gradients of RBN's parameters "
-        "and gamma. The same command again continues after the last run.",
-    )
-    add(
         _train,
         "the same command again continues from the newest checkpoint",
         "train one network at full size, as on ImageNet",
@@ -172,7 +164,7 @@ def _study(parser: Parser) -> None:
         "names",
         nargs="+",
         help=f"{', '.join(studies())}, or all; all leaves out segmentation and cifar, which have "
-        "data of their own, and draws the page of cost, which only cost by its name measures",
+        "data of their own; cost draws what rbnorm bench --parts norms has measured",
         metavar="NAME",
     )
     add_options(
@@ -223,10 +215,6 @@ def _study(parser: Parser) -> None:
 
 def _study_domains(parser: Parser) -> None:
     add_domains_options(parser)
-
-
-def _study_gradients(parser: Parser) -> None:
-    add_gradients_options(parser)
 
 
 def _train(parser: Parser) -> None:

@@ -47,8 +47,6 @@ def study(options: argparse.Namespace, command: str) -> None:
     if shown_again(options.out, command):
         return
     from rbnorm_lab.studies import command as module
-    from rbnorm_lab.studies import costs
-    from rbnorm_lab.studies.runner import Shard
     from rbnorm_lab.studies.study import Settings
     from rbnorm_lab.studies.work import Sources
 
@@ -61,10 +59,6 @@ def study(options: argparse.Namespace, command: str) -> None:
         only_estimate=options.estimate,
         run=not options.no_run,
     )
-    # the machines that share the work of `all` are too busy to time anything on
-    first = Shard.parse(options.shard).index == 1
-    if "cost" in items(options.names) and first and not (options.no_run or options.estimate):
-        costs.measure_missing(options.out)
     module.study(names, settings, options.out, command, how)
 
 
@@ -88,17 +82,6 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
     )
     settings = own.completed(settings, how.sources.images, Store(options.out))
     module.study(["domains"], settings, options.out, command, how)
-
-
-def study_gradients(options: argparse.Namespace, command: str) -> None:
-    """``rbnorm study gradients``."""
-    from rbnorm_lab.catalogue.gradients import settings_of
-    from rbnorm_lab.studies import command as module
-    from rbnorm_lab.studies.work import Sources
-
-    settings = settings_of(vars(options))
-    how = module.How(Sources(root=options.data_root), run=not options.no_run)
-    module.study(["gradients"], settings, options.out, command, how)
 
 
 def train(options: argparse.Namespace, command: str) -> None:

@@ -85,7 +85,7 @@ class RunConfig:
             pretrained network is fine-tuned on the others; None where there are no domains.
         calibration_rate: Learning rate of RBN's calibration in such a fine-tuning, in multiples of
             ``lr``.
-        gradient_steps: Take so many steps only, and keep their gradients; 0 for a whole training.
+        gradient_steps: 0; records of a study of the first steps' gradients have another number.
 
     Raises:
         UsageError: A value is out of range.

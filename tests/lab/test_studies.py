@@ -20,7 +20,7 @@ from rbnorm_lab.studies.runner import Runner, Shard
 from rbnorm_lab.studies.study import FIRST_TUNING_SEED, Settings
 from rbnorm_lab.studies.work import Here, Sources, attempt
 
-CATALOGUE = [*studies(), "compare", "domains", "gradients"]
+CATALOGUE = [*studies(), "compare", "domains"]
 SETTINGS = Settings(
     run=RunConfig(
         data="digits",

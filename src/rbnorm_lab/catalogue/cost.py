@@ -1,20 +1,113 @@
-"""What the norms cost, from the benchmark's rows."""
+"""What the norms cost, from the benchmark's rows in the folder ``bench`` beside the records."""
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-from rbnorm_lab.bench.cases import BASELINE
+from rbnorm_lab.bench.cases import BASELINE, Row, cases
 from rbnorm_lab.bench.networks import SMALL_MODEL
-from rbnorm_lab.studies.costs import RATIOS, Costs, Ratio, bench_command, load_costs
-from rbnorm_lab.studies.figures import ratios_figure
+from rbnorm_lab.bench.rows import MACHINE, ROWS, load
+from rbnorm_lab.errors import UsageError
+from rbnorm_lab.studies.figures import Ratio, ratios_figure
 from rbnorm_lab.studies.results import Results
 from rbnorm_lab.studies.sentences import NOT_RUN, SUBJECT
 from rbnorm_lab.studies.study import Rate, Settings, Study
 from rbnorm_lab.templates import Section, Table
 from rbnorm_lab.text import Text
 
+PART: Final = "norms"
+"""The part of the benchmark that the study shows."""
+RATIOS: Final = {
+    "step": Text("training step", "训练步耗时"),
+    "inference": Text("inference", "推理耗时"),
+    "saved_bytes": Text("kept for backward", "为反向传播保存"),
+    "peak_bytes": Text("peak memory", "峰值内存"),
+}
+"""What is compared with BatchNorm: two times, and two sizes of a training step."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The rows by norm, the cheapest training step first.
+
+    Attributes:
+        steps: Training steps.
+        inferences: The same networks' inference.
+        machine: Where, when and with which versions they were measured.
+    """
+
+    steps: dict[str, Row]
+    inferences: dict[str, Row]
+    machine: dict[str, Any]
+
+    def ratios(self, norm: str) -> dict[str, Ratio]:
+        """By the names of :data:`RATIOS` a cost over BatchNorm's."""
+        sizes = list(RATIOS)[2:]
+        ours, base = self.steps[norm], self.steps[BASELINE]
+        return {
+            "step": _times(ours, base),
+            "inference": _times(self.inferences[norm], self.inferences[BASELINE]),
+            **{name: (_count(ours, name) / _count(base, name), None) for name in sizes},
+        }
+
+    def cells(self, norm: str) -> list[str]:
+        """Its name, its counts and its ratios, as a table has them."""
+        counts = [_count(self.steps[norm], name) for name in ("parameters", "buffers", "flops")]
+        parameters, buffers, flops = counts
+        ratios = map(bracketed, self.ratios(norm).values())
+        return [norm, f"{parameters:,}", f"{buffers:,}", f"{flops / 1e6:,.1f}", *ratios]
+
+
+def load_costs(out: Path) -> Costs | None:
+    """The rows in a folder of studies, or None where the part was not measured.
+
+    Raises:
+        UsageError: The rows cannot be read, or miss some of what a measurement gives.
+    """
+    rows, machine = load(out / "bench")
+    rows = [row for row in rows if row.part == PART]
+    if not rows:
+        return None
+    try:
+        by_mode = {of[BASELINE].mode: of for of in cases(rows)}
+        steps = sorted(by_mode["training"].items(), key=lambda one: one[1].median_s)
+        costs = Costs(dict(steps), by_mode["inference"], machine[PART])
+        for norm in (SUBJECT, *costs.steps):
+            costs.cells(norm)
+    except (LookupError, TypeError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"{ROWS} and {MACHINE} in {out / 'bench'} have only some of the part {PART} "
+            f"({type(error).__name__}: {error}): measure it again with {bench_command(out)}"
+        ) from error
+    return costs
+
+
+def bench_command(out: Path, device: str = "cpu") -> str:
+    """The command that measures the rows."""
+    on = [] if device == "cpu" else ["--device", device]
+    return shlex.join(["rbnorm", "bench", "--parts", PART, *on, "--out", str(out / "bench")])
+
+
+def bracketed(ratio: Ratio) -> str:
+    """A ratio with its range, where it has one."""
+    value, within = ratio
+    return f"{value:.2f}" + (f" [{within[0]:.2f}, {within[1]:.2f}]" if within else "")
+
+
+def _times(row: Row, base: Row) -> Ratio:
+    """Of the medians, with both quartiles over BatchNorm's median."""
+    median = base.median_s
+    return row.median_s / median, (row.q1_s / median, row.q3_s / median)
+
+
+def _count(row: Row, name: str) -> int:
+    return int(getattr(row, name))
+
 
 def study(settings: Settings, rate: Rate) -> Study:
-    """Nothing is trained."""
+    """Nothing is trained: the page is drawn from the rows there are."""
     return Study(
         "cost",
         Text("What the norms cost", "各种归一化的代价"),
@@ -55,10 +148,10 @@ def clauses(results: Results) -> Sequence[Text]:
     costs = load_costs(results.folder)
     if costs is None:
         return ()
-    ours, least, most = costs.of(SUBJECT), costs.norms[0], costs.norms[-1]
-    step, inference, saved, peak = (bracketed(ours.ratios[name]) for name in RATIOS)
-    more = f"{ours.more_parameters:,} ({ours.more_share:.1%})"
-    dearest = [f"{cost.norm} ({cost.ratios['step'].value:.2f})" for cost in (least, most)]
+    step, inference, saved, peak = map(bracketed, costs.ratios(SUBJECT).values())
+    ours, base = (_count(costs.steps[norm], "parameters") for norm in (SUBJECT, BASELINE))
+    more = f"{ours - base:,} ({(ours - base) / base:.1%})"
+    least, *_, most = (f"{norm} ({costs.ratios(norm)['step'][0]:.2f})" for norm in costs.steps)
     return [
         Text(
             f"In {SMALL_MODEL}, a training step with RBN takes {step} times as long as with "
@@ -70,18 +163,10 @@ def clauses(results: Results) -> Sequence[Text]:
             f"{peak} 倍，参数增加 {more} 个",
         ),
         Text(
-            f"the cheapest training step is that of {dearest[0]}, the dearest that of {dearest[1]}",
-            f"训练步最省时的是 {dearest[0]}，最费时的是 {dearest[1]}",
+            f"the cheapest training step is that of {least}, the dearest that of {most}",
+            f"训练步最省时的是 {least}，最费时的是 {most}",
         ),
     ]
-
-
-def bracketed(ratio: Ratio) -> str:
-    """A ratio with its range, where it has one."""
-    if ratio.range is None:
-        return f"{ratio.value:.2f}"
-    low, high = ratio.range
-    return f"{ratio.value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def sections(results: Results) -> Sequence[Section]:
@@ -90,25 +175,11 @@ def sections(results: Results) -> Sequence[Section]:
     if costs is None:
         command = bench_command(results.folder)
         return [Section(NOT_RUN, lines=[Text(f"Measure it: {command}", f"测量命令：{command}")])]
-    return [_norms(costs, results)]
-
-
-def _norms(costs: Costs, results: Results) -> Section:
-    step, inference = costs.step, costs.inference
-    rows = [
-        [
-            cost.norm,
-            f"{cost.parameters:,}",
-            f"{cost.buffers:,}",
-            f"{cost.flops / 1e6:,.1f}",
-            *(bracketed(cost.ratios[name]) for name in RATIOS),
-        ]
-        for cost in costs.norms
-    ]
+    step, inference = costs.steps[BASELINE], costs.inferences[BASELINE]
     head = (Text("norm", "归一化"), Text("parameters", "参数"), Text("buffers", "缓冲区"), "MFLOP")
+    ratios = {norm: costs.ratios(norm) for norm in costs.steps}
     drawn = {
-        words.en: {c.norm: (c.ratios[name].value, c.ratios[name].range) for c in costs.norms}
-        for name, words in RATIOS.items()
+        words.en: {norm: of[name] for norm, of in ratios.items()} for name, words in RATIOS.items()
     }
     machine = [[name, str(value or "unknown")] for name, value in costs.machine.items()]
     device = costs.machine.get("device", "cpu")
@@ -116,12 +187,14 @@ def _norms(costs: Costs, results: Results) -> Section:
     saved, peak = ((getattr(step, name) or 0) / 1e6 for name in ("saved_bytes", "peak_bytes"))
     times = f"{1e3 * step.median_s:.1f}", f"{1e3 * inference.median_s:.1f}"
     setting = f"{step.size}, {step.dtype}, {step.layout}", step.threads, step.rounds
-    return Section(
+    all_norms = Section(
         Text("All norms", "全部归一化"),
         figure=("ratios", lambda narrow: ratios_figure(drawn, baseline=BASELINE, narrow=narrow)),
         caption=CAPTION,
         tables=[
-            Table("costs", (*head, *RATIOS.values()), rows, kind="wrapped"),
+            Table(
+                "costs", (*head, *RATIOS.values()), list(map(costs.cells, ratios)), kind="wrapped"
+            ),
             Table("machine", (), [*machine, [Text("measured by", "测量命令"), measured]]),
         ],
         note=Text(
@@ -133,6 +206,7 @@ def _norms(costs: Costs, results: Results) -> Section:
             f"线程数 {setting[1]}，轮数 {setting[2]}。{NOTE.zh}",
         ),
     )
+    return [all_norms]
 
 
 CAPTION = Text(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from accelerate import PartialState
@@ -33,7 +33,6 @@ from rbnorm_lab.studies.work import Here, Processes, Ray, Sources, data_of
 from rbnorm_lab.templates import PAGE
 from rbnorm_lab.text import bracketed, percent
 from rbnorm_lab.train import check_run
-from rbnorm_lab.training.loop import steps_of_epoch
 
 _WAIT: Final = (
     "The learning rates wait for the tuning runs of other shards: when these have ended, give the "
@@ -180,12 +179,6 @@ def check_plans(plans: Plans, how: How) -> None:
             if config.target is None:
                 data = data_of(config, how.sources.root)
                 check_run(config, data, device)
-                steps = steps_of_epoch(config, data)
-                if config.gradient_steps > steps:
-                    raise UsageError(
-                        f"steps must be from 1 to {steps}, those of one epoch, "
-                        f"not {config.gradient_steps}"
-                    )
 
 
 def run(plans: Plans, runner: Runner) -> bool:
@@ -260,12 +253,13 @@ def draw(plans: Plans, out: Path, command: str) -> str:
     with console.capture() as printed:  # nobody may be reading: it is shown when all is written
         for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
             folder = out if study.name == "compare" else out / study.name
-            make_folder(folder)
             results = collect(study, plans.store)
+            found = answer(results).en
+            make_folder(folder)
             write_study(results, rates.table(), folder, [command])
             if study.name == "compare":
                 console.print(summary(results))
-            console.print(f"{study.name}: {answer(results).en}", soft_wrap=True)
+            console.print(f"{study.name}: {found}", soft_wrap=True)
             if results.failed:
                 console.print(f"{results.failed} runs failed; the page says why.", soft_wrap=True)
                 errors += [] if results.records else [_all_failed(results)]

@@ -42,6 +42,8 @@ AXIS: Final = {
 _GAIN: Final = "minus the baseline of the same seed (points)"
 _GAIN_SHORT: Final = "minus the baseline (points)"
 _ROW: Final = 0.42  # inches
+Ratio = tuple[float, tuple[float, float] | None]
+"""A ratio, and its range where it has one."""
 
 
 def study_figure(results: Results, measure: str, *, narrow: bool = False) -> Figure:
@@ -235,7 +237,7 @@ def _layer_lines(axes: Axes, label: str, records: Sequence[Record], style: Style
 
 
 def ratios_figure(
-    rows: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]],
+    rows: Mapping[str, Mapping[str, Ratio]],
     *,
     baseline: str,
     narrow: bool = False,

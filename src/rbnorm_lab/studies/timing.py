@@ -98,7 +98,7 @@ def _amounts(config: RunConfig, sources: Sources) -> tuple[int, int]:
     """Optimiser steps, and how many times an image is tested."""
     data = _data(config, sources)
     whole = len(data.test)  # type: ignore[arg-type]
-    steps = config.gradient_steps or steps_of(config, data)
+    steps = steps_of(config, data)
     if config.target is not None:
         assert sources.images is not None
         passes = {"none": 0, "controls": _PASSES}.get(config.shift, 1)

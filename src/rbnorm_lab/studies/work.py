@@ -21,7 +21,6 @@ from rbnorm_lab.data import ImageData, load_data
 from rbnorm_lab.domains.images import DomainImages
 from rbnorm_lab.domains.run import Weights, fine_tune
 from rbnorm_lab.errors import UsageError, first_line
-from rbnorm_lab.gradients import first_gradients
 from rbnorm_lab.models import needs_rgb
 from rbnorm_lab.processes import choose_threads
 from rbnorm_lab.records import Failure, Record, environment, now, told
@@ -97,8 +96,6 @@ def make_run(
 
     if sources.images and sources.weights:
         return fine_tune(config, sources.images, sources.weights, on_step, trained)
-    if config.gradient_steps:
-        return first_gradients(config, data)
     return train_run(config, data, on_step, trained)
 
 
