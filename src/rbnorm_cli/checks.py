@@ -33,7 +33,7 @@ LEAST: Final = {
     "workers": 0,
 }
 """The least that an option may be."""
-_FILES: Final = ("source", "checkpoint", "converted", "weights")
+_FILES: Final = ("source", "checkpoint", "weights")
 """Options that name files that must be there."""
 
 
@@ -120,7 +120,11 @@ def _check_diagnosis(options: argparse.Namespace) -> None:
         pretrained=options.pretrained,
         random=options.random,
     )
-    if options.classes and not options.classes.lstrip("-").isdecimal():
+    if options.fine_tune is not None and options.shifted is None:
+        raise UsageError("--fine-tune needs --shifted: a remedy is for a second data set")
+    if options.classes and options.classes.lstrip("-").isdecimal():
+        at_least(1, classes=int(options.classes))
+    elif options.classes:
         names.class_names(Path(options.classes))
 
 

@@ -257,7 +257,6 @@ def _diagnose(parser: Parser) -> None:
     add("--checkpoint", type=Path, help="weights: a state dict in .safetensors or torch.save")
     add("--pretrained", action="store_true", help="weights of torchvision or timm")
     add("--random", action="store_true", help="no weights: diagnose the network as initialised")
-    add("--converted", type=Path, help="weights after a conversion to RBN, to compare with")
     add_options(
         parser,
         data=(None, "as in compare; by default what the model was trained on, or digits"),
@@ -277,7 +276,7 @@ def _diagnose(parser: Parser) -> None:
     add(
         "--counterfactuals",
         action="store_true",
-        help="accuracies without parts of the calibration: four passes for every RBN layer",
+        help="accuracies without centring and without scaling",
     )
     add(
         "--remedies",

@@ -1,21 +1,26 @@
 """The image and channel where each of the four cases is strongest, before and after."""
 
-from collections.abc import Callable, Iterable
+import base64
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
+from matplotlib.image import imsave
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rbnorm
-from rbnorm.diagnosis.meter import batch_or_running, gate, normalised, wide
-from rbnorm.diagnosis.passes import call, run, unchanged
+from rbnorm.diagnosis.meter import batch_or_running, normalised, wide
+from rbnorm.diagnosis.passes import Listener, call, run, unchanged
+from rbnorm.functional import representative_batch_norm
 from rbnorm.layers.base import _RepresentativeBatchNorm
-from rbnorm_lab.feature_maps import photographs, strip
 from rbnorm_lab.text import Text
 
 _LEAST: Final = 4  # positions a side: a smaller map is no picture
+_LIMIT: Final = 3.0  # standard deviations at the ends of the colour scale
 
 
 class Case(NamedTuple):
@@ -100,9 +105,21 @@ class Extreme:
 
     def drawn(self) -> dict[str, Any]:
         """For the page: numbers, and pictures as data URIs."""
-        pictures = {"before": strip(self.before[None]), "after": strip(self.after[None])}
-        shown = {**vars(self), **pictures, "photograph": photographs(self.photograph)}
-        return dict(shown)
+        image = self.photograph[0].float().nan_to_num()
+        low, high = image.amin(), image.amax()  # stretched to the full range
+        image = (image - low) / (high - low).clamp_min(1e-6)
+        pictures = {
+            name: _uri(values, cmap="PuOr_r", vmin=-_LIMIT, vmax=_LIMIT)
+            for name, values in (("before", self.before), ("after", self.after))
+        }
+        shown = image.movedim(0, -1) if len(image) == 3 else image[0]
+        return {**vars(self), **pictures, "photograph": _uri(shown, cmap="gray", vmin=0, vmax=1)}
+
+
+def _uri(values: Tensor, **colours: Any) -> str:
+    file = io.BytesIO()
+    imsave(file, values.numpy(), format="png", **colours)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 class _Search:
@@ -120,10 +137,10 @@ class _Search:
         self.images = batch[0] if isinstance(batch, (list, tuple)) else batch
         return call(model, batch)
 
-    def listener(self, name: str) -> Callable[[_BatchNorm, Tensor, Tensor | None], None]:
+    def listener(self, name: str) -> Listener:
         """What looks at one layer's input."""
 
-        def look(layer: _BatchNorm, x: Tensor, _: Tensor | None) -> None:
+        def look(layer: _BatchNorm, x: Tensor) -> None:
             if x.ndim != 4 or min(x.shape[2:]) < _LEAST or layer.running_mean is None:
                 return
             seen = normalised(layer, x)
@@ -146,28 +163,20 @@ class _Search:
                     float(log_var[n, c]),
                     isinstance(layer, _RepresentativeBatchNorm),
                     self.images[n : n + 1].cpu(),
-                    *_pictures(layer, x[n : n + 1], c),
+                    *(of[0, c].cpu() for of in _pictures(layer, wide(x[n : n + 1]), E, V)),
                 )
 
         return look
 
 
-def _pictures(layer: _BatchNorm, x: Tensor, c: int) -> tuple[Tensor, Tensor]:
-    """The channel ``c`` of one image in standard deviations, before and after."""
-    seen = normalised(layer, x)
-    E, V = batch_or_running(layer, seen.mean, seen.var)
-    values = wide(x)
-    std = (V + layer.eps).sqrt()
-    before = (values[0, c] - E[c]) / std[c]
+def _pictures(layer: _BatchNorm, x: Tensor, E: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """One image's channels in standard deviations, before and after."""
+    before = F.batch_norm(x, E, V, eps=layer.eps)
     if not isinstance(layer, _RepresentativeBatchNorm):
-        own = (values[0, c] - seen.mean[0, c]) / (seen.var[0, c] + layer.eps).sqrt()
-        return before.cpu(), own.cpu()
-    moved = (seen.mean - seen.x_mean)[0, c]
-    z = values[0, c] + moved if seen.z is None else wide(seen.z)[0, c]
-    o = (z - E[c]) / std[c]
-    t = (seen.mean - E) / std
-    gates = gate(layer, seen, t).get("gate")
-    return before.cpu(), (o if gates is None else o * gates[0, c]).cpu()
+        return before, F.instance_norm(x, eps=layer.eps)
+    own: dict[str, Any] = {name: wide(getattr(layer, name)) for name in layer.calibration.initial()}
+    how = {name: getattr(layer.calibration, name) for name in ("statistic", "restrict")}
+    return before, representative_batch_norm(x, E, V, eps=layer.eps, **own, **how)
 
 
 def extremes(model: nn.Module, result: rbnorm.Diagnosis, batches: Iterable[Any]) -> list[Extreme]:

@@ -95,9 +95,10 @@ def train(options: argparse.Namespace, command: str) -> None:
 def diagnose(options: argparse.Namespace, command: str) -> None:
     """``rbnorm diagnose``."""
     from rbnorm_lab import diagnose as module
+    from rbnorm_lab.subject import Request
 
-    values = {field.name: getattr(options, field.name) for field in fields(module.Request)}
-    module.diagnose(module.Request(**values), options.out, command)
+    values = {field.name: getattr(options, field.name) for field in fields(Request)}
+    module.diagnose(Request(**values), options.out, command)
 
 
 def explain(options: argparse.Namespace, command: str) -> None:

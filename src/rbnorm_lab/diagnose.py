@@ -4,97 +4,33 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import MofNCompleteColumn, Progress, TaskID
 from torch import nn
 
 import rbnorm
-from rbnorm.diagnosis.recalibration import changes
 from rbnorm.models import files
-from rbnorm_cli.names import check_shifted, class_names, data_name, model_file
+from rbnorm_cli.names import model_file
 from rbnorm_lab.batches import Batches, loader_of
 from rbnorm_lab.cases import extremes
-from rbnorm_lab.checkpoints import Saved, load_model, read_saved
-from rbnorm_lab.conversion import conversion
+from rbnorm_lab.checkpoints import Saved, read_saved
 from rbnorm_lab.data import ImageData
 from rbnorm_lab.devices import device_of
 from rbnorm_lab.diagnosis_page import Report, lines, write_page
-from rbnorm_lab.errors import UsageError, at_least, first_line
-from rbnorm_lab.feature_maps import feature_maps
+from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.findings import findings
 from rbnorm_lab.folders import make_folder
 from rbnorm_lab.progress import terminal
 from rbnorm_lab.records import environment
-from rbnorm_lab.subject import (
-    Weights,
-    kept,
-    load_subject,
-    placed,
-    relabelled,
-    shifted_batches,
-)
+from rbnorm_lab.subject import Request, first_batches, kept, load_subject, shifted_batches
 
-_IMAGES: Final = 6  # shown with their feature maps
 _TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
-_BUDGET: Final = 300.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to diagnose; the fields are the options of the command."""
-
-    model: str
-    checkpoint: Path | None
-    pretrained: bool
-    random: bool
-    converted: Path | None
-    data: str | None
-    data_root: Path | None
-    shifted: str | None
-    limit: int | None
-    batch_size: int
-    image_size: int | None
-    classes: str | None
-    device: str | None
-    counterfactuals: bool
-    remedies: bool
-    budget: float | None
-    fine_tune: int | None
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "batch_size", "image_size", "fine_tune"):
-            at_least(1, **{name: getattr(self, name)})
-        if self.fine_tune is not None and self.shifted is None:
-            raise UsageError("--fine-tune needs --shifted: a remedy is for a second data set")
-        at_least(1, classes=self.outputs)
-
-    @property
-    def outputs(self) -> int | None:
-        """The number that ``--classes`` is or names."""
-        if self.classes is None:
-            return None
-        try:
-            return int(self.classes)
-        except ValueError:
-            return len(class_names(Path(self.classes)))
-
-    @property
-    def names(self) -> list[str] | None:
-        """The names of the model's outputs, if ``--classes`` is a file."""
-        if self.classes is None or self.classes.lstrip("-").isdecimal():
-            return None
-        return class_names(Path(self.classes))
-
-    @property
-    def weights(self) -> Weights:
-        """Where a named model has its weights from."""
-        return Weights(self.checkpoint, self.pretrained, self.random)
+_PARTS: Final = 3  # of the calibration: nothing, centring and scaling left out
 
 
 def diagnose(request: Request, out: Path, command: str) -> None:
@@ -117,25 +53,14 @@ def diagnose(request: Request, out: Path, command: str) -> None:
             data=request.data or saved.config.data,
             image_size=request.image_size or saved.config.image_size,
         )
-    check_shifted(request.shifted)
-    data, model = load_subject(
-        request.model,
-        request.weights,
-        request.data,
-        request.data_root,
-        request.image_size,
-        request.outputs,
-        evaluation=request.fine_tune is None,
-    )
-    model = placed(model, device)
-    other = _other(request, data, device)
+    data, model = load_subject(request)
     console = Console(file=sys.stdout)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     bars = terminal(stderr=True)
     with Progress(*columns, console=bars, disable=not bars.is_terminal) as progress:
         try:
-            measured = _Measurement(request, data, model, progress)
-            report = measured.report(other, _title(request, saved), command)
+            measured = _Measurement(request, data, model.to(device), progress)
+            report = measured.report(_title(request, saved), command)
         except UsageError:
             raise
         except (ValueError, RuntimeError) as error:
@@ -166,17 +91,6 @@ def _title(request: Request, saved: Saved | None) -> str:
     return path.stem if path else request.model
 
 
-def _other(request: Request, data: ImageData, device: torch.device) -> nn.Module | None:
-    """The model to compare with."""
-    if request.converted is None:
-        return None
-    itself = read_saved(request.converted) is not None
-    spec = str(request.converted) if itself else request.model
-    weights = None if itself else request.converted
-    classes = request.outputs or data.classes
-    return placed(load_model(spec, weights, classes=classes, channels=data.channels), device)
-
-
 class _Measurement:
     """Everything that is measured, with a bar for each part."""
 
@@ -184,36 +98,23 @@ class _Measurement:
         self, request: Request, data: ImageData, model: nn.Module, progress: Progress
     ) -> None:
         self.request, self.data, self.model, self.progress = request, data, model, progress
-        names = request.names
-        name = data_name(request.data or "digits")
-        test = relabelled(name, data.test, names) if names else data.test
-        loader = loader_of(test, request.batch_size, request.limit)
+        loader = first_batches(request, data)
         self.images = len(loader.dataset)  # type: ignore[arg-type]
         self.first, self.second = kept(loader), None
         if request.shifted is not None:
-            found = shifted_batches(
-                request.shifted,
-                data,
-                self.first,
-                request.data_root,
-                request.limit,
-                request.batch_size,
-                names,
-            )
-            self.second = found if request.shifted == "train" else kept(found)
+            self.second = shifted_batches(request, data, self.first)
 
     def tracked(self, batches: Any, name: str, passes: int = 1) -> Batches:
         """The batches on a bar of their own."""
         task = self.progress.add_task(name, total=passes * len(batches))
         return Batches(batches, lambda: self.progress.advance(task))
 
-    def report(self, other: nn.Module | None, title: str, command: str) -> Report:
+    def report(self, title: str, command: str) -> Report:
         """Measure."""
         training, passes = None, 1
         if self.request.counterfactuals:
-            times = len(changes(self.model))
             images = loader_of(self.data.train, self.request.batch_size, _TRAINING_IMAGES)
-            training, passes = self.tracked(images, "recalibrating", times), passes + times
+            training, passes = self.tracked(images, "recalibrating", _PARTS), 1 + _PARTS
         result = rbnorm.diagnose(
             self.model,
             self.tracked(self.first, "measuring", passes),
@@ -221,12 +122,9 @@ class _Measurement:
             recalibration=training,
         )
         worst = self.first if self.second is None else self.second
-        images, _ = next(iter(self.first))
         return Report(
             result,
             findings(result, self.images),
-            conversion(self.model, result, other, self.tracked(self.first, "conversion", 2)),
-            feature_maps(self.model, result, images[:_IMAGES]),
             extremes(self.model, result, self.tracked(worst, "the four cases")),
             self.remedies(),
             title,
@@ -249,7 +147,7 @@ class _Measurement:
             self.first,
             self.second,
             fine_tuning=tuning,
-            budget=_BUDGET if request.budget is None else request.budget,
+            budget=request.budget,
             on_trial=_advance(self.progress, task),
         )
         self.progress.update(task, completed=100, description="remedies")
@@ -261,7 +159,7 @@ class _Measurement:
         return found
 
 
-def _advance(progress: Progress, task: Any) -> Callable[[str, float], None]:
+def _advance(progress: Progress, task: TaskID) -> Callable[[str, float], None]:
     def on_trial(name: str, share: float) -> None:
         progress.update(task, completed=round(100 * share), description=f"remedies: {name}")
 

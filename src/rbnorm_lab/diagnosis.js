@@ -13,12 +13,6 @@ const LABELS = {
   between_share_centred: ["between images, after centring", "中心化校准后的图像间占比"],
   output_mean: ["mean output", "输出均值"],
   output_mean_std: ["spread of the mean outputs", "输出均值的离散度"],
-  class_correlation: ["correlation with the class", "与类别的相关"],
-  class_correlation_chance: ["the same by chance", "随机情形下的相关"],
-  class_correlation_amplified: ["the same, amplified channels", "增强通道的类别相关"],
-  class_correlation_damped: ["the same, damped channels", "减弱通道的类别相关"],
-  center_weight_class_correlation:
-    ["centring weight and class correlation, Pearson", "中心化校准权重与类别相关的 Pearson 系数"],
   center_weight: ["centring weight", "中心化校准权重"],
   center_reverses: ["channels reversed", "反向的通道"],
   center_removes: ["channels without instance mean", "去除实例均值的通道"],
@@ -37,13 +31,7 @@ const WORDS = {
   spreadMean: ["spread of the mean (σ)", "均值的波动（σ）"],
   spreadVar: ["spread of ln variance", "ln 方差的波动"],
   evenness: ["spread of the means", "各通道均值的标准差"],
-  shift: ["shift (standard deviations)", "偏移（标准差）"], image: ["image", "图像"],
-  offsets: ["mean, without calibration", "均值（未校准）"], gate: ["gate", "门控"],
-  noMaps: ["This layer has no feature maps to show.", "该层没有可显示的特征图。"],
   onePart: [" One in {} is here; diagnosis.json has all.", " 此处每 {} 个显示一个；全部见 diagnosis.json。"],
-  "normalised, without calibration": ["without calibration", "未校准"],
-  "after centring": ["after centring", "中心化校准后"],
-  "after scaling, times R": ["after scaling, times R", "缩放校准后（乘以 R）"],
 };
 const HEAT = ["mean_below", "mean_above", "var_below", "var_above", "between_share",
   "mean_offset", "log_var_ratio"];
@@ -130,12 +118,10 @@ function chooseLayer() {
   const count = columns.length ? layer.per_channel[columns[0]].length : 0;
   byId("channel").replaceChildren(
     ...Array.from({ length: count }, (_, i) => option(i * data.step, i)));
-  byId("map-channel").replaceChildren(...layer.maps.map((m, i) => option(m.channel, i)));
   mark();
   histogram();
   numbers();
   spread();
-  maps();
 }
 
 function bins(values, count) {
@@ -190,42 +176,6 @@ function spread() {
     yaxis2: { rangemode: "tozero", title: { text: word("spreadVar") } } });
 }
 
-function maps() {
-  const entry = chosen().maps[byId("map-channel").value];
-  const cells = [];
-  const add = (text, content) => {
-    const name = document.createElement("div");
-    name.textContent = text;
-    cells.push(name, content);
-  };
-  const picture = (source, text) => {
-    const image = document.createElement("img");
-    image.src = source;
-    image.alt = text;
-    return image;
-  };
-  const texts = (values) => {
-    const row = document.createElement("div");
-    row.className = "texts";
-    row.append(...values.map((value) => {
-      const cell = document.createElement("span");
-      cell.textContent = show(value);
-      return cell;
-    }));
-    return row;
-  };
-  if (entry) {
-    add(word("image"), picture(data.images, word("image")));
-    for (const [name, strip] of Object.entries(entry.stages))
-      add(word(name), picture(strip, word(name)));
-    add(word("offsets"), texts(entry.offsets));
-    if (entry.gates.length) add(word("gate"), texts(entry.gates));
-  } else {
-    add(word("noMaps"), document.createElement("div"));
-  }
-  byId("maps").replaceChildren(...cells);
-}
-
 const calibrated = layers.filter((l) => l.per_channel.center_weight || l.per_channel.gate_mean);
 
 function quantile(sorted, q) {
@@ -257,15 +207,6 @@ function evenness() {
     yaxis: { rangemode: "tozero", title: { text: word("evenness") } } });
 }
 
-function shift() {
-  const ranked = layers.filter((l) => l.shift != null).sort((a, b) => b.shift - a.shift);
-  draw("shift", [{ type: "bar", orientation: "h", y: ranked.map((l) => short(l.layer)),
-    x: ranked.map((l) => l.shift), marker: { color: BLUE },
-    hovertemplate: "%{y}: %{x:.3g}<extra></extra>" }],
-  { height: tall(ranked.length), xaxis: { title: { text: word("shift") } },
-    yaxis: { autorange: "reversed", type: "category" } });
-}
-
 // The layer with the most pairs in the four cases.
 function worst() {
   const off = (l) => HEAT.slice(0, 4).reduce((sum, name) => sum + (l[name] ?? 0), 0);
@@ -283,10 +224,8 @@ function speak(language) {
   histogram();
   numbers();
   spread();
-  maps();
   if (calibrated.length) ridges();
   evenness();
-  if (byId("shift")) shift();
 }
 
 byId("layer").replaceChildren(...layers.map((l, i) => option(l.layer, i)));
@@ -294,7 +233,6 @@ byId("layer").value = worst();
 byId("layer").onchange = chooseLayer;
 byId("channel").onchange = () => { histogram(); numbers(); };
 byId("column").onchange = histogram;
-byId("map-channel").onchange = maps;
 byId("parameter").onchange = ridges;
 byId("calibration").hidden = !calibrated.length;
 const parameters = ["center_weight", "gate_mean", "gate_spread", "gain"]

@@ -12,9 +12,6 @@ from markupsafe import Markup
 import rbnorm
 from rbnorm.diagnosis.result import COLUMNS
 from rbnorm_lab.cases import CASES, Extreme
-from rbnorm_lab.conversion import Conversion
-from rbnorm_lab.feature_maps import FeatureMaps
-from rbnorm_lab.findings import percent
 from rbnorm_lab.records import environment
 from rbnorm_lab.templates import render
 from rbnorm_lab.text import Text
@@ -42,8 +39,6 @@ class Report:
     Attributes:
         result: The diagnosis.
         said: Its findings in sentences.
-        change: What a conversion changes.
-        maps: Images and feature maps.
         extremes: Where each of the four cases is strongest.
         remedies: What was tried against the loss on the second data set; None without one.
         title: Name of the model.
@@ -52,8 +47,6 @@ class Report:
 
     result: rbnorm.Diagnosis
     said: list[Text]
-    change: Conversion
-    maps: FeatureMaps
     extremes: list[Extreme]
     remedies: rbnorm.Remedies | None
     title: str
@@ -70,19 +63,15 @@ def write_page(report: Report) -> str:
         "diagnosis.html",
         plotly=Markup(plotly.replace("</script", "<\\/script")),
         script=Markup(script),
-        data=Markup(_embedded(page_data(report.result, report.maps))),
+        data=Markup(_embedded(page_data(report.result))),
         result=report.result,
         said=report.said,
-        change=report.change,
         extremes=[SimpleNamespace(**extreme.drawn()) for extreme in report.extremes],
         remedies=remedies,
         rows=_rows(remedies) if remedies else [],
         words=_measures(remedies),
         verdict=lines(report),
-        parts=_PARTS,
         cases=CASES,
-        percent=percent,
-        number=number,
         title=Text(
             f"What batch statistics cost {report.title}, and what wins it back",
             f"批统计量让 {report.title} 损失多少，又如何补救",
@@ -90,13 +79,6 @@ def write_page(report: Report) -> str:
         command=report.command,
         environment=environment(),
     )
-
-
-_PARTS: Final = {
-    "nothing": Text("nothing", "不去掉"),
-    "centring": Text("centring", "中心化校准"),
-    "scaling": Text("scaling", "缩放校准"),
-}
 
 
 def lines(report: Report) -> list[Text]:
@@ -150,7 +132,7 @@ def _rows(remedies: rbnorm.Remedies) -> list[dict[str, Any]]:
     return rows
 
 
-def page_data(result: rbnorm.Diagnosis, maps: FeatureMaps) -> dict[str, Any]:
+def page_data(result: rbnorm.Diagnosis) -> dict[str, Any]:
     """What the page's script draws; every k-th channel of a layer where there are very many."""
     names = [n for n in _CHANNEL if any(n in layer.per_channel for layer in result.layers)]
     numbers = len(names) * sum(layer.channels for layer in result.layers)
@@ -167,7 +149,6 @@ def page_data(result: rbnorm.Diagnosis, maps: FeatureMaps) -> dict[str, Any]:
                     for name in names
                     if name in layer.per_channel
                 },
-                "maps": [asdict(channel) for channel in maps.layers.get(layer.layer, [])],
             }
             for layer in result.layers
         ],
@@ -175,7 +156,6 @@ def page_data(result: rbnorm.Diagnosis, maps: FeatureMaps) -> dict[str, Any]:
             layer.layer or "(the layer)": {name: layer.values.get(name) for name in COLUMNS}
             for layer in (result.shifted.layers if result.shifted else ())
         },
-        "images": maps.images,
     }
 
 
@@ -195,8 +175,3 @@ def _embedded(data: Any) -> str:
 
     text = json.dumps(finite(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
-
-
-def number(value: float | None) -> str:
-    """For a table: three digits, or a dash where there is no number."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}".replace("-", "−")

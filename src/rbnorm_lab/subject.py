@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -13,7 +12,7 @@ from torchvision.datasets import ImageFolder
 from rbnorm.diagnosis.passes import normalisers
 from rbnorm_cli.names import (
     FOLDER,
-    check_weights,
+    class_names,
     corruption,
     data_name,
     model_file,
@@ -26,22 +25,43 @@ from rbnorm_lab.data import ImageData, load_data
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.models import needs_rgb
 
+_DATA: Final = "digits"
 _KEPT_BYTES: Final = 2**31  # of a data set that is gone through many times
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Where a model by name has its weights from: one of the three, or a file's own.
+class Request:
+    """What to diagnose; the fields are the options of the command."""
 
-    Attributes:
-        checkpoint: A state dict.
-        pretrained: Those of torchvision or timm.
-        random: None: the network as it is initialised.
-    """
-
+    model: str
     checkpoint: Path | None
     pretrained: bool
-    random: bool
+    data: str | None
+    data_root: Path | None
+    shifted: str | None
+    limit: int | None
+    batch_size: int
+    image_size: int | None
+    classes: str | None
+    device: str | None
+    counterfactuals: bool
+    remedies: bool
+    budget: float
+    fine_tune: int | None
+
+    @property
+    def outputs(self) -> int | None:
+        """The number that ``--classes`` is or names."""
+        if self.names is not None:
+            return len(self.names)
+        return None if self.classes is None else int(self.classes)
+
+    @property
+    def names(self) -> list[str] | None:
+        """The names of the model's outputs, if ``--classes`` is a file."""
+        if self.classes is None or self.classes.isdecimal():
+            return None
+        return class_names(Path(self.classes))
 
 
 class Relabelled(Dataset[Any]):
@@ -58,12 +78,14 @@ class Relabelled(Dataset[Any]):
         return image, self.labels[int(label)]
 
 
-def relabelled(name: str, dataset: Dataset[Any], names: list[str]) -> Dataset[Any]:
-    """A folder's images with the numbers that its classes have among ``names``.
+def relabelled(name: str, dataset: Dataset[Any], names: list[str] | None) -> Dataset[Any]:
+    """A folder's images with the numbers that its classes have among ``names``, if there are such.
 
     Raises:
         UsageError: It is no folder, or has a class that is not among the names.
     """
+    if names is None:
+        return dataset
     if not name.startswith(FOLDER):
         raise UsageError(f"--classes FILE names the classes of an image folder, not of {name}")
     source: Any = dataset
@@ -75,53 +97,38 @@ def relabelled(name: str, dataset: Dataset[Any], names: list[str]) -> Dataset[An
     return Relabelled(dataset, [names.index(one) for one in source.classes])
 
 
-def load_subject(
-    spec: str,
-    weights: Weights,
-    data: str | None,
-    root: Path | None,
-    image_size: int | None,
-    classes: int | None,
-    *,
-    evaluation: bool,
-) -> tuple[ImageData, nn.Module]:
+def load_subject(request: Request) -> tuple[ImageData, nn.Module]:
     """A model by name fits the data's classes and channels; a file's model has its own.
 
-    Args:
-        spec: A name, or a model's file.
-        weights: Where a named model's weights are from.
-        data: The data; None for digits.
-        root: Folder of Fashion-MNIST and CIFAR.
-        image_size: Side of the images.
-        classes: Outputs of a named model; None for the data's classes.
-        evaluation: Nothing is trained: an image folder needs no training images.
-
     Raises:
-        UsageError: Something of this cannot be had.
+        UsageError: Something of this cannot be had, or the model has no normaliser.
     """
-    check_weights(
-        spec,
-        checkpoint=weights.checkpoint is not None,
-        pretrained=weights.pretrained,
-        random=weights.random,
-    )
-    model, rgb = None, weights.pretrained
+    spec, checkpoint, weights = request.model, request.checkpoint, request.pretrained
+    model = None
     if model_file(spec):
-        model = load_model(spec, weights.checkpoint, classes=0, channels=0)
+        model = load_model(spec, checkpoint, classes=0, channels=0)
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         rgb = first is not None and first.in_channels == 3
     else:
-        rgb = rgb or needs_rgb(model_name(spec))
+        rgb = weights or needs_rgb(model_name(spec))
     images = load_data(
-        data_name(data or "digits"), root, rgb=rgb, image_size=image_size, evaluation=evaluation
+        data_name(request.data or _DATA),
+        request.data_root,
+        rgb=rgb,
+        image_size=request.image_size,
+        evaluation=request.fine_tune is None,
     )
-    if model is None and weights.pretrained:
+    if model is None and weights:
         model = pretrained(model_name(spec))
     if model is None:
-        outputs = classes or images.classes
+        outputs = request.outputs or images.classes
         model = load_model(spec, None, classes=outputs, channels=images.channels)
-        if weights.checkpoint:
-            load_weights(model, weights.checkpoint)
+        if checkpoint:
+            load_weights(model, checkpoint)
+    try:
+        normalisers(model)
+    except ValueError as error:
+        raise UsageError(first_line(error)) from error
     return images, model
 
 
@@ -147,43 +154,33 @@ def pretrained(name: str) -> nn.Module:
     return model
 
 
-def placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on a device.
-
-    Raises:
-        UsageError: It has no normaliser.
-    """
-    try:
-        normalisers(model)
-    except ValueError as error:
-        raise UsageError(first_line(error)) from error
-    return model.to(device)
+def first_batches(request: Request, data: ImageData) -> DataLoader[Any]:
+    """The held-out images."""
+    test = relabelled(data_name(request.data or _DATA), data.test, request.names)
+    return loader_of(test, request.batch_size, request.limit)
 
 
-def shifted_batches(
-    name: str,
-    data: ImageData,
-    loader: Any,
-    root: Path | None,
-    limit: int | None,
-    batch_size: int,
-    names: list[str] | None,
-) -> Any:
-    """The second data set: corrupted images, the training images, or other data."""
-    corrupted = corruption(name)
+def shifted_batches(request: Request, data: ImageData, first: Any) -> Any:
+    """The second data set: the first's images corrupted, the training images, or other data."""
+    assert request.shifted is not None
+    corrupted = corruption(request.shifted)
     if corrupted:
-        return Corrupted(loader, *corrupted, mean=data.mean, std=data.std)
-    if name == "train":
-        return loader_of(data.train, batch_size, limit)
-    first, _ = data.test[0]
+        return kept(Corrupted(first, *corrupted, mean=data.mean, std=data.std))
+    if request.shifted == "train":
+        return loader_of(data.train, request.batch_size, request.limit)
+    name, (image, _) = data_name(request.shifted), data.test[0]
     other = load_data(
-        data_name(name), root, rgb=data.channels == 3, image_size=first.shape[-1], evaluation=True
+        name,
+        request.data_root,
+        rgb=data.channels == 3,
+        image_size=image.shape[-1],
+        evaluation=True,
     )
-    images = relabelled(data_name(name), other.test, names) if names else other.test
-    return loader_of(images, batch_size, limit)
+    images = relabelled(name, other.test, request.names)
+    return kept(loader_of(images, request.batch_size, request.limit))
 
 
-def kept(loader: DataLoader[Any]) -> Any:
+def kept(loader: DataLoader[Any] | Corrupted) -> Any:
     """The batches in memory where they fit: they are gone through many times."""
     batches: list[Any] = []
     size = 0

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torchvision
 from PIL import Image
@@ -90,13 +89,6 @@ def test_the_numbers_are_those_of_the_library(models, found):
             assert written == pytest.approx(value, rel=1e-5, abs=1e-7, nan_ok=True), name
 
 
-def test_counterfactuals_start_from_the_model_itself(found):
-    first = found["counterfactuals"][0]
-    assert (first["layer"], first["without"]) == (None, "nothing")
-    assert first["accuracy"] > 0.5
-    assert len(found["counterfactuals"]) == 1 + 2 * (1 + 9)
-
-
 def test_the_second_data_set_is_the_corrupted_images(models, found):
     model = load_model(str(models["rbn"]), None, classes=0, channels=0)
     data = load_data("digits")
@@ -129,13 +121,6 @@ def test_the_same_command_again_finds_the_same(models, tmp_path):
         assert main([*arguments, "--out", str(tmp_path / name)]) == 0
     first, second = ((tmp_path / name / "diagnosis.json").read_bytes() for name in ("a", "b"))
     assert _lasting(first) == _lasting(second)
-
-
-def test_before_and_after_are_two_trained_models(models, tmp_path):
-    arguments = ["diagnose", "--model", str(models["bn"]), "--converted", str(models["rbn"])]
-    assert main([*arguments, "--limit", "60", "--out", str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text()
-    assert "<td>9 BatchNorm2d</td><td>9 RepresentativeBatchNorm2d</td>" in page
 
 
 MODELS = {
@@ -287,10 +272,6 @@ def test_the_figures_have_the_numbers_of_the_file(page, found):
     assert medians == pytest.approx(expected, rel=1e-3)
     even = page.evaluate("document.getElementById('evenness').data[0].y")
     assert even == pytest.approx([layer["output_mean_std"] for layer in layers], rel=1e-3)
-    bars = page.evaluate("document.getElementById('shift').data[0].y")
-    assert len(bars) == len(found["ranking"])
-    pairs = zip(bars, found["ranking"], strict=True)
-    assert all(name.endswith(bar.removeprefix("…")) for bar, name in pairs)
 
 
 def test_the_heat_map_shows_either_data(page, found):
@@ -308,34 +289,24 @@ def test_a_click_on_the_heat_map_chooses_its_layer(page, found):
     assert shown(page, "mean_above")[0] == pytest.approx(found["layers"][4]["mean_above"], rel=6e-3)
 
 
-def test_the_page_shows_images_next_to_their_feature_maps(page, found):
-    page.select_option("#layer", label="stages.1.0.bn1")
-    pictures = page.locator("#maps img")
-    headings = [pictures.nth(i).get_attribute("alt") for i in range(pictures.count())]
-    assert headings == [
-        "image",
-        "without calibration",
-        "after centring",
-        "after scaling, times R",
-    ]
-    for i in range(4):
-        assert pictures.nth(i).evaluate("image => image.complete && image.naturalWidth") > 6 * 32
-    assert page.locator("#maps .texts").nth(1).locator("span").count() == 6
-
-
 def test_the_page_says_what_was_found_and_compared(page, found):
     body = page.locator("body").text_content()
     for text in (
         "Measured on 200 images of the first data: 9 RepresentativeBatchNorm2d.",
         "(the paper: representative features are removed); most of the second data in",
-        "reverted to BatchNorm",
         "--shifted contrast:4 --counterfactuals",
     ):
         assert text in body
-    rows = page.locator("#counterfactuals tbody tr")
-    assert rows.count() == len(found["counterfactuals"])
-    accuracy = found["counterfactuals"][0]["accuracy"]
-    assert rows.first.inner_text().split() == ["all", "nothing", f"{100 * accuracy:.1f}", "%"]
+    base, *others = found["counterfactuals"]
+    assert [base["without"], *(other["without"] for other in others)] == [
+        "nothing", "centring", "scaling"
+    ]  # fmt: skip
+    for other in others:
+        assert (
+            f"Without {other['without']} in any layer, and with re-estimated running statistics, "
+            f"the accuracy on the first data goes from {100 * base['accuracy']:.1f} % to "
+            f"{100 * other['accuracy']:.1f} %."
+        ) in body
 
 
 def test_the_page_opens_on_the_layer_with_the_most_pairs_in_the_four_cases(
@@ -387,7 +358,6 @@ def test_a_model_without_rbn_has_a_page_too(models, tmp_path, browser):
     page.goto((tmp_path / "report.html").as_uri())
     page.wait_for_selector("body[data-ready]", state="attached")
     assert not page.locator("#calibration").is_visible()
-    assert "converted to RBN, not yet trained" in page.locator("#conversion").text_content()
     assert errors == []
     page.close()
 
@@ -474,14 +444,6 @@ def test_a_class_that_the_file_lacks_is_named(folder, capsys):
     options += ["--classes", str(folder / "classes.txt"), "--out", str(folder / "d")]
     assert main(["diagnose", "--model", "torchvision:resnet18", "--random", *options]) == 2
     assert "the class 'n03' of imagefolder:" in capsys.readouterr().err
-
-
-def test_a_norm_act_model_is_converted_and_compared(tmp_path):
-    torch.save(timm.create_model("resnet10t", num_classes=10, in_chans=1), tmp_path / "m.pt")
-    options = ["--limit", "8", "--image-size", "32", "--out", str(tmp_path / "d")]
-    assert main(["diagnose", "--model", str(tmp_path / "m.pt"), *options]) == 0
-    page = (tmp_path / "d" / "report.html").read_text()
-    assert "RepresentativeBatchNormAct2d" in page or "RepresentativeBatchNorm2d" in page
 
 
 WRAPPED = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -28,9 +27,6 @@ def layer_diagnosis(name: str, meter: LayerMeter) -> LayerDiagnosis:
         del values["output_mean"]
         known = channels["output_mean"]
         values["output_mean_std"] = float(known[~known.isnan()].std(correction=0))
-    if "class_correlation" in channels:
-        values |= _informative(channels)
-        values["class_correlation_chance"] = meter.classes.correlation()[1]  # type: ignore[index]
     if "center_weight" in channels:
         values |= regimes(channels["center_weight"])
     return LayerDiagnosis(
@@ -70,9 +66,6 @@ def _channels(meter: LayerMeter) -> dict[str, Tensor]:
             channels["between_share"] = share(spread["x_mean"], x_var)
         if "gate" in kept:
             channels |= _gates(channels.pop("gate"), spread["gate"].sqrt(), layer)
-        correlation = meter.classes.correlation()
-        if correlation:
-            channels["class_correlation"] = correlation[0]
     if isinstance(layer, _RepresentativeBatchNorm) and layer.center_weight is not None:
         channels["center_weight"] = layer.center_weight.detach().double().cpu()
     return channels
@@ -90,21 +83,6 @@ def _gates(gate: Tensor, spread: Tensor, layer: _BatchNorm) -> dict[str, Tensor]
         "gate_spread": spread,
         "gate_inert": (spread < INERT * gate.abs()).double().where(spread.isfinite(), torch.nan),
         "gain": gamma * gate,
-    }
-
-
-def _informative(channels: Mapping[str, Tensor]) -> dict[str, float]:
-    """Whether the channels that the centring amplifies tell the classes apart better."""
-    if "center_weight" not in channels:
-        return {}
-    w_m, eta = channels["center_weight"], channels["class_correlation"]
-    known = eta.isfinite()
-    both = torch.stack([w_m[known], eta[known]])
-    alike = float(torch.corrcoef(both)[0, 1]) if known.sum() > 1 else torch.nan
-    return {
-        "class_correlation_amplified": mean(eta[known & (w_m > NEUTRAL)]),
-        "class_correlation_damped": mean(eta[known & (w_m < -NEUTRAL)]),
-        "center_weight_class_correlation": alike,
     }
 
 

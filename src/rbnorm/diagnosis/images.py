@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbnorm.diagnosis.meter import Thresholds
-from rbnorm.diagnosis.tally import Tally
+from rbnorm.diagnosis.meter import Thresholds, four_cases
 
 _OFF = 0.25  # standard deviations by which the average image's mean must move to count
-_COLUMNS = 7
 _FACTOR = 1.25  # by which its contrast must
 
 
@@ -24,47 +22,27 @@ def own_moments(x: Tensor, dims: int, by_channel: bool = False) -> tuple[Tensor,
     return mean, (x - mean).square().mean(axes, keepdim=True).sqrt()
 
 
-def image_table(x: Tensor) -> Tensor:
-    """Mean and standard deviation of every instance of an input (N, ...), (N, 2) in float64."""
-    x = x.detach() if x.ndim > 1 else x.detach().reshape(-1, 1)
-    return torch.stack(own_moments(x, x.ndim - 1), 1).flatten(1).cpu().double()
-
-
 class Images:
-    """What enters a model, in sums.
+    """The mean and the standard deviation of every instance that enters a model.
 
-    Args:
-        first: The images of the first data set, to compare these with.
-        thresholds: Beyond what an image counts as one of the four cases.
+    Attributes:
+        dims: Axes of an instance; images have two or more.
     """
 
-    def __init__(self, first: Images | None, thresholds: Thresholds) -> None:
-        self.tally, self.first, self.thresholds = Tally(), first, thresholds
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.dims = 0
 
     def __call__(self, x: Tensor) -> None:
-        """Take in an input; those without positions are no images."""
-        if x.ndim > 2:
-            self.add(image_table(x))
+        """Take in the input (N, ...) of a model."""
+        self.dims = x.ndim - 1
+        x = x.detach() if self.dims > 0 else x.detach().reshape(-1, 1)
+        self.parts.append(torch.stack(own_moments(x, x.ndim - 1), 1).flatten(1).cpu().double())
 
-    def add(self, table: Tensor) -> None:
-        """Take in a table."""
-        mean, std = table.T
-        columns = [mean, std.square()]
-        if self.first is not None and self.first.tally.count.numel():
-            typical, within, deviation = self.first.typical()
-            offset, log_var = (mean - typical) / deviation, (std.square() / within).log()
-            limit = self.thresholds
-            columns += [
-                offset,
-                *(case.double() for case in (offset < -limit.mean, offset > limit.mean)),
-                *(case.double() for case in (log_var < -limit.log_var, log_var > limit.log_var)),
-            ]
-        self.tally.add(torch.stack(columns, 1))
-
-    def typical(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance within an image, and standard deviation of all values."""
-        _, mean, var = self.tally.result()
-        return mean[0], mean[1], (mean[1] + var[0]).sqrt()
+    @property
+    def table(self) -> Tensor:
+        """Both of each instance, (N, 2) in float64."""
+        return torch.cat(self.parts) if self.parts else torch.empty(0, 2, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -92,14 +70,19 @@ class ImageShift:
     var_above: float
 
     @classmethod
-    def of(cls, second: Images) -> ImageShift | None:
-        """From what two passes saw; None without images, or where all of the first are constant."""
-        found = second.tally.result()[1]
-        if second.first is None or found.numel() < _COLUMNS:
+    def of(cls, first: Images, second: Images, thresholds: Thresholds) -> ImageShift | None:
+        """From two passes; None without images, or where all of the first are constant."""
+        if min(first.dims, second.dims) < 2:
             return None
-        _, within, offset, *cases = found.tolist()
-        typical = float(second.first.typical()[1])
-        return cls(offset, math.sqrt(within / typical), *cases) if typical else None
+        known, seen = (data.table[data.table.isfinite().all(1)] for data in (first, second))
+        typical, within = known[:, 0].mean(), known[:, 1].square().mean()
+        if not (within > 0 and len(seen)):
+            return None
+        offset = (seen[:, 0] - typical) / (within + known[:, 0].var(correction=0)).sqrt()
+        ratio = seen[:, 1].square() / within
+        cases = four_cases(offset, ratio.log(), thresholds)
+        shares = {name: float(values.nanmean()) for name, values in cases.items()}
+        return cls(float(offset.mean()), float(ratio.mean().sqrt()), **shares)
 
     @property
     def moved(self) -> str | None:
@@ -116,12 +99,12 @@ class ImageShift:
 
     @property
     def sentence(self) -> str:
-        """How far they lie apart, and what to do about it."""
-        found = (
-            f"The second data's images are {abs(self.mean):.2f} standard deviations "
-            f"{'darker' if self.mean < 0 else 'brighter'} than the first's, and their contrast is "
-            f"{self.contrast:.2f} times theirs"
-        )
+        """How far they lie apart, and what to do about it; nothing of what rounds to nothing."""
+        mean, contrast = f"{abs(self.mean):.2f}", f"{self.contrast:.2f}"
+        side = "darker than" if self.mean < 0 else "brighter than"
+        light = "as bright as" if mean == "0.00" else f"{mean} standard deviations {side}"
+        height = f"{contrast} times theirs" if contrast != "1.00" else "the same"
+        found = f"The second data's images are {light} the first's, and their contrast is {height}"
         if self.moved is None:
             return f"{found}: neither is what is wrong."
         what = {"both": "mean and contrast"}.get(self.moved, self.moved)

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.definition import RESTRICTIONS, STATISTICS, per_channel, resolve
-from rbnorm.diagnosis.tally import ClassTally, GroupTally, Tally
+from rbnorm.diagnosis.tally import GroupTally, Tally
 from rbnorm.kernels import active
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.options import NAMES
 
-SATURATED = 0.1  # of the slope that R has at 0
+CASES = ("mean_below", "mean_above", "var_below", "var_above")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ class Normalised:
     x_var: Tensor
     mean: Tensor
     var: Tensor
-    statistic: Tensor
     z: Tensor | None = None
 
 
@@ -81,27 +81,26 @@ def normalised(layer: _BatchNorm, x: Tensor) -> Normalised:
     """The moments of ``x`` and of ``z``; one sweep unless K is something else than the mean."""
     m, v = moments(x)
     if not isinstance(layer, _RepresentativeBatchNorm):
-        return Normalised(m, v, m, v, m)
-    w_m = _vector(layer, "center_weight", 0.0)
+        return Normalised(m, v, m, v)
     if layer.calibration.statistic == "mean":
-        return Normalised(m, v, (1 + w_m) * m, v, m)
-    x = x.to(table_dtype(x.dtype))
-    K = resolve("statistic", layer.calibration.statistic, STATISTICS)(x)
-    z = x if layer.center_weight is None else x + per_channel(layer.center_weight, x) * K
-    return Normalised(m, v, *moments(z), wide(active(x.device.type).phases.mean(K.expand_as(x))), z)
+        return Normalised(m, v, (1 + _vector(layer, "center_weight", 0.0)) * m, v)
+    z = x.to(table_dtype(x.dtype))
+    if layer.center_weight is not None:
+        K = resolve("statistic", layer.calibration.statistic, STATISTICS)
+        z = z + per_channel(layer.center_weight, z) * K(z)
+    return Normalised(m, v, *moments(z), z)
 
 
-def gate(layer: _RepresentativeBatchNorm, seen: Normalised, t: Tensor) -> dict[str, Tensor]:
-    """``R(w_v K(o) + w_b)`` of each instance and channel, and where R is flat; (N, C).
+def gate(layer: _BatchNorm, seen: Normalised, t: Tensor) -> Tensor | None:
+    """``R(w_v K(o) + w_b)`` of each instance and channel, (N, C); None for a layer without.
 
     Args:
         layer: The layer.
         seen: Its input.
         t: The instance means of ``o``.
     """
-    if layer.scale_weight is None or layer.scale_bias is None:
-        return {}
-    w_v, w_b = wide(layer.scale_weight), wide(layer.scale_bias)
+    if not isinstance(layer, _RepresentativeBatchNorm) or layer.scale_weight is None:
+        return None
     K = t
     if seen.z is not None:
         E, V = batch_or_running(layer, seen.mean, seen.var)
@@ -110,17 +109,9 @@ def gate(layer: _RepresentativeBatchNorm, seen: Normalised, t: Tensor) -> dict[s
         K = resolve("statistic", layer.calibration.statistic, STATISTICS)(o)
         K = K + o.new_zeros(o.shape[:2] + (1,) * (o.ndim - 2))  # one for each instance and channel
     R = resolve("restrict", layer.calibration.restrict, RESTRICTIONS)
-    with torch.enable_grad():
-        s = (per_channel(w_v, K) * K + per_channel(w_b, K)).requires_grad_()
-        zero = torch.zeros_like(s[:1, :1]).requires_grad_()
-        g = R(s)
-        slope, steepest = torch.autograd.grad([g.sum(), R(zero).sum()], [s, zero])
-    flat = (slope.abs() < SATURATED * steepest.abs()).double()
-    flat = flat.where(s.isfinite(), torch.nan)
-    return {
-        "gate": g.detach().flatten(2).mean(2) if g.ndim > 2 else g.detach(),
-        "gate_saturated": flat.flatten(2).mean(2) if flat.ndim > 2 else flat,
-    }
+    w_v, w_b = (per_channel(wide(getattr(layer, name)), K) for name in NAMES[1:])
+    g = R(w_v * K + w_b)
+    return g.flatten(2).mean(2) if g.ndim > 2 else g
 
 
 class LayerMeter:
@@ -130,9 +121,9 @@ class LayerMeter:
         self.layer, self.thresholds = layer, thresholds
         self.calls = self.instances = 0
         self.names: tuple[str, ...] = ()
-        self.rows, self.classes, self.groups = Tally(), ClassTally(), GroupTally(layer.eps)
+        self.rows, self.groups = Tally(), GroupTally(layer.eps)
 
-    def __call__(self, layer: _BatchNorm, x: Tensor, labels: Tensor | None) -> None:
+    def __call__(self, layer: _BatchNorm, x: Tensor) -> None:
         """Take in one input; the signature is that of a listener of a pass."""
         self.calls += 1
         if not len(x):
@@ -143,37 +134,36 @@ class LayerMeter:
         self.names = tuple(rows)
         self.rows.add(torch.stack(list(rows.values()), 1))
         self.groups.add(seen.mean, seen.var)
-        if labels is not None:
-            self.classes.add(seen.statistic, labels.to(seen.statistic.device))
 
     def _rows(self, seen: Normalised, length: int) -> dict[str, Tensor]:
         layer = self.layer
         E, V = batch_or_running(layer, seen.mean, seen.var)
         t = (seen.mean - E) * (V + layer.eps).rsqrt()
         calibrated = isinstance(layer, _RepresentativeBatchNorm)
-        gates = gate(layer, seen, t) if isinstance(layer, _RepresentativeBatchNorm) else {}
+        gates = gate(layer, seen, t)
         nothing = torch.full_like(t, torch.nan)
         tracked = layer.running_mean is not None
         offset = t if tracked else nothing
         # A single position has no variance that could be compared.
         log_var = ((seen.var + layer.eps) / (V + layer.eps)).log()
         log_var = log_var if tracked and length > 1 else nothing
-        output = _vector(layer, "weight", 1.0) * t * gates.get("gate", 1.0)
+        output = _vector(layer, "weight", 1.0) * t * (1.0 if gates is None else gates)
         return {
             "mean": seen.mean,
             "var": seen.var,
             "mean_offset": offset,
             "log_var_ratio": log_var,
-            **self._cases(offset, log_var),
+            **four_cases(offset, log_var, self.thresholds),
             "output_mean": output + _vector(layer, "bias", 0.0),
             **({"x_mean": seen.x_mean, "x_var": seen.x_var} if calibrated else {}),
-            **gates,
+            **({} if gates is None else {"gate": gates}),
         }
 
-    def _cases(self, offset: Tensor, log_var: Tensor) -> dict[str, Tensor]:
-        mean, var = self.thresholds.mean, self.thresholds.log_var
-        limits = offset.new_tensor([mean, mean, var, var]).unsqueeze(1)
-        signed = torch.stack([-offset, offset, -log_var, log_var], 1)
-        beyond = (signed > limits).double().where(signed.isfinite(), torch.nan)
-        names = ("mean_below", "mean_above", "var_below", "var_above")
-        return dict(zip(names, beyond.unbind(1), strict=True))
+
+def four_cases(offset: Tensor, log_var: Tensor, limits: Thresholds) -> dict[str, Tensor]:
+    """Which statistics (N, ...) are beyond the thresholds, 1 or 0; NaN where one is not finite."""
+    values = [limits.mean, limits.mean, limits.log_var, limits.log_var]
+    limit = offset.new_tensor(values).view(-1, *(1,) * (offset.ndim - 1))
+    signed = torch.stack([-offset, offset, -log_var, log_var], 1)
+    beyond = (signed > limit).double().where(signed.isfinite(), torch.nan)
+    return dict(zip(CASES, beyond.unbind(1), strict=True))

@@ -16,7 +16,7 @@ from rbnorm.layers.base import input_of
 from rbnorm.models.originals import refuse_without_values
 
 Forward = Callable[[nn.Module, Any], Any]
-Listener = Callable[[_BatchNorm, Tensor, Tensor | None], None]
+Listener = Callable[[_BatchNorm, Tensor], None]
 _TARGETS = ("labels", "label", "target")
 
 
@@ -104,15 +104,6 @@ def target_in(batch: Any) -> Any:
     return batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
 
 
-def labels_of(batch: Any) -> Tensor | None:
-    """The target of a batch if it is a vector of whole numbers: the class of each instance."""
-    labels = target_in(batch)
-    kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    if isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in kinds:
-        return labels.long()
-    return None
-
-
 def first_tensor(arguments: Any) -> Tensor | None:
     """The first tensor of floating numbers among arguments, else the first tensor."""
     tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
@@ -133,8 +124,7 @@ def run(
         model: The model.
         batches: What to run it on.
         forward: Runs the model on one batch.
-        listeners: By name of the layer, what is called with the layer, its input, and the labels
-            of the batch where there is one for every instance of that input.
+        listeners: By name of the layer, what is called with the layer and its input.
         on_output: Called with every batch and the model's output.
         on_input: Called with the :func:`first_tensor` of the model's arguments, before its hooks.
 
@@ -145,15 +135,13 @@ def run(
         ValueError: There was no batch.
         RuntimeError: The model, or a layer's statistics, raised.
     """
-    state: dict[str, Any] = {"labels": None, "last": None}
+    last: str | None = None
 
     def hook(name: str, listen: Listener) -> Callable[..., None]:
         def before(layer: _BatchNorm, args: Any, kwargs: Any) -> None:
-            x = input_of(args, kwargs)
-            labels = state["labels"]
-            fits = labels is not None and len(labels) == len(x)
-            listen(layer, x.detach(), labels.to(x.device) if fits else None)
-            state["last"] = name
+            nonlocal last
+            listen(layer, input_of(args, kwargs).detach())
+            last = name
 
         return before
 
@@ -172,11 +160,11 @@ def run(
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for count, batch in enumerate(batches, start=1):
-                state["labels"], state["last"] = labels_of(batch), None
+                last = None
                 try:
                     output = forward(model, batch)
                 except Exception as error:
-                    raise _failure(error, count, state["last"]) from error
+                    raise _failure(error, count, last) from error
                 on_output(batch, output)
     finally:
         for handle in handles:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +16,12 @@ from rbnorm.diagnosis.result import Counterfactual, mean
 from rbnorm.diagnosis.scores import Collector
 from rbnorm.diagnosis.tally import Tally
 from rbnorm.kernels.phases import positions
-from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.base import rbn_layers
 from rbnorm.models.originals import refuse_replaced
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_PARTS = {"nothing": (), "centring": ("center_weight",), "scaling": ("scale_weight",)}
 
 
 class _Pooled:
@@ -29,7 +31,7 @@ class _Pooled:
         self.calls = self.count = 0
         self.tally = Tally()
 
-    def __call__(self, layer: _BatchNorm, x: Tensor, _: Tensor | None) -> None:
+    def __call__(self, layer: _BatchNorm, x: Tensor) -> None:
         """Take in one batch, as a listener of :func:`rbnorm.diagnosis.passes.run`."""
         seen = normalised(layer, x)
         if x.numel():
@@ -115,20 +117,6 @@ def recalibrate(
     return model
 
 
-@contextmanager
-def _without(vectors: list[Tensor]) -> Iterator[None]:
-    saved = [vector.detach().clone() for vector in vectors]
-    with torch.no_grad():
-        for vector in vectors:
-            vector.zero_()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for vector, values in zip(vectors, saved, strict=True):
-                vector.copy_(values)
-
-
 def accuracy(model: nn.Module, batches: Iterable[Any], forward: Forward) -> float:
     """Share of instances whose highest score is their label's, in evaluation mode.
 
@@ -148,29 +136,6 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward: Forward) -> floa
     return mean(right)
 
 
-def changes(model: nn.Module) -> list[tuple[str | None, str, list[Tensor]]]:
-    """What a counterfactual can leave out: layer, part of the calibration, what is then zero.
-
-    Raises:
-        ValueError: A layer is pruned or parametrised, so that its vectors cannot be set.
-    """
-    for name, layer in normalisers(model).items():
-        if isinstance(layer, _RepresentativeBatchNorm):
-            refuse_replaced(name, layer)
-    found: list[tuple[str | None, str, list[Tensor]]] = [(None, "nothing", [])]
-    for without, parameter in (("centring", "center_weight"), ("scaling", "scale_weight")):
-        vectors = {
-            name: vector
-            for name, layer in normalisers(model).items()
-            if isinstance(layer, _RepresentativeBatchNorm)
-            and (vector := getattr(layer, parameter)) is not None
-        }
-        if vectors:
-            found.append((None, without, list(vectors.values())))
-        found += [(name, without, [vector]) for name, vector in vectors.items()]
-    return found
-
-
 def counterfactuals(
     model: nn.Module,
     batches: Iterable[Any],
@@ -178,23 +143,29 @@ def counterfactuals(
     *,
     forward: Forward | None = None,
 ) -> tuple[Counterfactual, ...]:
-    """The accuracy on ``batches`` without each calibration of each RBN layer, and of all.
+    """The accuracy on ``batches`` without the centring and without the scaling of all RBN layers.
 
     Without centring means ``w_m = 0``, without scaling ``w_v = 0``, where the gate is the constant
     ``R(w_b)``. The running statistics of all layers are re-estimated on ``recalibration`` before
     each accuracy, the one without any change too. The model is left as it was.
 
     Raises:
-        ValueError: As :func:`accuracy` and :func:`recalibrate`, or batches that can be iterated
-            over only once.
+        ValueError: As :func:`accuracy` and :func:`recalibrate`; batches that can be iterated over
+            only once; or a layer is pruned or parametrised, so that its vectors cannot be set.
     """
     again("batches", batches)
     again("recalibration", recalibration)
+    for name, layer in rbn_layers(model):
+        refuse_replaced(name, layer)
     found = []
     with unchanged(model):
-        for layer, without, zeroed in changes(model):
-            with _without(zeroed):
-                recalibrate(model, recalibration, forward=forward)
-                right = accuracy(model, batches, forward or call)
-                found.append(Counterfactual(layer, without, right))
+        for without, names in _PARTS.items():
+            twin = copy.deepcopy(model)
+            own = (getattr(layer, name) for _, layer in rbn_layers(twin) for name in names)
+            vectors = [vector for vector in own if vector is not None]
+            for vector in vectors:
+                vector.data.zero_()
+            if vectors or without == "nothing":
+                recalibrate(twin, recalibration, forward=forward)
+                found.append(Counterfactual(without, accuracy(twin, batches, forward or call)))
     return tuple(found)

@@ -14,7 +14,7 @@ from rbnorm.diagnosis.images import ImageShift
 from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.models.report import Table, finite, number, paragraph, percent, table
 
-SCHEMA = 1
+SCHEMA = 2
 COLUMNS = (
     "mean_offset",
     "log_var_ratio",
@@ -95,12 +95,10 @@ class Counterfactual:
     """The accuracy with a calibration switched off and the running statistics re-estimated.
 
     Attributes:
-        layer: Where; None for all RBN layers together.
-        without: "centring", "scaling", or "nothing" for what the others compare with.
+        without: "centring" or "scaling", in all RBN layers; or "nothing", which these compare with.
         accuracy: Share of instances whose highest score is their label's.
     """
 
-    layer: str | None
     without: str
     accuracy: float
 

@@ -28,8 +28,8 @@ def diagnose(
     r"""Measure where the statistics of instances and batches leave a model's running statistics.
 
     One pass in evaluation mode, without gradients; what is kept does not grow with the number of
-    batches. The model is left as it was found: training flags, buffers, hooks, and the state of
-    torch's random numbers.
+    batches, but for two numbers an instance. The model is left as it was found: training flags,
+    buffers, hooks, and the state of torch's random numbers.
 
     For instance n and channel c, with :math:`m, v` the mean and biased variance over the positions
     of what the layer normalises (its input; for RBN :math:`z = x + w_m K(x)`), :math:`\mu,
@@ -47,31 +47,24 @@ def diagnose(
     running statistics everything that compares with them is. ``output_mean_std`` is the standard
     deviation over channels of the mean output, before any activation of a norm-act layer.
 
-    With labels: ``class_correlation``, the correlation ratio of :math:`K - E(x)` and the class,
-    with ``class_correlation_chance``, what labels drawn by chance would give.
-
     RBN layers add ``between_share_centred`` (of :math:`z`), ``center_weight``, the shares of
     channels in the regimes of :math:`w_m` (within 0.05 of -1 ``center_removes`` the instance mean,
     below that ``center_reverses`` it, above that ``center_damps`` it, within 0.05 of 0
     ``center_neutral`` is BatchNorm, above that ``center_amplifies`` it), ``gate_mean``,
-    ``gate_spread`` (standard deviation over instances), ``gate_saturated`` (share of pairs where R
-    has less than a tenth of its slope at 0), ``gate_inert`` (share of channels whose spread is
-    below 1 % of the mean: the gate could be absorbed into gamma), ``gain`` (gamma times
-    ``gate_mean``), and with labels the mean ``class_correlation`` of the channels that are
-    amplified and damped, and ``center_weight_class_correlation``, Pearson's over channels of
-    ``center_weight`` and ``class_correlation``.
+    ``gate_spread`` (standard deviation over instances), ``gate_inert`` (share of channels whose
+    spread is below 1 % of the mean: the gate could be absorbed into gamma) and ``gain`` (gamma
+    times ``gate_mean``).
 
     Args:
         model: Any model with layers that are a torch BatchNorm, synchronised or not, or derived
             from one: timm's norm-act layers and RBN.
-        batches: Tensors, or sequences of a tensor and, where there are labels, a vector of whole
-            numbers. Shuffle them: neighbours form the batches of ``batch_spread``. They are moved
-            to the model's device.
+        batches: Tensors, or sequences whose first item is one. Shuffle them: neighbours form the
+            batches of ``batch_spread``. They are moved to the model's device.
         shifted: A second data set; every layer then has ``mean_shift``, ``log_var_shift`` and
             ``shift``, and the result a ranking, and how far the images themselves moved.
-        recalibration: Batches of training data. When given, the accuracy on ``batches`` is measured
-            without the centring and without the scaling of each RBN layer and of all, after the
-            running statistics were re-estimated on these. That takes two passes for each.
+        recalibration: Batches of training data. When given, the accuracy on ``batches``, then with
+            labels, is measured without the centring and without the scaling of all RBN layers,
+            after the running statistics were re-estimated on these: six passes.
         thresholds: Beyond what a pair of instance and channel counts as one of the four cases.
         forward: Called with the model and a batch, for models and batches of another form.
 
@@ -84,14 +77,14 @@ def diagnose(
         RuntimeError: The model raised; the sentence names the batch and the last layer before it.
     """
     layers = normalisers(model)
-    images = Images(None, thresholds)
-    first = _measure(model, batches, images, forward or call)
+    images, others = Images(), Images()
+    first = _measure(model, batches, images, thresholds, forward or call)
     if shifted is not None:
-        others = Images(images, thresholds)
-        second = _measure(model, shifted, others, forward or call)
+        second = _measure(model, shifted, others, thresholds, forward or call)
         pairs = zip(first.layers, second.layers, strict=True)
         moved = tuple(with_shift(a, b, layers[a.layer].eps) for a, b in pairs)
-        first = replace(first, layers=moved, shifted=second, images=ImageShift.of(others))
+        of_images = ImageShift.of(images, others, thresholds)
+        first = replace(first, layers=moved, shifted=second, images=of_images)
     if recalibration is not None:
         found = counterfactuals(model, batches, recalibration, forward=forward)
         first = replace(first, counterfactuals=found)
@@ -99,9 +92,12 @@ def diagnose(
 
 
 def _measure(
-    model: nn.Module, batches: Iterable[Any], images: Images, forward: Forward
+    model: nn.Module,
+    batches: Iterable[Any],
+    images: Images,
+    limits: Thresholds,
+    forward: Forward,
 ) -> Diagnosis:
-    limits = images.thresholds
     meters = {n: LayerMeter(layer, limits) for n, layer in normalisers(model).items()}
     with unchanged(model):
         model.eval()

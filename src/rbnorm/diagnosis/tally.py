@@ -46,52 +46,6 @@ class Tally:
         )
 
 
-class ClassTally:
-    """How much of the variance of (N, C) tables the classes of the instances explain.
-
-    Keeps (classes, C) sums, of values from which the first batch's mean is subtracted.
-    """
-
-    def __init__(self) -> None:
-        self.origin: Tensor | None = None
-
-    def add(self, table: Tensor, labels: Tensor) -> None:
-        """Take in a batch; instances with a negative label, and values not finite, are left out."""
-        table, labels = table[labels >= 0], labels[labels >= 0]
-        if not len(table):
-            return
-        finite = table.isfinite()
-        if self.origin is None:
-            self.origin = table.nanmean(0).nan_to_num(0, 0, 0)
-            self.counts = self.sums = table.new_zeros(0, table.shape[1])
-            self.squares = torch.zeros_like(self.origin)
-        missing = int(labels.max()) + 1 - len(self.counts)
-        if missing > 0:
-            more = table.new_zeros(missing, table.shape[1])
-            self.counts, self.sums = torch.cat([self.counts, more]), torch.cat([self.sums, more])
-        values = (table - self.origin).where(finite, 0)
-        self.counts.index_add_(0, labels, finite.to(table.dtype))
-        self.sums.index_add_(0, labels, values)
-        self.squares += values.square().sum(0)
-
-    def correlation(self) -> tuple[Tensor, float] | None:
-        """The correlation ratio of every channel, and the one that chance gives on average.
-
-        The ratio is the root of the share of variance between classes: 0 when all classes have
-        the same mean, 1 when the class decides the value. None if no instance had a label.
-        """
-        if self.origin is None:
-            return None
-        counts, sums, squares = (t.cpu() for t in (self.counts, self.sums, self.squares))
-        n = counts.sum(0)
-        offset = sums.sum(0).square() / n
-        between = (sums.square() / counts.clamp_min(1)).sum(0) - offset
-        ratio = (between / (squares - offset)).clamp(0, 1).sqrt()
-        classes, most = int((counts.amax(1) > 0).sum()), float(n.max())
-        chance = ((classes - 1) / (most - 1)) ** 0.5 if most > 1 else torch.nan
-        return ratio, min(chance, 1.0)
-
-
 class GroupTally:
     """The spread of batch statistics, for batches of 1, 2, 4, ... consecutive instances.
 

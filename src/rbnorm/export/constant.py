@@ -39,7 +39,7 @@ class Observed:
         self.count = self._instances = 0
         self._x = self._y = self._xx = self._xy = self._g = torch.zeros_like(self._origin)
 
-    def __call__(self, layer: nn.Module, x: Tensor, _: Tensor | None) -> None:
+    def __call__(self, layer: nn.Module, x: Tensor) -> None:
         """Take in an input, as a listener of :func:`rbnorm.diagnosis.passes.run`."""
         self.size, self.like = x[:1].numel(), x[:0]
         y = _RepresentativeBatchNorm.forward(self._layer, x).double()

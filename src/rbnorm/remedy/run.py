@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rbnorm.diagnosis.images import Images, ImageShift, image_table, own_moments
+from rbnorm.diagnosis.images import Images, ImageShift, own_moments
 from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unchanged
 from rbnorm.diagnosis.result import mean
@@ -37,37 +37,34 @@ class _NotRepeatedError(ValueError):
 
 
 class _Data:
-    """A data set, and the mean and standard deviation of its instances at the first pass."""
+    """A data set, and what its instances were at the first pass."""
 
     def __init__(self, name: str, batches: Iterable[Any]) -> None:
         self.name, self.batches = name, batches
-        self.table: Tensor | None = None
-        self.dims = 0  # of an instance
+        self.images: Images | None = None
         self.channels = Tally()  # mean and standard deviation of each, (2, C)
 
     def pass_over(
         self, model: nn.Module, forward: Forward, size: int | None, on_output: Any
     ) -> None:
         """Run a model; refuse instances other than those of the first pass."""
-        parts: list[Tensor] = []
+        seen = Images()
 
         def on_input(x: Tensor) -> None:
-            self.dims = x.ndim - 1
-            parts.append(image_table(x))
-            if self.dims > 1 and self.table is None:
-                own = torch.stack(own_moments(x.detach(), self.dims, by_channel=True), 1)
+            seen(x)
+            if seen.dims > 1 and self.images is None:
+                own = torch.stack(own_moments(x.detach(), seen.dims, by_channel=True), 1)
                 self.channels.add(own.flatten(2).cpu().double())
 
         batches = self.batches if size is None else Rebatched(self.batches, size)
         run(model, batches, forward, {}, on_output, on_input)
-        seen = torch.cat(parts) if parts else torch.empty(0, 2)
-        if self.table is None:
-            self.table = seen
-        elif seen.shape != self.table.shape or not torch.allclose(seen, self.table, equal_nan=True):
+        before, now = (self.images or seen).table, seen.table
+        if before.shape != now.shape or not torch.allclose(before, now, equal_nan=True):
             raise _NotRepeatedError(
                 f"{self.name} must give the same instances in the same order every time, got "
                 "others: turn shuffling and random augmentation off, or pass a list of batches"
             )
+        self.images = self.images or seen
 
 
 def remedies(
@@ -149,7 +146,7 @@ class _Session:
         self.begun = time.perf_counter()
         self.trial = Trial("as it is", "unchanged", lambda _: nullcontext())
         self.base = self._both(self.trial, 1.0)
-        self.tables = [data.table for data in self.data if data.table is not None]
+        self.images = [data.images for data in self.data if data.images is not None]
         self.seconds = (time.perf_counter() - self.begun) / 2  # of a pass
         self.skipped: dict[str, str] = {}
 
@@ -176,13 +173,13 @@ class _Session:
                 except Exception as error:  # the others stand
                     self.skipped[trial.name] = str(error) or type(error).__name__
             done += trial.cost
-        sizes = len(self.tables[0]), len(self.tables[1])
+        sizes = len(self.images[0].table), len(self.images[1].table)
         return Remedies(ranked(rows), sizes, self.skipped, tuple(self._notes()))
 
     def _trials(self, batch_sizes: Sequence[int], fine_tuning: FineTuning | None) -> list[Trial]:
         model, forward = self.model, self.forward
         first, second = (data.batches for data in self.data)
-        sizes = [size for size in batch_sizes if size <= len(self.tables[1])]
+        sizes = [size for size in batch_sizes if size <= len(self.images[1].table)]
         trials = [
             *self._own_moments(),
             re_estimated(model, forward, second, "second"),
@@ -202,22 +199,18 @@ class _Session:
 
     def _own_moments(self) -> list[Trial]:
         """Set what the second data's images have other than the first's."""
-        name, why = "each image's own mean and contrast set", "there are no images"
-        if all(data.dims > 1 for data in self.data):
-            dims, first = self.data[0].dims, Images(None, Thresholds())
-            second = Images(first, Thresholds())
-            first.add(self.tables[0])
-            second.add(self.tables[1])
-            shift, why = ImageShift.of(second), "both are the first data's already"
-            if shift is not None and shift.moved is not None:
-                whole, channels = self.tables[0].nanmean(0), self.data[0].channels.result()[1]
-                return [
-                    own_moments_set(self.model, MatchMoments(M, S, shift.moved, dims=dims))
-                    for M, S in (whole, channels)
-                    if S.numel() != 1 or S.ndim == 0  # of a single channel there is nothing new
-                    if (S > 0).all()
-                ]
-        self.skipped[name] = why
+        first, second = self.images
+        shift = ImageShift.of(first, second, Thresholds())
+        if shift is not None and shift.moved is not None:
+            whole, channels = first.table.nanmean(0), self.data[0].channels.result()[1]
+            return [
+                own_moments_set(self.model, MatchMoments(M, S, shift.moved, dims=first.dims))
+                for M, S in (whole, channels)
+                if S.numel() != 1 or S.ndim == 0  # of a single channel there is nothing new
+                if (S > 0).all()
+            ]
+        why = "there are no images" if shift is None else "both are the first data's already"
+        self.skipped["each image's own mean and contrast set"] = why
         return []
 
     def _tried(self, trial: Trial) -> Remedy:
