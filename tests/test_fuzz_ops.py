@@ -33,7 +33,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         shape = (shape[0] + 1, *shape[1:])
     dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
     args = named(op, shape, dtype, draw(st.sampled_from(LAYOUTS)))
-    free = {"affine": ("m", "residual"), "grad_affine": ("x_scale", "residual")}
+    free = {"grad_affine": ("x_scale", "residual")}
     for name in FREE if op in LAYER else free.get(op, ("residual",)):
         if name in args and draw(st.booleans()):
             args[name] = None

@@ -11,10 +11,8 @@ from direct import (
     KERNELS,
     LAYER,
     OPS,
-    PLAIN,
     SWEEPS,
     arguments,
-    inputs,
     layer_arguments,
     named,
     wrong,
@@ -69,13 +67,6 @@ def test_op_equals_its_definition(
     found = found[:1] if name == "grad_affine" else found
     for actual, wanted in zip(found, expected(name, args), strict=True):
         assert_close(actual, wanted, actual.dtype, scale=8.0)
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_affine_without_a_center(runner: str) -> None:
-    x, _, _, a, b, _, _ = inputs((3, 2, 4, 5), torch.float32)
-    y = RUNNERS[runner]("affine")(x, None, a, b, *PLAIN)
-    assert_close(y, a.double()[..., None, None] * x + b[..., None, None], torch.float32)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -13,12 +13,13 @@ from rbnorm.engine import autograd, layer
 from rbnorm.engine.batch import Group
 from rbnorm.engine.call import Call, Options, Vectors
 from rbnorm.engine.literal import empty, literal
-from rbnorm.engine.route import is_traced, route, unrecorded
+from rbnorm.engine.route import route, unrecorded
 from rbnorm.kernels.checks import check_input, check_numbers, check_tensors, check_written
-from rbnorm.kernels.phases import table_dtype
+from rbnorm.kernels.phases import is_traced, table_dtype
 
 __all__ = ["representative_batch_norm"]
 
+_VECTORS = Vectors._fields  # where the tracer of torch 2.4 finds them
 # The named restrictions and activations by their codes; a callable is not among them.
 _CODES: dict[tuple[str, str | None], tuple[int, int]] = {
     (r, a): (RESTRICTIONS[r].code, ACTIVATIONS[a or "none"].code)
@@ -57,7 +58,8 @@ def _check(
     x, residual, p, running, training, momentum, group = call
     mean, var = running or (None, None)
     check_input("input", x)
-    others = {**p._asdict(), "running_mean": mean, "running_var": var, "residual": residual}
+    vectors = dict(zip(_VECTORS, p, strict=True))
+    others = {**vectors, "running_mean": mean, "running_var": var, "residual": residual}
     check_tensors("input", x, others, exact=False)
     if not training and mean is None:
         raise ValueError("running_mean and running_var must be given in evaluation, got None")

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
     def widened(self, dtype: torch.dtype) -> Call:
         """With vectors, and what evaluation normalises by, in the table dtype, without gaps."""
-        running = self.running
+        x, residual, p, running, *rest = self
         if running is not None and not self.training:
             running = running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
-        return self._replace(p=self.p.to(dtype), running=running)
+        return Call(x, residual, p.to(dtype), running, *rest)

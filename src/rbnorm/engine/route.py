@@ -7,11 +7,10 @@ from typing import Literal, TypeVar
 
 import torch
 from torch._C import _set_tracing_state  # type: ignore[attr-defined]
-from torch.autograd import forward_ad
 
 from rbnorm.engine.call import Call
 from rbnorm.kernels.backends import PORTABLE, Kernels, active
-from rbnorm.kernels.phases import table_dtype
+from rbnorm.kernels.phases import is_traced, table_dtype
 
 # torch before 2.7 does not tell, and has no such graphs.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -52,16 +51,6 @@ def route(call: Call, closed: bool) -> tuple[Way, Kernels]:
     if kernels.whole is not None and call.group is None:
         return "whole", kernels
     return "phases", Kernels(kernels.phases)
-
-
-def is_traced() -> bool:
-    """Whether somebody follows the operations: a compiler, a tracer, a transform, forward mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
 
 
 def is_switchable(call: Call) -> bool:

@@ -218,7 +218,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 @_or_portable
 def affine(
     x: Tensor,
-    m: Tensor | None,
+    m: Tensor,
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,

@@ -79,7 +79,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @on_device
 def affine(
-    x: Tensor, m: Tensor | None, scale: Tensor, shift: Tensor, *epilogue: Unpack[Epilogue]
+    x: Tensor, m: Tensor, scale: Tensor, shift: Tensor, *epilogue: Unpack[Epilogue]
 ) -> Tensor:
     """``y``."""
     residual, activation, slope = epilogue

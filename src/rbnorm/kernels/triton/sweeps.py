@@ -102,14 +102,10 @@ def affine(
     )
     a = tl.load(scale + row, inside, other=0.0)[None, :]
     b = tl.load(shift + row, inside, other=0.0)[None, :]
-    if m is not None:
-        center = tl.load(m + row, inside, other=0.0)[None, :]
+    center = tl.load(m + row, inside, other=0.0)[None, :]
     for tile in range(tl.cdiv(end - begin, BLOCK)):
         offset, mask = addresses(base, stride, inside, begin, end, tile, BLOCK)
-        z = tl.load(x + offset, mask, other=0.0).to(acc)
-        if m is not None:
-            z -= center
-        z = a * z + b
+        z = a * (tl.load(x + offset, mask, other=0.0).to(acc) - center) + b
         if residual is not None:
             z += tl.load(residual + offset, mask, other=0.0).to(acc)
         z = activate(z, slope, ACTIVATION)
