@@ -307,8 +307,8 @@ def test_layer_without_a_size_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"center_weight_init": 0.1}, "center_weight_init must be 0 to preserve the function"),
-        ({"scale_weight_init": 0.1}, "scale_weight_init must be 0 to preserve the function"),
+        ({"center_weight_init": 0.1}, "must be 0 to preserve the function, and"),
+        ({"scale_weight_init": 0.1}, "got 0.0, 0.1 and"),
         ({"restrict": "tanh", "scale_bias_init": 0.0}, "must be finite and not 0"),
         ({"restrict": "relu"}, "restrict must be one of"),
         ({"where": "layer9.*"}, "that where='layer9.*' selects"),

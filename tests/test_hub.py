@@ -51,7 +51,7 @@ def test_every_layer_keeps_its_options(tmp_path) -> None:
     ("make", "name", "arguments", "message"),
     [
         (model, "resnet10t", {"num_classes": 7}, "model must have an RBN layer, got ResNet"),
-        (None, "resnet10t", {"num_classes": 8}, "got one that differs in fc.weight"),
+        (None, "resnet10t", {"num_classes": 8}, "size mismatch for fc.weight"),
         (None, "resnet18", {"num_classes": 7}, "ResNet has no BatchNorm at 'conv1.1'"),
         (None, "resnet81", {}, "name must be one of timm's models, got 'resnet81'"),
         (None, "resnet10t", {"pretrained": True}, "model_args must not have 'pretrained'"),
@@ -98,9 +98,15 @@ def edit(folder, **changes) -> None:
         (lambda f: edit(f, model_args={"num_classes": 8}), "size mismatch for fc.weight"),
         (lambda f: edit(f, rbnorm={"layers": {"bn1": {"wings": 2}}}), "unknown option 'wings'"),
         (lambda f: edit(f, rbnorm={}), "layers"),
-        (lambda f: edit(f, rbnorm={"layers": {"bn1": [1]}}), "'bn1' in the record must have opt"),
-        (lambda f: edit(f, rbnorm={"layers": {"bn1": {"eps": "1"}}}), "eps of layer 'bn1' in the"),
-        (lambda f: edit(f, rbnorm={"layers": {"bn1": {"momentum": True}}}), "cannot be True"),
+        (lambda f: edit(f, rbnorm={"layers": {"bn1": [1]}}), "'bn1' in the record: cannot"),
+        (
+            lambda f: edit(f, rbnorm={"layers": {"bn1": {"eps": "1"}}}),
+            "layer 'bn1' in the record: '<='",
+        ),
+        (
+            lambda f: edit(f, rbnorm={"layers": {"bn1": {"momentum": "a"}}}),
+            "in the record: must be",
+        ),
         (lambda f: edit(f, rbnorm={"layers": {"bn1": {"statistic": []}}}), "in the record"),
         (lambda f: edit(f, model_args={"num_classes": 2**40}), "numbers above 1048576"),
         (lambda f: edit(f, model_args={"layers": [2**20, 1, 1, 1]}), "ask for far more than the"),

@@ -9,13 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.utils._pytree import tree_leaves
 
-from rbnorm.models.files import check_tensors, parse_json, replace, safetensors_of
+from rbnorm.models.files import packed, parse_json, replace, state_in
 from rbnorm.models.record import convert_as_recorded, record_layers
 
 __all__ = ["from_pretrained", "load", "save", "save_pretrained"]
@@ -94,13 +93,12 @@ def save_pretrained(model: nn.Module, folder: Folder, name: str, **model_args: o
     """
     config = {"architecture": name, "model_args": model_args, "rbnorm": record_layers(model)}
     text, state = _json(config), model.state_dict()
-    with _at_most(len(state)), torch.device("meta"):
-        difference = _difference(state, _build(config).state_dict())
-    if difference is not None:
+    try:
+        _check(config, state)
+    except RuntimeError as error:
         raise ValueError(
-            f"model must be timm's {name} with the arguments {model_args}, got one that differs "
-            f"in {difference}"
-        )
+            f"model must be timm's {name} with the arguments {model_args}, got {_line(error)}"
+        ) from error
     _write(folder, CONFIG, text, state)
 
 
@@ -119,8 +117,7 @@ def from_pretrained(folder: Folder) -> nn.Module:
     """
     config, state = _read(folder, CONFIG)
     with _named(folder, "a model of save_pretrained"), torch.device("cpu"):
-        with _at_most(len(state)), torch.device("meta"):
-            _build(config).load_state_dict(state, assign=True)
+        _check(config, state)
         model = _build(config)
         model.load_state_dict(state)
     return model.eval()
@@ -134,7 +131,7 @@ def _json(content: Mapping[str, object]) -> bytes:
 
 
 def _write(folder: Folder, name: str, text: bytes, state: Mapping[str, Tensor]) -> None:
-    folder, weights = Path(folder), safetensors_of(state, {"format": "pt"})
+    folder, weights = Path(folder), packed(state)
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / WEIGHTS, weights)
     replace(folder / name, text)
@@ -142,13 +139,9 @@ def _write(folder: Folder, name: str, text: bytes, state: Mapping[str, Tensor]) 
 
 def _read(folder: Folder, name: str) -> tuple[Any, dict[str, Tensor]]:
     folder = Path(folder)
-    try:
+    with _named(folder, f"{name} and {WEIGHTS}"):
         config = parse_json((folder / name).read_bytes())
-        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-        check_tensors(state)
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder} must hold {name} and {WEIGHTS}, got {error}") from error
-    return config, state
+        return config, state_in((folder / WEIGHTS).read_bytes(), Path(WEIGHTS))
 
 
 @contextmanager
@@ -157,24 +150,17 @@ def _named(folder: Folder, wanted: str) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{folder} must hold {wanted}, got {said}") from error
+        raise ValueError(f"{folder} must hold {wanted}, got {_line(error)}") from error
 
 
-def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
-    """A key in which two state dicts differ, or None."""
-    for key in (*one, *other):
-        if key not in one or key not in other or one[key].shape != other[key].shape:
-            return key
-    return None
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
-def _largest(value: object) -> float:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return max(map(_largest, value), default=0)
-    return abs(value) if isinstance(value, int | float) else 0
+def _check(config: Any, state: Mapping[str, Tensor]) -> None:
+    """Raise what a model of the config does when it cannot hold the state; it gets no memory."""
+    with _at_most(len(state)), torch.device("meta"):
+        _build(config).load_state_dict(state, assign=True)
 
 
 @contextmanager
@@ -208,7 +194,8 @@ def _build(config: Any) -> nn.Module:
             raise ValueError(
                 f"model_args must not have {argument!r}: the weights are in the folder"
             )
-    if _largest(arguments) > _LARGEST:
+    numbers = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, int | float))
+    if any(abs(number) > _LARGEST for number in numbers):
         raise ValueError(f"model_args must not have numbers above {_LARGEST}, got {arguments}")
     if not timm.is_model(name):
         raise ValueError(f"name must be one of timm's models, got {name!r}")

@@ -15,7 +15,7 @@ def convert_file(source: Path, target: Path) -> str:
     """Turn a checkpoint of BatchNorm, or of the official RBN, into one that rbnorm's layers load.
 
     Args:
-        source: What :func:`rbnorm.models.checkpoint.read_state` reads.
+        source: What :func:`rbnorm.models.files.read_state` reads.
         target: The file to write, in the format that its suffix names.
 
     Returns:
@@ -27,21 +27,21 @@ def convert_file(source: Path, target: Path) -> str:
     """
     from rbnorm.models import checkpoint, files  # noqa: PLC0415 - torch takes seconds to import
 
-    if target.suffix not in checkpoint.SUFFIXES:
+    if target.suffix not in files.SUFFIXES:
         raise UsageError(
-            f"{target} must end in {', '.join(checkpoint.SUFFIXES)}, which chooses its format"
+            f"{target} must end in {', '.join(files.SUFFIXES)}, which chooses its format"
         )
     if target.is_dir() or not target.parent.is_dir():
         raise UsageError(f"{target} must be a file in a folder that exists")
     try:
-        state = checkpoint.read_state(source)
+        state = files.read_state(source)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if target.exists() and target.samefile(source):
         raise UsageError(f"{target} must be another file than the one to convert")
     try:
         converted, done = checkpoint.convert_state(state)
-        content = checkpoint.packed(converted, target.suffix)
+        content = files.packed(converted, target.suffix)
     except ValueError as error:
         raise UsageError(f"{source} {error}") from error
     try:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm.layers.options import NAMES
-from rbnorm.models.checkpoint import State, read_state
 from rbnorm.models.convert import convert_batchnorm
-from rbnorm.models.files import parse_json, replace, safetensors_of
+from rbnorm.models.files import State, packed, parse_json, read_state, replace
 from rbnorm_cli.names import model_file, model_name
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData
@@ -43,7 +42,7 @@ def save_model(model: nn.Module, config: RunConfig, data: ImageData, path: Path)
     """
     facts = {"config": config.to_dict(), "classes": data.classes, "channels": data.channels}
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, safetensors_of(model.state_dict(), {"rbnorm": json.dumps(facts)}))
+    replace(path, packed(model.state_dict(), metadata={"rbnorm": json.dumps(facts)}))
 
 
 def read_saved(path: Path) -> Saved | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +20,7 @@ from rbnorm.kernels.phases import table_dtype
 from rbnorm.layers.checkpoints import complete_batchnorm, flatten_official
 from rbnorm.layers.deferred import with_initial_value
 from rbnorm.layers.guard import RunningMean
-from rbnorm.layers.options import NAMES, Calibration
+from rbnorm.layers.options import NAMES, Calibration, check_rates
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -90,10 +89,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
             scale_bias_init,
         )
         calibration.check()
-        if not 0 <= eps < math.inf:
-            raise ValueError(f"eps must be a non-negative number, got {eps}")
-        if momentum is not None and not math.isfinite(momentum):
-            raise ValueError(f"momentum must be a finite number or None, got {momentum}")
+        check_rates(eps, momentum)
         options = bias_option(bias)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, **options

@@ -73,6 +73,14 @@ class Calibration(NamedTuple):
                 raise ValueError(f"{name}_init must be a finite number, got {value}")
 
 
+def check_rates(eps: float, momentum: float | None) -> None:
+    """Raise ValueError for what no layer can take."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be a non-negative number, got {eps}")
+    if momentum is not None and not math.isfinite(momentum):
+        raise ValueError(f"momentum must be a finite number or None, got {momentum}")
+
+
 class CalibrationOptions(TypedDict, total=False):
     """The fields of :class:`Calibration`, as the type of keyword-only arguments."""
 

@@ -102,17 +102,13 @@ def _selected(model: nn.Module, where: str | Callable[[str], bool] | None) -> di
 
 def _preserving_gate(calibration: Calibration) -> float:
     """``R(w_b)``, by which gamma is divided so that the converted layer computes BatchNorm."""
-    for name in ("center_weight_init", "scale_weight_init"):
-        if getattr(calibration, name) != 0:
-            raise ValueError(
-                f"{name} must be 0 to preserve the function, got {getattr(calibration, name)}; "
-                "pass preserve=False to start elsewhere"
-            )
     gate = calibration.gate()
-    if not math.isfinite(gate) or gate == 0:
+    starts = calibration.center_weight_init, calibration.scale_weight_init
+    if any(starts) or not math.isfinite(gate) or gate == 0:
         raise ValueError(
-            f"restrict of scale_bias_init must be finite and not 0 to preserve the function, "
-            f"got {gate} at {calibration.scale_bias_init}; choose another scale_bias_init"
+            "center_weight_init and scale_weight_init must be 0 to preserve the function, and "
+            "restrict of scale_bias_init must be finite and not 0, "
+            f"got {starts[0]}, {starts[1]} and {gate}; pass preserve=False to start elsewhere"
         )
     return gate
 

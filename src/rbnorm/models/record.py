@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm._version import __version__
 from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
-from rbnorm.layers.options import Calibration
+from rbnorm.layers.options import Calibration, check_rates
 from rbnorm.models.convert import convert_layers, put_constant
 
 __all__ = ["convert_as_recorded", "record_layers"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# What a layer has beside its calibration, and the type it must be of.
-_CONSTANT: Final = "constant_weight"
-_STATE: Final[dict[str, tuple[type, ...]]] = {
-    "eps": (float, int),
-    "momentum": (float, int, type(None)),
-    "frozen_stats": (bool,),
-    _CONSTANT: (bool,),
-}
+# What a layer has beside its calibration.
+_STATE: Final = ("eps", "momentum", "frozen_stats", "constant_weight")
 
 
 def record_layers(model: nn.Module) -> dict[str, object]:
@@ -57,45 +50,23 @@ def _options(name: str, layer: _RepresentativeBatchNorm) -> dict[str, object]:
                 f"{option} of layer {name!r} must be a name to be saved, got a callable"
             )
     changed = {k: v for k, v in options.items() if v != Calibration._field_defaults[k]}
+    constant = "weight" in layer._buffers
+    flags = {"frozen_stats": layer.frozen_stats, "constant_weight": constant}
     state = {"eps": layer.eps, "momentum": layer.momentum}
-    if layer.frozen_stats:
-        state["frozen_stats"] = True
-    if "weight" in layer._buffers:
-        state[_CONSTANT] = True
-    return {**changed, **state}
+    return {**changed, **state, **{name: True for name, on in flags.items() if on}}
 
 
-def _state_of(name: str, options: dict[str, object]) -> dict[str, object]:
-    """Take a layer's plain attributes out of its options, checked."""
-    state = {key: options.pop(key) for key in _STATE if key in options}
-    for key, value in state.items():
-        fine = type(value) in _STATE[key]
-        if isinstance(value, (int, float)):
-            fine = fine and math.isfinite(value) and not (key == "eps" and value < 0)
-        if not fine:
-            raise ValueError(f"{key} of layer {name!r} in the record cannot be {value!r}")
-    return state
-
-
-def _checked(record: Mapping[str, object]) -> dict[str, tuple[Calibration, dict[str, object]]]:
-    layers = record.get("layers") if isinstance(record, Mapping) else None
-    if not isinstance(layers, Mapping):
-        raise ValueError(  # noqa: TRY004 - it comes from a file
-            "a record must be what record_layers returns: a mapping with 'layers'"
-        )
-    checked = {}
-    for name, given in layers.items():
-        if not isinstance(given, Mapping):
-            raise ValueError(f"layer {name!r} in the record must have options, got {given!r}")  # noqa: TRY004
-        options = dict(given)
-        state = _state_of(name, options)
-        try:
-            calibration = Calibration.of(**options)
-            hash(calibration)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"layer {name!r} in the record: {error}") from error
-        checked[name] = calibration, state
-    return checked
+def _checked(name: str, given: object) -> tuple[Calibration, dict[str, Any]]:
+    """The calibration of a recorded layer, and what it has beside."""
+    try:
+        options = dict(given)  # type: ignore[call-overload]
+        state = {key: options.pop(key) for key in _STATE if key in options}
+        check_rates(state.get("eps", 0.0), state.get("momentum"))
+        calibration = Calibration.of(**options)
+        hash(calibration)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"layer {name!r} in the record: {error}") from error
+    return calibration, state
 
 
 def convert_as_recorded(model: Model, record: Mapping[str, object]) -> Model:
@@ -124,7 +95,12 @@ def convert_as_recorded(model: Model, record: Mapping[str, object]) -> Model:
         ValueError: A recorded layer is missing, cannot be converted, or is RBN with another
             calibration; or the record is broken. The model is then unchanged.
     """
-    plan = _checked(record)
+    layers = record.get("layers") if isinstance(record, Mapping) else None
+    if not isinstance(layers, Mapping):
+        raise ValueError(  # noqa: TRY004 - it comes from a file
+            "a record must be what record_layers returns: a mapping with 'layers'"
+        )
+    plan = {name: _checked(name, given) for name, given in layers.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     chosen = []
     for name, (calibration, _) in plan.items():
@@ -138,14 +114,10 @@ def convert_as_recorded(model: Model, record: Mapping[str, object]) -> Model:
         chosen.append((name, norm, calibration))
     convert_layers(model, chosen)
     for name, (_, state) in plan.items():
-        _restore(modules[name], state)
+        layer: Any = modules[name]
+        layer.eps = state.get("eps", layer.eps)
+        layer.momentum = state.get("momentum", layer.momentum)
+        layer.frozen_stats = bool(state.get("frozen_stats"))
+        if state.get("constant_weight") and layer._parameters.get("weight", layer) is None:
+            put_constant(layer, next(iter((*layer.parameters(), *layer.buffers()))))
     return model
-
-
-def _restore(layer: _RepresentativeBatchNorm, state: dict[str, object]) -> None:
-    constant = state.pop(_CONSTANT, False)
-    for key, value in {"frozen_stats": False, **state}.items():
-        setattr(layer, key, value)
-    if constant and layer._parameters.get("weight", layer) is None:
-        like = next(iter((*layer.parameters(), *layer.buffers())))
-        put_constant(layer, like)

@@ -68,15 +68,8 @@ def unfreeze(
 ) -> Model:
     """Undo :func:`freeze`, whose arguments these are, in place.
 
-    Args:
-        model: Any module, or a single layer.
-        stats: Use and track the batch's statistics in training again.
-        affine: Train ``weight`` and ``bias`` again.
-        calibration: Train ``center_weight``, ``scale_weight`` and ``scale_bias`` again.
-        others: Train every other parameter of the model again.
-
     Returns:
-        ``model`` itself.
+        ``model`` itself. What is False stays as it is.
 
     Raises:
         ValueError: There is no RBN layer.

@@ -11,8 +11,7 @@ from typing import Any, Final
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from rbnorm.models.checkpoint import read_state
-from rbnorm.models.files import parse_json
+from rbnorm.models.files import parse_json, read_state
 from rbnorm_lab.checkpoints import save_model
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.training.loop import Training
