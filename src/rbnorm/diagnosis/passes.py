@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from rbnorm.layers.base import input_of
 from rbnorm.models.originals import refuse_without_values
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -102,6 +101,11 @@ def target_in(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return next((batch[name] for name in _TARGETS if name in batch), None)
     return batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a normaliser was called with, by a hook ``with_kwargs``."""
+    return args[0] if args else kwargs["input"]
 
 
 def first_tensor(arguments: Any) -> Tensor | None:

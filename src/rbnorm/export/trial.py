@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from rbnorm.diagnosis.passes import input_of
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm, Parts, split
-from rbnorm.layers.base import _RepresentativeBatchNorm, input_of, rbn_layers
+from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.classes import is_bare
 from rbnorm.models.revert import Inputs, outputs
 

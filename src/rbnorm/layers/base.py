@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
+from typing_extensions import Self
 
 from rbnorm.definition import Restriction, Statistic, StatisticName
 from rbnorm.elementwise import ActivationName, RestrictionName
@@ -20,10 +21,7 @@ from rbnorm.kernels.phases import table_dtype
 from rbnorm.layers.checkpoints import complete_batchnorm, flatten_official
 from rbnorm.layers.deferred import with_initial_value
 from rbnorm.layers.guard import RunningMean
-from rbnorm.layers.options import NAMES, Calibration, check_rates
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from rbnorm.layers.options import NAMES, Calibration, bias_option, check_rates
 
 _VECTORS = ("weight", "bias", *NAMES)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -35,11 +33,6 @@ _KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNo
 # As torch has them, before anybody puts something else in their place.
 _FORWARD = _BatchNorm.forward
 _GETATTR, _GETATTRIBUTE = nn.Module.__getattr__, nn.Module.__getattribute__
-
-
-def bias_option(bias: bool) -> dict[str, bool]:
-    """The argument for torch's BatchNorm, whose older releases do not have it."""
-    return {} if bias else {"bias": False}
 
 
 class _RepresentativeBatchNorm(_BatchNorm):
@@ -153,11 +146,10 @@ class _RepresentativeBatchNorm(_BatchNorm):
             return self._as_node(input)
         return self._normalise(input)
 
-    def _as_node(self, *inputs: fx.Proxy) -> Tensor:
+    def _as_node(self, *inputs: Any) -> Any:
         """One node of the graph that ``torch.fx`` traces symbolically, like torch's own layers."""
-        tracer = cast("fx.Tracer", inputs[0].tracer)
-        node = tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
-        return cast("Tensor", node)
+        tracer = inputs[0].tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
 
     def _normalise(
         self,
@@ -173,7 +165,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
                 "since it has its own; put it back, or replace that of the RBN class, too"
             )
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        weight, bias, w_m, w_v, w_b, mean, var, batches = self._tensors()
+        (weight, bias, w_m, w_v, w_b), (mean, var, batches) = self._tensors()
         from_batch = self.training and not self.frozen_stats
         track = from_batch and self.track_running_stats
         used = track or not from_batch
@@ -206,24 +198,17 @@ class _RepresentativeBatchNorm(_BatchNorm):
             if counted is not None:
                 counted.add_(1)
 
-    def _tensors(self) -> tuple[Tensor | None, ...]:
-        """The vectors, the running statistics and the count of batches."""
+    def _tensors(self) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """The vectors; the running statistics and the count of batches."""
         kind, p, b = type(self), self._parameters, self._buffers
         if kind.__getattr__ is _GETATTR and kind.__getattribute__ is _GETATTRIBUTE:
             try:  # past the long way on which torch looks for parameters
-                return (
-                    p["weight"],
-                    p["bias"],
-                    p["center_weight"],
-                    p["scale_weight"],
-                    p["scale_bias"],
-                    b["running_mean"],
-                    b["running_var"],
-                    b["num_batches_tracked"],
-                )
+                own = p["weight"], p["bias"], p["center_weight"], p["scale_weight"], p["scale_bias"]
+                return own, (b["running_mean"], b["running_var"], b["num_batches_tracked"])
             except KeyError:  # pruned, parametrised, or put there by somebody
                 pass
-        return tuple(getattr(self, name) for name in (*_VECTORS, *_BUFFERS))
+        own = tuple(getattr(self, name) for name in _VECTORS)
+        return own, tuple(getattr(self, name) for name in _BUFFERS)
 
     def _factor(self, mean: Tensor | None, batches: Tensor | None) -> float | Tensor:
         """The share of this batch in the running statistics."""
@@ -256,11 +241,6 @@ class _RepresentativeBatchNorm(_BatchNorm):
         complete_batchnorm(self, self.additions(), gate, state_dict, prefix)
         vars(self).pop(GAMMA, None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a normaliser was called with, by a hook ``with_kwargs``."""
-    return args[0] if args else kwargs["input"]
 
 
 def rbn_layers(model: nn.Module) -> list[tuple[str, _RepresentativeBatchNorm]]:

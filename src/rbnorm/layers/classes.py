@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_modules
+from typing_extensions import Unpack
 
 from rbnorm.elementwise import ActivationName, activation_of
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.layers.options import LayerOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _CALL = nn.Module.__call__  # as torch has it
 
@@ -110,10 +108,6 @@ def is_bare(module: nn.Module) -> bool:
     )
 
 
-def _takes_inplace(make: Callable[..., nn.Module]) -> bool:
-    return "inplace" in inspect.signature(make).parameters
-
-
 class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
     r"""RBN followed by drop and activation, ``act(drop(RBN(x)))``: timm's norm-act slot.
 
@@ -154,7 +148,8 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         self.drop = nn.Identity() if drop_layer is None else drop_layer()
         self.act: nn.Module = nn.Identity()
         if apply_act and act_layer is not None:
-            options = {"inplace": True} if inplace and _takes_inplace(act_layer) else {}
+            takes = "inplace" in inspect.signature(act_layer).parameters
+            options = {"inplace": True} if inplace and takes else {}
             self.act = act_layer(**options, **(act_kwargs or {}))
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -42,12 +42,7 @@ class _Deferred(Parameter):
                 return Parameter(result, args[0].requires_grad)
             return result.fill_(args[0].value)
 
-    def __deepcopy__(self, memo: dict[int, Parameter]) -> Parameter:
-        if id(self) not in memo:
-            memo[id(self)] = with_initial_value(
-                Parameter(self.data, self.requires_grad), self.value
-            )
-        return memo[id(self)]
+    __deepcopy__ = None  # type: ignore[assignment] # copies are made as pickles are
 
     def __reduce_ex__(
         self, protocol: SupportsIndex

@@ -51,19 +51,16 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _strings(value: object) -> set[str]:
-    values = value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
-    return {string for string in values if isinstance(string, str)}
-
-
 def _words(code: CodeType, scope: Mapping[str, object]) -> set[str]:
     """The attributes that a function reads, in ``getattr`` too."""
     codes = list(_codes(code))
     words = {name for inner in codes for name in inner.co_names}
-    if "getattr" not in words:
-        return words
-    constants = (constant for inner in codes for constant in inner.co_consts)
-    return words.union(*map(_strings, (*constants, *map(scope.get, words))))
+    if "getattr" in words:
+        values = [constant for inner in codes for constant in inner.co_consts]
+        for value in (*values, *map(scope.get, words)):
+            several = isinstance(value, (tuple, list, set, frozenset))
+            words = words.union(v for v in (value if several else (value,)) if isinstance(v, str))
+    return words
 
 
 def _judge(frame: FrameType) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.parameter import Parameter, UninitializedParameter
+from typing_extensions import Unpack
 
-from rbnorm.layers.base import _RepresentativeBatchNorm, bias_option
+from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.layers.classes import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
     RepresentativeBatchNorm3d,
 )
-from rbnorm.layers.options import Calibration, CalibrationOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from rbnorm.layers.options import Calibration, CalibrationOptions, bias_option
 
 __all__ = [
     "LazyRepresentativeBatchNorm1d",

@@ -73,6 +73,11 @@ class Calibration(NamedTuple):
                 raise ValueError(f"{name}_init must be a finite number, got {value}")
 
 
+def bias_option(bias: bool) -> dict[str, bool]:
+    """The argument for torch's BatchNorm, whose older releases do not have it."""
+    return {} if bias else {"bias": False}
+
+
 def check_rates(eps: float, momentum: float | None) -> None:
     """Raise ValueError for what no layer can take."""
     if not 0 <= eps < math.inf:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from typing_extensions import Unpack
 
 from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.classes import RepresentativeBatchNormAct2d
 from rbnorm.layers.options import LayerOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = [
     "SyncRepresentativeBatchNorm",

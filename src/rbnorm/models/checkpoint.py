@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from rbnorm.layers.base import bias_option
-from rbnorm.layers.options import NAMES
+from rbnorm.layers.options import NAMES, bias_option
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm.models.files import State
 

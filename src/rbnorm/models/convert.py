@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
+from typing_extensions import Unpack
 
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.layers.classes import (
@@ -26,9 +27,6 @@ from rbnorm.layers.options import NAMES, Calibration, CalibrationOptions
 from rbnorm.layers.sync import SyncRepresentativeBatchNorm
 from rbnorm.models.intact import remember
 from rbnorm.models.originals import refuse_unsized, uses
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["convert_batchnorm"]
 

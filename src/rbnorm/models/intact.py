@@ -10,6 +10,7 @@ import math
 import weakref
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,11 +31,7 @@ _released: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 def remember(model: nn.Module) -> None:
     """Write down in a model which of its layers are RBN."""
-    layers = {
-        name: module
-        for name, module in _named(model)
-        if isinstance(module, _RepresentativeBatchNorm)
-    }
+    layers = _layers(model)
     _released.difference_update(layers.values())
     for layer in layers.values():
         vars(layer)[GAMMA] = _gamma(layer)
@@ -51,8 +48,10 @@ def forget(model: nn.Module) -> None:
             _released.add(module)
 
 
-def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return list(model.named_modules(remove_duplicate=False))
+def _layers(model: nn.Module) -> dict[str, _RepresentativeBatchNorm]:
+    """The RBN layers by all of their names."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: m for name, m in modules if isinstance(m, _RepresentativeBatchNorm)}
 
 
 def _join(*names: str) -> str:
@@ -70,17 +69,18 @@ def _programmed(module: nn.Module) -> set[str]:
     return {path for path, kind in levels if "RepresentativeBatchNorm" in str(kind)}
 
 
-def _gamma(layer: _RepresentativeBatchNorm) -> tuple[int | None, float, float] | None:
+def _gamma(layer: _RepresentativeBatchNorm) -> tuple[int, float, float] | None:
     """The batches so far, and the range of a gamma that conversion divided; None for any other."""
-    weight: Tensor | None = layer._parameters.get("weight")
-    weight = layer._buffers.get("weight") if weight is None else weight
-    if not layer.preserved or weight is None or type(weight) not in _ORDINARY:
+    found = layer._parameters.get("weight"), layer._buffers.get("weight")
+    weight: Any = next((tensor for tensor in found if tensor is not None), None)
+    if not layer.preserved or type(weight) not in _ORDINARY:
         return None
-    if weight.is_meta or weight.layout != torch.strided or not weight.numel():
+    try:
+        low, high = weight.detach().aminmax()
+        batches: Any = layer.num_batches_tracked
+        return int(batches), float(low), float(high)
+    except (RuntimeError, TypeError):  # without memory, channels or a dense layout; not counted
         return None
-    batches = layer.num_batches_tracked
-    low, high = (float(end) for end in weight.detach().aminmax())
-    return None if batches is None else int(batches), low, high
 
 
 def _is_reset(layer: _RepresentativeBatchNorm) -> bool:
@@ -141,12 +141,7 @@ def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> li
             by :math:`R(w_b)`: it is 1, or has changed since the last look without a batch in
             training and without a checkpoint, and the calibration has not.
     """
-    modules = dict(_named(model))
-    layers = {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, _RepresentativeBatchNorm)
-    }
+    modules, layers = dict(model.named_modules(remove_duplicate=False)), _layers(model)
     present = list(layers)
     for name, module in modules.items():
         present += sorted(_join(name, inner) for inner in _programmed(module))

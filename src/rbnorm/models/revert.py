@@ -244,7 +244,7 @@ def _measure(
     """Each layer's error on what it meets in the RBN model, whose outputs go to ``before``."""
     found: dict[str, list[Squares]] = {name: [] for name in plan}
 
-    def compare(name: str, layer: nn.Module, x: Tensor, _: Tensor | None) -> None:
+    def compare(name: str, layer: nn.Module, x: Tensor) -> None:
         found[name].append(plan[name].error(x))
 
     listeners = {name: partial(compare, name) for name in plan}

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.diagnosis.meter import normalised
-from rbnorm.diagnosis.passes import normalisers, unchanged
-from rbnorm.layers.base import input_of
+from rbnorm.diagnosis.passes import input_of, normalisers, unchanged
 
 
 @contextmanager
