@@ -311,7 +311,7 @@ def _bench(parser: Parser) -> None:
         metavar="PART",
     )
     add("--repeats", type=int, default=15, help="timings of each, fewer where slow", metavar="N")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where")
     add_options(parser, out=(Path("rbnorm-bench"), "folder of rows and figure"))
 
 

@@ -7,13 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from rbnorm import RepresentativeBatchNorm2d
 from rbnorm_lab.bench.candidates import inputs
 from rbnorm_lab.bench.cases import Case
+from tools.gpu_report import Row
 
 CASES = {
     layout: Case("counters", "training", "bfloat16", layout, (32, 256, 56, 56))
@@ -26,9 +26,9 @@ METRICS = {
 }
 
 
-def counters(layout: str, options: Any) -> Iterator[dict[str, Any]]:
+def counters(layout: str, device: torch.device) -> Iterator[Row]:
     """The kernels of a training step and of an evaluation, in their order."""
-    if not options.cuda or not shutil.which("ncu"):
+    if device.type != "cuda" or not shutil.which("ncu"):
         yield {"note": "ncu, Nsight Compute, is not on the PATH, or there is no device"}
         return
     command = ["ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS)]
@@ -37,7 +37,7 @@ def counters(layout: str, options: Any) -> Iterator[dict[str, Any]]:
     lines = [line for line in found.stdout.splitlines() if line.startswith('"')]
     if not lines:
         raise RuntimeError(f"ncu: {found.stdout[-300:]} {found.stderr[-300:]}")
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for line in csv.DictReader(lines):
         if line["Metric Name"] in METRICS:
             row = rows.setdefault(line["ID"], {"kernel": line["Kernel Name"][:40]})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from rbnorm_lab.bench.cases import BASELINE, LAYOUTS, Case
 NATIVE: Final = "batchnorm native"
 """BatchNorm without cuDNN, where that would serve it."""
 _ROTATED: Final = 2**28  # bytes of all inputs on a GPU: several times its second-level cache
+Call = Callable[[], object]
 
 
 class Literal(RepresentativeBatchNorm2d):
@@ -57,25 +58,27 @@ class Subject:
 
     name: str
     backend: str
-    calls: tuple[Callable[[], object], ...]
-    model: nn.Module | None
-    grad: bool
+    calls: tuple[Call, ...]
+    model: nn.Module | None = None
+    grad: bool = False
     counts: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def call(self) -> Callable[[], object]:
-        """The first call."""
-        return self.calls[0]
-
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Open around calls, not in them: entering it costs as much as a small layer."""
+    def ready(self) -> Iterator[Call]:
+        """The first call, open around all: entering this costs as much as a small layer."""
         with torch.set_grad_enabled(self.grad), ExitStack() as stack:
             if self.backend == "portable":
                 stack.enter_context(rbnorm.use_backend("portable"))
             if self.name == NATIVE:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            yield
+            yield self.calls[0]
+
+
+class Part(NamedTuple):
+    """Cases, and what makes the candidates of one of them, BatchNorm among them."""
+
+    cases: tuple[Case, ...]
+    subjects: Callable[[Case, torch.device], list[Subject]]
 
 
 def inputs(case: Case, device: torch.device) -> list[tuple[Tensor, Tensor]]:
@@ -105,12 +108,11 @@ def eager(case: Case, device: torch.device) -> list[Subject]:
     flat = len(case.shape) < 4
     theirs = nn.BatchNorm1d if flat else nn.BatchNorm2d
     ours = RepresentativeBatchNorm1d if flat else RepresentativeBatchNorm2d
-    copies = tuple(x.detach().clone for x, _ in pairs)
     subjects = [
         make(BASELINE, theirs, "torch"),
         make("rbnorm", ours, chosen),
         make("literal", Literal, "torch"),
-        Subject("copy", "torch", copies, None, grad=False),
+        Subject("copy", "torch", tuple(x.detach().clone for x, _ in pairs)),
     ]
     if device.type == "cuda":
         subjects.append(make(NATIVE, theirs, "torch"))
@@ -149,7 +151,7 @@ def _layer(
     calls = tuple(
         partial(step, x, dy) if case.mode == "training" else partial(function, x) for x, dy in pairs
     )
-    return Subject(name, backend, calls, layer, grad=case.training)
+    return Subject(name, backend, calls, layer, case.training)
 
 
 def network(
@@ -169,7 +171,7 @@ def network(
     labels = torch.randint(classes, case.shape[:1], device=device)
     function = torch.compile(model, dynamic=False) if backend == "inductor" else model
     if not case.training:
-        return Subject(name, backend, (partial(function, images),), model, grad=False)
+        return Subject(name, backend, (partial(function, images),), model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     narrow = case.dtype == "bfloat16"
 

@@ -1,4 +1,4 @@
-"""The parts that time exported models in the runtimes that people deploy with."""
+"""Exported models in the runtimes that people deploy with."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ from rbnorm.export import fold, to_onnx
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm_lab.bench.candidates import Subject
 from rbnorm_lab.bench.cases import BASELINE, Case
-from rbnorm_lab.bench.measure import Part
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
 
-_MODELS: Final = ("resnet18", "mobilenet_v3_large")
 _ACTIVE: Final = 0.1  # share of the layers, at the end as in results/diagnose-digits
 _TOLERANCE: Final = 0.01
-_SHAPES: Final = ((1, 3, 224, 224), (8, 3, 224, 224))
-Load = Callable[[Path], Callable[[Any], object]]
+Run = Callable[[Any], object]
 
 
-def _onnxruntime(path: Path) -> Callable[[Any], object]:
+def _onnxruntime(path: Path) -> Run:
     import onnxruntime  # noqa: PLC0415 - of the extra `export`
 
     options = onnxruntime.SessionOptions()
@@ -39,7 +36,7 @@ def _onnxruntime(path: Path) -> Callable[[Any], object]:
     return lambda images: session.run(None, {name: images})
 
 
-def _openvino(path: Path) -> Callable[[Any], object]:
+def _openvino(path: Path) -> Run:
     import openvino  # noqa: PLC0415
 
     options = {
@@ -49,12 +46,22 @@ def _openvino(path: Path) -> Callable[[Any], object]:
     return openvino.Core().compile_model(path, "CPU", options)  # type: ignore[no-any-return]
 
 
-def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[Subject]:
-    """The model with BatchNorm; with RBN folded, all active and mostly inert; with RBN as it is."""
+RUNTIMES: Final[dict[str, Callable[[Path], Run]]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+"""What loads a file of ONNX, by the runtime's name, which is its package's."""
+
+
+def exported(case: Case, device: torch.device, runtime: str, name: str) -> list[Subject]:
+    """The model with BatchNorm; with RBN folded, all active and mostly inert; with RBN as it is.
+
+    Raises:
+        UsageError: The device is no CPU, or the runtime is not installed.
+    """
     if device.type != "cpu":
         raise UsageError(f"part {case.part} is measured on the CPU, not on {device.type}")
-    needed = ("onnx", "onnxscript", case.part.partition("-")[0])
-    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    missing = [p for p in ("onnx", "onnxscript", runtime) if importlib.util.find_spec(p) is None]
     if missing:
         raise UsageError(
             f"part {case.part} needs {', '.join(missing)}: pip install {' '.join(missing)}"
@@ -62,15 +69,14 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
     torch.manual_seed(0)
     example = torch.randn(8, 3, 64, 64)
     batchnorm, rbn, inert = (
-        build_model(f"torchvision:{model}", norm, classes=1000, channels=3, seed=0)
-        for norm in ("bn", "rbn", "rbn")
+        build_model(name, norm, classes=1000, channels=3, seed=0) for norm in ("bn", "rbn", "rbn")
     )
     for module, active in ((batchnorm, 1.0), (rbn, 1.0), (inert, _ACTIVE)):
         _calibrate(recalibrate(module, [example]).eval(), active)
     inert = fold(inert, example, tolerance=_TOLERANCE).model
     images = np.random.default_rng(0).standard_normal(case.shape, dtype=np.float32)
     found = []
-    for name, module in {
+    for label, module in {
         BASELINE: batchnorm,
         "rbnorm": fold(rbn, example).model,
         "rbnorm inert": inert,
@@ -79,8 +85,8 @@ def _subjects(load: Load, model: str, case: Case, device: torch.device) -> list[
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             to_onnx(module, example).save(path)
-            run = load(path)
-        found.append(Subject(name, load.__name__[1:], (partial(run, images),), None, grad=False))
+            run = RUNTIMES[runtime](path)
+        found.append(Subject(label, runtime, (partial(run, images),)))
     return found
 
 
@@ -96,15 +102,3 @@ def _calibrate(model: nn.Module, active: float) -> None:
         for vector in (layer.center_weight, layer.scale_weight):
             assert vector is not None
             nn.init.normal_(vector, std=1e-4 if number < inert else 1e-1)
-
-
-EXPORTED: Final = {
-    name: Part(
-        tuple(Case(name, "inference", "float32", "nchw", shape) for shape in _SHAPES),
-        partial(_subjects, load, model),
-    )
-    for load in (_onnxruntime, _openvino)
-    for model in _MODELS
-    for name in [f"{load.__name__[1:]}-{model}"]
-}
-"""Parts by name, for every runtime and model."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Final
 
 from rbnorm_lab.bench.cases import BASELINE, Case, Row, cases
-from rbnorm_lab.bench.layers import PER_CALL
+from rbnorm_lab.bench.parts import PER_CALL
 
 
 @dataclass(frozen=True)
@@ -39,42 +39,31 @@ class Goal:
     factor: float = 1.0
     least_bytes: int = 0
 
-    def concerns(self, case: Case) -> bool:
-        """Whether the case counts; the map outside of the suite does where it is asked for."""
+    def ratios(self, rows: Iterable[Row]) -> dict[Case, float]:
+        """The ratio in every case that counts; outside of the suite only what is asked for."""
+        found = {}
+        for by_candidate in cases(rows):
+            row, base = by_candidate.get(self.candidate), by_candidate.get(self.base)
+            if row and base and self._concerns(row):
+                cost, against = (getattr(r, self.quantity) for r in (row, base))
+                found[row.case] = cost / (self.factor * against)
+        return found
+
+    def _concerns(self, case: Case) -> bool:
         return (
             all(getattr(case, name) == value for name, value in self.where.items())
             and (case.shape != PER_CALL or "shape" in self.where)
             and case.nbytes >= self.least_bytes
         )
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A goal and its ratios, by case."""
-
-    goal: Goal
-    ratios: dict[Case, float]
-
-    @property
-    def mean(self) -> float:
-        """The geometric mean of the ratios, of which there must be one."""
-        return geometric_mean(self.ratios.values())
-
-    @property
-    def worst(self) -> Case:
-        """The case of the highest ratio."""
-        return max(self.ratios, key=self.ratios.__getitem__)
-
-    @property
-    def verdict(self) -> str:
+    def verdict(self, ratios: dict[Case, float]) -> str:
         """One of "reached", "missed", "reported" (no limit) and "not measured" (no ratio)."""
-        goal = self.goal
-        if not self.ratios:
+        if not ratios:
             return "not measured"
-        if goal.limit is None:
+        if self.limit is None:
             return "reported"
-        kept = goal.worst is None or self.ratios[self.worst] <= goal.worst
-        return "reached" if kept and self.mean <= goal.limit else "missed"
+        kept = self.worst is None or max(ratios.values()) <= self.worst
+        return "reached" if kept and geometric_mean(ratios.values()) <= self.limit else "missed"
 
 
 _MEGABYTE: Final = 10**6
@@ -116,19 +105,3 @@ GOALS: Final = (
         base="compiled batchnorm",
     ),
 )
-
-
-def outcomes(rows: Sequence[Row], goals: Sequence[Goal] = GOALS) -> list[Outcome]:
-    """What the rows say of every goal."""
-    measured = list(cases(rows))
-    return [Outcome(goal, _ratios(goal, measured)) for goal in goals]
-
-
-def _ratios(goal: Goal, measured: Sequence[dict[str, Row]]) -> dict[Case, float]:
-    found = {}
-    for by_candidate in measured:
-        row, base = by_candidate.get(goal.candidate), by_candidate.get(goal.base)
-        if row and base and goal.concerns(row):
-            cost, against = (getattr(r, goal.quantity) for r in (row, base))
-            found[row.case] = cost / (goal.factor * against)
-    return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import cycle, islice
 from statistics import quantiles
 from typing import Final, NamedTuple
@@ -14,47 +14,41 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rbnorm_lab.bench.candidates import Subject
+from rbnorm_lab.bench.candidates import Call, Subject
 from rbnorm_lab.bench.cases import BASELINE, Case, Row
 
+REPEATS: Final = 15
+"""Rounds of timings; a slow case ends earlier, but not before :data:`FEWEST_ROUNDS`."""
 FEWEST_ROUNDS: Final = 7
+SLOW: Final = 1.5
+"""Seconds after which a case is slow."""
 # A timing covers about as many numbers, and so at least some 0.1 ms.
 _NUMBERS: Final = {"cpu": 2**19, "cuda": 2**28}
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure a case.
-
-    Attributes:
-        repeats: Rounds of timings.
-        seconds: Once these are over, a case ends as soon as it has :data:`FEWEST_ROUNDS`.
-        calls: The most calls in a timing.
-    """
-
-    repeats: int = 15
-    seconds: float = 1.5
-    calls: int = 50
-
-
-@dataclass(frozen=True)
-class Part:
-    """Cases, and what makes the candidates of one of them, BatchNorm among them."""
-
-    cases: tuple[Case, ...]
-    subjects: Callable[[Case, torch.device], list[Subject]]
+_MOST_CALLS: Final = 50
 
 
 def measure(
-    case: Case, subjects: Sequence[Subject], device: torch.device, effort: Effort
+    case: Case,
+    subjects: Sequence[Subject],
+    device: torch.device,
+    repeats: int = REPEATS,
+    most_calls: int = _MOST_CALLS,
 ) -> list[Row]:
-    """Warm up, count bytes, and time the candidates in turn; one row for each."""
-    calls = max(1, min(effort.calls, _NUMBERS[device.type] // case.numel))
+    """Warm up, count bytes, and time the candidates in turn; one row for each.
+
+    Args:
+        case: What they have in common.
+        subjects: The candidates.
+        device: Where they run.
+        repeats: Rounds of timings.
+        most_calls: The most calls in a timing.
+    """
+    calls = max(1, min(most_calls, _NUMBERS[device.type] // case.numel))
     for subject in subjects:  # the first calls compile
-        with subject.ready():
-            subject.call()
-    memory = {subject.name: count_bytes(subject, device) for subject in subjects}
-    seconds = in_turn(subjects, calls, device, effort)
+        with subject.ready() as call:
+            call()
+    memory = [count_bytes(subject, device) for subject in subjects]
+    seconds = in_turn(subjects, calls, device, repeats)
     cut = {name: _quartiles(values) for name, values in seconds.items()}
     return [
         Row(
@@ -68,10 +62,10 @@ def measure(
             calls=calls,
             ratio_to_batchnorm=cut[subject.name][1] / cut[BASELINE][1],
             threads=torch.get_num_threads(),
-            saved_bytes=memory[subject.name].saved if subject.grad else None,
-            peak_bytes=memory[subject.name].peak,
+            saved_bytes=bytes_of.saved if subject.grad else None,
+            peak_bytes=bytes_of.peak,
         )
-        for subject in subjects
+        for subject, bytes_of in zip(subjects, memory, strict=True)
     ]
 
 
@@ -80,7 +74,7 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 
 
 def in_turn(
-    subjects: Sequence[Subject], calls: int, device: torch.device, effort: Effort
+    subjects: Sequence[Subject], calls: int, device: torch.device, repeats: int
 ) -> dict[str, list[float]]:
     """Seconds of a call of every subject in every round.
 
@@ -89,8 +83,8 @@ def in_turn(
     """
     found: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     start = time.perf_counter()
-    for turn in range(effort.repeats):
-        if turn >= FEWEST_ROUNDS and time.perf_counter() - start > effort.seconds:
+    for turn in range(repeats):
+        if turn >= FEWEST_ROUNDS and time.perf_counter() - start > SLOW:
             break
         first = turn % len(subjects)
         for subject in (*subjects[first:], *subjects[:first]):
@@ -100,7 +94,7 @@ def in_turn(
     return found
 
 
-def seconds_of(work: Sequence[Callable[[], object]], device: torch.device) -> float:
+def seconds_of(work: Sequence[Call], device: torch.device) -> float:
     """Seconds of these calls, one after the other: on a GPU by its own events."""
     if device.type != "cuda":
         return host_seconds(work)
@@ -114,7 +108,7 @@ def seconds_of(work: Sequence[Callable[[], object]], device: torch.device) -> fl
     return float(start.elapsed_time(end)) / 1e3
 
 
-def host_seconds(work: Sequence[Callable[[], object]]) -> float:
+def host_seconds(work: Sequence[Call]) -> float:
     """Seconds until the last of these calls returns, on a GPU before it has ended."""
     start = time.perf_counter()
     for call in work:
@@ -152,12 +146,13 @@ def count_bytes(subject: Subject, device: torch.device) -> Memory:
         return tensor
 
     count = _cuda_peak if device.type == "cuda" else _cpu_peak
-    with subject.ready(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        peak = count(subject.call)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with subject.ready() as call, hooks:
+        peak = count(call)
     return Memory(sum(kept.values()), peak)
 
 
-def _cuda_peak(call: Callable[[], object]) -> int:
+def _cuda_peak(call: Call) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -166,7 +161,7 @@ def _cuda_peak(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _cpu_peak(call: Callable[[], object]) -> int:
+def _cpu_peak(call: Call) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it logs every start and stop otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()

@@ -57,6 +57,7 @@ def save(out: Path, rows: Sequence[Row], machine: Machine) -> None:
 def here(device: torch.device) -> dict[str, Any]:
     """This machine, the versions and the time."""
     backend = rbnorm.backends()[device.type]
+    cuda = device.type == "cuda" and torch.cuda.is_available()
     return {
         "date": now(),
         **environment(),
@@ -64,32 +65,31 @@ def here(device: torch.device) -> dict[str, Any]:
         "limit": os.environ.get("RBNORM_CPU"),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "backend": f"{backend.name}: {backend.why}",
     }
 
 
-def processor(machine: dict[str, Any]) -> str:
+def beside(out: Path, machine: dict[str, Any]) -> Path:
+    """Where the rows of a machine go: to ``out``, or below it if another processor's are there."""
+    name = _processor(machine)
+    _, others = load(out)
+    if all(_processor(other) == name for other in others.values()):
+        return out
+    return out / "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)", "", name.lower())))
+
+
+def _processor(machine: dict[str, Any]) -> str:
     """What computed, by the description of a part's machine: a CPU may be limited by RBNORM_CPU."""
     if machine["device"] != "cpu":
         return str(machine["device"])
     return f"{machine['cpu']} {machine.get('limit') or ''}".strip()
 
 
-def beside(out: Path, machine: dict[str, Any]) -> Path:
-    """Where the rows of a machine go: to ``out``, or below it if another processor's are there."""
-    name = processor(machine)
-    _, others = load(out)
-    if all(processor(other) == name for other in others.values()):
-        return out
-    return out / "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)", "", name.lower())))
-
-
 def _cpu_name() -> str:
     """The model of the CPU, which Linux tells in a file and other systems through Python."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

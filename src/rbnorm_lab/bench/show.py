@@ -1,17 +1,31 @@
-"""Rows as tables in the terminal."""
+"""Rows as tables in the terminal, and those of the layers as a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean
-from typing import Literal
+from typing import Final
 
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from rbnorm_lab.bench.candidates import NATIVE
 from rbnorm_lab.bench.cases import BASELINE, Row, cases
-from rbnorm_lab.bench.goals import Outcome
-from rbnorm_lab.bench.layers import PER_CALL
+from rbnorm_lab.bench.goals import GOALS
+from rbnorm_lab.bench.parts import PER_CALL
+from rbnorm_lab.plots import INK
+
+# Colours of Okabe and Ito, and a marker each; a compiled candidate is hollow.
+_STYLES: Final = {
+    "rbnorm": ("#d55e00", "v"),
+    "rbnorm portable": ("#e69f00", "s"),
+    "literal": ("#cc79a7", "D"),
+    "copy": ("#009e73", "^"),
+    BASELINE: ("#0072b2", "o"),
+    NATIVE: ("#0072b2", "P"),
+}
+_TICKS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
@@ -21,42 +35,21 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
         row = by_candidate[BASELINE]
         groups.setdefault((row.part, row.mode, row.dtype, row.layout), []).append(by_candidate)
     for group, found in groups.items():
-        title = f"{', '.join(group)}; threads: {found[0][BASELINE].threads}"
-        if found[0][BASELINE].flops is None:
-            yield _table(title, found)
-        else:
-            yield from (_costs(title, by_candidate) for by_candidate in found)
+        yield _ratios(f"{', '.join(group)}; threads: {found[0][BASELINE].threads}", found)
 
 
-def _costs(title: str, by_candidate: dict[str, Row]) -> Table:
-    """What a network costs with each candidate in it."""
-    base = by_candidate[BASELINE]
-    table = Table(title=f"{title}; input {base.size}", box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("norm", no_wrap=True)
-    numbers = ("parameters", "buffers", "MFLOP in products", "time", "/ batchnorm", "spread")
-    for heading in (*numbers, "MB saved", "MB at most"):
-        table.add_column(heading, justify="right")
-    for name, row in by_candidate.items():
-        table.add_row(
-            name,
-            f"{row.parameters:,}",
-            f"{row.buffers:,}",
-            f"{(row.flops or 0) / 1e6:,.1f}",
-            _duration(row.median_s),
-            f"{row.ratio_to_batchnorm:.2f}",
-            f"{row.spread:.0%}",
-            "" if row.saved_bytes is None else f"{row.saved_bytes / 1e6:.1f}",
-            f"{row.peak_bytes / 1e6:.1f}",
-        )
+def _table(title: str, names: Sequence[str], numbers: Iterable[str]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", min_width=len(title) + 2)
+    for heading in names:
+        table.add_column(heading)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def _table(title: str, found: Sequence[dict[str, Row]]) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", min_width=len(title) + 2)
-    table.add_column("input", no_wrap=True)
+def _ratios(title: str, found: Sequence[dict[str, Row]]) -> Table:
     candidates = [name for name in found[0] if name != BASELINE]
-    for heading in (BASELINE, *candidates, "spread"):
-        table.add_column(heading, justify="right")
+    table = _table(title, ["input"], (BASELINE, *candidates, "spread"))
     for by_candidate in found:
         row = by_candidate[BASELINE]
         ratios = (f"{by_candidate[name].ratio_to_batchnorm:.2f}" for name in candidates)
@@ -75,23 +68,70 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
 
 
-def goals_table(outcomes: Sequence[Outcome]) -> Table:
+def goals_table(rows: Sequence[Row]) -> Table:
     """Every goal: its limits, the geometric mean, the worst case, and whether it is reached."""
-    table = Table(
-        title="goals: ratios, geometric mean (and worst)", box=SIMPLE_HEAD, title_justify="left"
+    table = _table(
+        "goals: ratios, geometric mean (and worst)",
+        ("cost", "against", "worst case"),
+        ("goal", "mean", "worst", "verdict"),
     )
-    for heading in ("cost", "against", "goal", "mean", "worst", "worst case", "verdict"):
-        justify: Literal["left", "right"] = "right" if heading in ("mean", "worst") else "left"
-        words = heading in ("cost", "against", "worst case")
-        table.add_column(heading, justify=justify, no_wrap=not words)
-    for outcome in outcomes:
-        goal, measured = outcome.goal, ("", "", "")
-        if outcome.ratios:
-            case = outcome.worst
-            where = "" if len(outcome.ratios) == 1 else f"{case.size} {case.layout}"
-            measured = f"{outcome.mean:.3f}", f"{outcome.ratios[case]:.3f}", where
+    for goal in GOALS:
+        ratios = goal.ratios(rows)
+        where = mean = worst = ""
+        if ratios:
+            case = max(ratios, key=ratios.__getitem__)
+            where = "" if len(ratios) == 1 else f"{case.size} {case.layout}"
+            mean, worst = f"{geometric_mean(ratios.values()):.3f}", f"{ratios[case]:.3f}"
         limit = "" if goal.limit is None else f"≤ {goal.limit:.2f}"
         limit += "" if goal.worst is None else f" ({goal.worst:.2f})"
-        style = "bold" if outcome.verdict == "missed" else ""
-        table.add_row(goal.what, goal.against, limit, *measured, outcome.verdict, style=style)
+        verdict = goal.verdict(ratios)
+        style = "bold" if verdict == "missed" else ""
+        table.add_row(goal.what, goal.against, where, limit, mean, worst, verdict, style=style)
     return table
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """Ratio to BatchNorm of every candidate by shape, a panel for each mode, dtype and layout.
+
+    Args:
+        rows: Rows of layers, at least one; those of compiled layers join the same panels.
+    """
+    modes = [*dict.fromkeys(row.mode for row in rows)]
+    columns = [*dict.fromkeys((row.dtype, row.layout) for row in rows)]
+    sizes = [*dict.fromkeys(row.size for row in rows)]
+    drawing = Figure(
+        figsize=(2 + 2.4 * len(columns), 1.6 + len(modes) * (0.8 + 0.17 * len(sizes))),
+        layout="constrained",
+    )
+    panels = drawing.subplots(len(modes), len(columns), squeeze=False, sharex=True, sharey=True)
+    handles = {}
+    for axes, (mode, column) in zip(
+        panels.flat, ((m, c) for m in modes for c in columns), strict=True
+    ):
+        chosen = [r for r in rows if (r.mode, (r.dtype, r.layout)) == (mode, column)]
+        for name in dict.fromkeys(row.candidate for row in chosen if row.candidate != BASELINE):
+            own = [row for row in chosen if row.candidate == name]
+            color, marker = _STYLES[name.removeprefix("compiled ")]
+            (handles[name],) = axes.plot(
+                [row.ratio_to_batchnorm for row in own],
+                [sizes.index(row.size) for row in own],
+                marker,
+                color=color,
+                markersize=4.5,
+                markerfacecolor="none" if name.startswith("compiled") else color,
+                label=name,
+            )
+        axes.axvline(1, color=INK, linewidth=1)
+        axes.set_title(", ".join((mode, *column)), fontsize=9)
+        axes.set_xscale("log")
+        axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS], fontsize=8)
+        axes.set_xticks([], minor=True)
+        axes.set_yticks(range(len(sizes)), sizes, fontsize=7)
+        axes.grid(alpha=0.25)
+    for axes in panels[-1]:
+        axes.set_xlabel("time / BatchNorm's")
+    panels[0, 0].invert_yaxis()
+    drawing.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False
+    )
+    return drawing
