@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 from rbnorm.models.files import replace
 from rbnorm_cli.main import main
-from rbnorm_cli.names import study_names
 from rbnorm_cli.parser import make_parser
+from rbnorm_lab.names import study_names
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.command import Plans
 from rbnorm_lab.studies.learnt import Learnt, learnt, sentence

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from rbnorm_cli import names
-from rbnorm_cli.errors import UsageError
+from rbnorm_lab import names
+from rbnorm_lab.errors import UsageError
 
 SHELLS: Final = ("bash", "zsh", "tcsh")
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
@@ -41,7 +41,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _complete(parser: argparse.ArgumentParser, files: Any) -> None:
-    models = tuple(sorted(names.library_models("torchvision")))
+    from rbnorm_lab.models import torchvision_models  # noqa: PLC0415 - takes seconds to import
+
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             # no shell has words with a blank
@@ -51,7 +52,7 @@ def _complete(parser: argparse.ArgumentParser, files: Any) -> None:
             for command in action.choices.values():
                 _complete(command, files)
         elif action.dest == "model":
-            action.choices = ("cifar-resnet8", "cifar-resnet20", *models)
+            action.choices = ("cifar-resnet8", "cifar-resnet20", *torchvision_models())
         elif action.type is Path:
             action.complete = files  # type: ignore[attr-defined]
         else:

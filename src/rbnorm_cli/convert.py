@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rbnorm_cli.errors import UsageError
+from rbnorm_lab.errors import UsageError
 
 
 def convert(options: argparse.Namespace, command: str) -> None:

@@ -13,8 +13,8 @@ from typing import Final
 
 from rbnorm_cli import completion
 from rbnorm_cli.checks import check
-from rbnorm_cli.errors import UsageError
 from rbnorm_cli.parser import make_parser
+from rbnorm_lab.errors import UsageError
 
 # Every distribution that the extra `lab` adds and a command cannot do without, by import name.
 LAB: Final = (

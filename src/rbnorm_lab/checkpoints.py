@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from rbnorm.layers.options import NAMES
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm.models.files import State, packed, parse_json, read_state, replace
-from rbnorm_cli.names import model_file, model_name
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData
 from rbnorm_lab.errors import UsageError, first_line
-from rbnorm_lab.models import build_model
+from rbnorm_lab.models import build_model, model_name
+from rbnorm_lab.names import model_file
 
 
 class Saved(NamedTuple):
@@ -63,7 +63,7 @@ def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: in
     """The model to diagnose.
 
     Args:
-        spec: A name as for :func:`rbnorm_cli.names.model_name`; or the path of a file of
+        spec: A name as for :func:`rbnorm_lab.models.model_name`; or the path of a file of
             :func:`save_model`, of ``torch.save(model)``, or of Python with a function ``model``.
         checkpoint: A state dict, whose RBN layers the model's BatchNorm layers become; or None.
         classes: Number of classes, for a name.

@@ -6,9 +6,9 @@ import argparse
 import time
 from dataclasses import fields
 
-from rbnorm_cli.errors import UsageError
-from rbnorm_cli.names import LRASPP, corruption, items, study_names
+from rbnorm_lab.errors import UsageError
 from rbnorm_lab.finished import shown_again
+from rbnorm_lab.names import LRASPP, corruption, items, study_names
 
 
 def compare(options: argparse.Namespace, command: str) -> None:
@@ -89,7 +89,9 @@ def train(options: argparse.Namespace, command: str) -> None:
     from rbnorm_lab.processes import count_processes
     from rbnorm_lab.training import command as module
 
-    module.train(module.Request.of(vars(options), count_processes()), options.out)
+    how = (options.out, options.data_root, options.checkpoint_every, options.tracker)
+    config = module.config_of(vars(options), count_processes())
+    module.train(config, *how, evaluate=options.evaluate)
 
 
 def diagnose(options: argparse.Namespace, command: str) -> None:

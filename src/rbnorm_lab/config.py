@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from rbnorm_cli.checks import check_least
-from rbnorm_cli.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name, model_name
-from rbnorm_lab.errors import UsageError, first_line, positive
+from rbnorm_lab.errors import UsageError, check_least, first_line, positive
+from rbnorm_lab.models import model_name
+from rbnorm_lab.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name
 
 WHOLE: Final = ("whole", "whole-controls")
 SHIFTS: Final = ("none", "trained", "controls", *WHOLE)
@@ -46,14 +46,14 @@ class RunConfig:
 
     Attributes:
         data: Name of the data, with an absolute path where it has one.
-        model: Name of the model as :func:`rbnorm_cli.names.model_name` gives it.
+        model: Name of the model as :func:`rbnorm_lab.models.model_name` gives it.
         norm: The norm as :func:`rbnorm_lab.norms.canonical_norm` gives it.
         batch_size: Images per optimiser step, over all processes.
         seed: Seed of the initial weights, of the data order and of augmentation.
         epochs: Passes over the training images.
         lr: Peak learning rate.
         weight_decay: Weight decay of every parameter.
-        mixed_precision: One of :data:`rbnorm_cli.names.MIXED_PRECISIONS`.
+        mixed_precision: One of :data:`rbnorm_lab.names.MIXED_PRECISIONS`.
         limit: Number of training images used, or None for all.
         image_size: Side the images are resized to, or None for the data's own.
         workers: Processes that load images; each has its own stream of random augmentations.

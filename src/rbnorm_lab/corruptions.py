@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from rbnorm_cli.names import CORRUPTIONS, check_corruption
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.names import CORRUPTIONS, check_corruption
 
 KINDS: Final = CORRUPTIONS
 _LEAST_SIDE: Final = 8
@@ -126,7 +126,7 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int =
         images: Shape (N, C, H, W) with 1 or 3 channels and sides of 8 pixels or more, of a floating
             type, with values from 0 to 1, on any device; the work is done on the CPU in float32.
         kind: One of :data:`KINDS`.
-        severity: One of :data:`rbnorm_cli.names.SEVERITIES`, from mild to severe on Fashion-MNIST.
+        severity: One of :data:`rbnorm_lab.names.SEVERITIES`, from mild to severe on Fashion-MNIST.
         seed: Seed of the random kinds, 0 or more.
         first: Number of the first image in the whole set.
 
@@ -175,7 +175,7 @@ class Corrupted:
     Args:
         loader: Yields pairs of images, standardised as (raw - mean) / std, and labels.
         kind: One of :data:`KINDS`.
-        severity: One of :data:`rbnorm_cli.names.SEVERITIES`.
+        severity: One of :data:`rbnorm_lab.names.SEVERITIES`.
         mean: Mean by channel, as :class:`rbnorm_lab.data.ImageData` has it.
         std: Standard deviation by channel, likewise.
         seed: Seed of the random kinds.

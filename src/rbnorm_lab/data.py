@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.transforms import v2
 
-from rbnorm_cli.names import FOLDER
 from rbnorm_lab.camvid import CAMVID, CLASSES, mirrored, scenes
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.evaluate import CLASSIFICATION, Task, segmentation
 from rbnorm_lab.imagefolder import folder_of, image_folder, load_image
 from rbnorm_lab.imagenet import IMAGENET_MOMENTS
+from rbnorm_lab.names import FOLDER
 
 CIFAR10_JPEG: Final = "cifar10-jpeg"
 DEBIAN_FASHION_MNIST: Final = Path("/usr/share/datasets/fashion-mnist")
@@ -303,7 +303,7 @@ def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
         raise UsageError(
             f"there is no folder {folder}, which is to have train/CLASS/IMAGE and test/CLASS/IMAGE"
         )
-    parts = [folder_of(folder / part, None) for part in ("train", "test")]
+    parts = [folder_of(folder / part) for part in ("train", "test")]
     train, test = ((_Files(part.samples), torch.tensor(part.targets)) for part in parts)
     return _in_memory(train, test, _CIFAR10, image_size, augment=cropped_and_flipped)
 

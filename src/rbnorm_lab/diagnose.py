@@ -15,7 +15,6 @@ from torch import nn
 
 import rbnorm
 from rbnorm.models import files
-from rbnorm_cli.names import model_file
 from rbnorm_lab.batches import Batches, loader_of
 from rbnorm_lab.cases import extremes
 from rbnorm_lab.checkpoints import Saved, read_saved
@@ -25,6 +24,7 @@ from rbnorm_lab.diagnosis_page import Report, lines, write_page
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.findings import findings
 from rbnorm_lab.folders import make_folder
+from rbnorm_lab.names import model_file
 from rbnorm_lab.progress import terminal
 from rbnorm_lab.records import environment
 from rbnorm_lab.subject import Request, first_batches, kept, load_subject, shifted_batches

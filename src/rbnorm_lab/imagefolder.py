@@ -50,23 +50,33 @@ def image_folder(path: Path, side: int, *, evaluation: bool = False) -> Parts:
     finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET_MOMENTS)]
     augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *finish])
     resize = v2.Compose([v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side), *finish])
-    train = path / "train"
-    held_out = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
-    if held_out and train.is_dir():
-        known = folder_of(train, augment)
-        test = folder_of(held_out, resize, known.class_to_idx)
+    parts = {name: path / name for name in ("train", "val", "test") if (path / name).is_dir()}
+    held_out = parts.get("val", parts.get("test"))
+    if held_out and ("train" in parts or evaluation):
+        train = parts.get("train", held_out)
+        known, test = folder_of(train, augment), folder_of(held_out, resize)
+        _number_alike(test, known)
         return Parts(known, folder_of(train, resize), test, len(known.classes))
-    if held_out and evaluation:
-        test = folder_of(held_out, resize)
-        return Parts(folder_of(held_out, augment), test, test, len(test.classes))
-    for part in filter(Path.is_dir, (train, *filter(None, [held_out]))):
+    for part in parts.values():
         if any(child.is_dir() for child in part.iterdir()):  # in a class are images
-            lacks = "val or test beside it" if part == train else "train beside it"
-            raise UsageError(f"{part} holds folders, as a part of a data set, and lacks {lacks}")
+            lacks = "val or test" if part.name == "train" else "train"
+            raise UsageError(
+                f"{part} holds folders, as a part of a data set, and lacks {lacks} beside it"
+            )
     return _split(folder_of(path, augment), folder_of(path, resize), evaluation)
 
 
-def _split(augmented: Any, plain: Any, evaluation: bool) -> Parts:
+def _number_alike(test: ImageFolder, known: ImageFolder) -> None:
+    """Let the classes of one folder have the numbers of another's, of which it may lack some."""
+    if odd := sorted(set(test.classes) - known.class_to_idx.keys()):
+        raise UsageError(
+            f"{test.root} has the class {odd[0]!r}, which the training images, that give the "
+            "model its head, do not have"
+        )
+    test.target_transform = [known.class_to_idx[name] for name in test.classes].__getitem__
+
+
+def _split(augmented: ImageFolder, plain: ImageFolder, evaluation: bool) -> Parts:
     every, classes = range(len(plain)), plain.classes
     if len(classes) < 2:
         raise UsageError(f"{plain.root} has one class, {classes[0]}, and needs at least two")
@@ -82,39 +92,14 @@ def _split(augmented: Any, plain: Any, evaluation: bool) -> Parts:
     return Parts(*parts, len(classes))
 
 
-class _Folder(ImageFolder):  # type: ignore[misc]
-    """One whose classes may have the numbers of another's, of which it may lack some."""
-
-    def __init__(self, path: Path, transform: Any, numbers: dict[str, int] | None) -> None:
-        self.numbers = numbers
-        super().__init__(path, transform, loader=load_image, allow_empty=numbers is not None)
-
-    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-        """The names of the classes, and the number of each."""
-        names, numbers = super().find_classes(directory)
-        if self.numbers is None:
-            return names, numbers
-        if odd := sorted(set(names) - self.numbers.keys()):
-            raise UsageError(
-                f"{directory} has the class {odd[0]!r}, which the training images, that give the "
-                "model its head, do not have"
-            )
-        return list(self.numbers), self.numbers
-
-
-def folder_of(path: Path, transform: Any, numbers: dict[str, int] | None = None) -> Any:
+def folder_of(path: Path, transform: Any = None) -> ImageFolder:
     """An ImageFolder, whose images are PIL's where nothing transforms them.
 
-    Args:
-        path: The folder of the classes.
-        transform: What becomes of an image.
-        numbers: The number of every class; in alphabetical order unless given.
-
     Raises:
-        UsageError: The path is no such folder, or has a class without a number.
+        UsageError: The path is no such folder.
     """
     try:
-        return _Folder(path, transform, numbers)
+        return ImageFolder(path, transform, loader=load_image)
     except OSError as error:
         raise UsageError(
             f"{path} is no image folder, which has one folder of images for every class "

@@ -1,6 +1,8 @@
 """Models by name, with the normaliser swapped in before training."""
 
-from typing import Any
+import difflib
+import re
+from typing import Any, Final
 
 import torch
 import torchvision
@@ -11,9 +13,13 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from rbnorm_cli.names import CIFAR_RESNET, LRASPP, SMALL
 from rbnorm_lab.errors import UsageError, first_line
+from rbnorm_lab.names import LRASPP
 from rbnorm_lab.norms import swap
+
+SMALL: Final = "small:"
+"""Before the name of a network that is to be adapted to small images."""
+_CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
 
 
 class CifarResNet(nn.Module):
@@ -98,6 +104,43 @@ def _timm() -> Any:
     return timm
 
 
+def model_name(name: str) -> str:
+    """The one spelling of a model's name.
+
+    Args:
+        name: ``cifar-resnetN`` with N = 6n + 2; or a classification model of torchvision or timm,
+            as ``torchvision:NAME``, ``timm:NAME`` or just ``NAME``, which torchvision wins; or
+            such a model adapted to small images, with ``small:`` before it; or, for segmentation,
+            :data:`rbnorm_lab.names.LRASPP`.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    if match := _CIFAR_RESNET.fullmatch(name):
+        depth = int(match[1])
+        if depth < 8 or depth % 6 != 2:
+            raise UsageError(f"{name} has no whole number of blocks: the depth is 8, 14, 20, ...")
+        return name
+    if name == LRASPP:
+        return name
+    small = SMALL if name.startswith(SMALL) else ""
+    library, _, bare = name.removeprefix(small).rpartition(":")
+    if library in ("", "torchvision") and bare in torchvision_models():
+        return f"{small}torchvision:{bare}"
+    if library in ("", "timm") and _timm().is_model(bare):
+        return f"{small}timm:{bare}"
+    known = ["cifar-resnet8", "cifar-resnet20", LRASPP, *torchvision_models()]
+    close = difflib.get_close_matches(bare, dict.fromkeys([*known, *_timm().list_models()]), n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see torchvision's and timm's lists"
+    raise UsageError(f"unknown model {name!r}: {hint}")
+
+
+def torchvision_models() -> list[str]:
+    """The names of torchvision's models for classification."""
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
 def needs_rgb(name: str) -> bool:
     """Whether the model of this canonical name only takes images of three channels."""
     return name.removeprefix(SMALL).startswith("torchvision:")
@@ -130,7 +173,7 @@ def build_model(name: str, norm: str, *, classes: int, channels: int, seed: int)
 
 
 def _with_batchnorm(name: str, classes: int, channels: int) -> nn.Module:
-    if match := CIFAR_RESNET.fullmatch(name):
+    if match := _CIFAR_RESNET.fullmatch(name):
         return CifarResNet((int(match[1]) - 2) // 6, classes, channels)
     if name == LRASPP:
         return LrasppMobileNetV2(classes)

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rbnorm.definition import RESTRICTIONS, STATISTICS
 from rbnorm.layers.options import Calibration
 from rbnorm.models.convert import convert_batchnorm
-from rbnorm_cli.names import norm_parts
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
+from rbnorm_lab.names import norm_parts
 from rbnorm_lab.replacing import replace, replace_with_activation
 
 _MOST_GROUPS: Final = 32
@@ -32,7 +32,7 @@ def canonical_norm(spec: str) -> str:
 
     Args:
         spec: ``NAME`` or ``NAME:option=value:option=value...``. The names are
-            :data:`rbnorm_cli.names.NORMS`. ``rbn``, without scaling ``rbn-center`` and without
+            :data:`rbnorm_lab.names.NORMS`. ``rbn``, without scaling ``rbn-center`` and without
             centring ``rbn-scale``, have the options of
             :class:`rbnorm.RepresentativeBatchNorm2d` that matter to them (``statistic``,
             ``restrict``, ``center_weight_init``, ``scale_weight_init``, ``scale_bias_init``),

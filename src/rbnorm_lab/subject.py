@@ -10,20 +10,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from rbnorm.diagnosis.passes import normalisers
-from rbnorm_cli.names import (
-    FOLDER,
-    class_names,
-    corruption,
-    data_name,
-    model_file,
-    model_name,
-)
 from rbnorm_lab.batches import loader_of
 from rbnorm_lab.checkpoints import load_model, load_weights
 from rbnorm_lab.corruptions import Corrupted
 from rbnorm_lab.data import ImageData, load_data
 from rbnorm_lab.errors import UsageError, first_line
-from rbnorm_lab.models import needs_rgb
+from rbnorm_lab.models import model_name, needs_rgb
+from rbnorm_lab.names import (
+    FOLDER,
+    class_names,
+    corruption,
+    data_name,
+    model_file,
+)
 
 _DATA: Final = "digits"
 _KEPT_BYTES: Final = 2**31  # of a data set that is gone through many times

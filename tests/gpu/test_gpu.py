@@ -46,6 +46,37 @@ def test_every_restriction_and_activation(restrict, training, activation):
     fused.compare(ops, case, activation, True, device=DEVICE)
 
 
+@pytest.fixture
+def deterministic():
+    """What nobody writes is NaN, and nothing is tuned."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("training", "activation", "residual"),
+    [(True, "none", False), (True, "relu", True), (False, "none", False), (False, "silu", True)],
+)
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 64, 14, 14),
+        (4, 3, 33, 65),  # nothing is aligned
+        (3, 256, 7, 7),
+        (2, 5, 200, 301),  # positions in chunks
+        (64, 32),  # a single position
+        (1, 8, 4, 4),
+        (300, 16, 3, 3),  # many instances
+    ],
+)
+def test_every_kind_of_map(deterministic, shape, layout, dtype, training, activation, residual):
+    case = Case(shape, dtype, layout, training, {"eps": 1e-3}, 0)
+    fused.compare(ops, case, activation, residual, layout, DEVICE)
+
+
 @pytest.mark.parametrize("dy_layout", [layout for layout in LAYOUTS if layout != "expanded"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout(layout, dy_layout):

@@ -10,7 +10,6 @@ from tolerances import assert_close
 
 import rbnorm
 from rbnorm_cli.main import main
-from rbnorm_cli.names import NORMS
 from rbnorm_lab.bench import candidates, cases, command, exported, measure, networks, rows, show
 from rbnorm_lab.bench.candidates import Part, Subject
 from rbnorm_lab.bench.cases import Case, Row
@@ -18,6 +17,7 @@ from rbnorm_lab.bench.goals import GOALS, Goal
 from rbnorm_lab.bench.measure import count_bytes
 from rbnorm_lab.bench.parts import PARTS, PER_CALL
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.names import NORMS
 
 CPU = torch.device("cpu")
 CASE = Case("layers", "training", "float32", "nchw", (2, 3, 4, 5))
@@ -343,29 +343,6 @@ def test_the_figure_has_a_mark_for_every_ratio():
     for axes in panels:
         marks = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
         assert (marks["rbnorm"], marks["compiled rbnorm"]) == ([0.5], [0.25])
-
-
-BAD = {
-    "--repeats 0": "repeats must be at least 1, not 0",
-    "--repeats x": "invalid int value: 'x'",
-    "--parts layer": "unknown part 'layer': did you mean layers",
-    "--parts ,": "unknown part '': choose from layers, short, compiled, models, mobilenet",
-    "--device tpu": "invalid choice: 'tpu'",
-    "--device cuda": "--device cuda needs a CUDA or ROCm device",
-    "--out a-file": "is a file",
-}
-
-
-@pytest.mark.parametrize("arguments", BAD)
-def test_bad_usage(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "a-file").touch()
-    assert main(["bench", *arguments.split()]) == 2
-    written = capsys.readouterr().err
-    assert BAD[arguments] in written
-    assert written.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 
 
 def test_an_interrupted_benchmark_keeps_the_parts_that_had_ended(

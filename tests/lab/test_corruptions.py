@@ -11,10 +11,10 @@ from tolerances import assert_close
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from rbnorm_cli.names import SEVERITIES, corruption
 from rbnorm_lab.corruptions import KINDS, Corrupted, corrupt
 from rbnorm_lab.data import collate, load_data
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.names import SEVERITIES, corruption
 
 RANDOM = ("noise", "impulse", "elastic")
 

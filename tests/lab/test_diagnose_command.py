@@ -13,11 +13,11 @@ from support import VIEWPORTS, assert_fits, opened, run
 
 import rbnorm
 from rbnorm_cli.main import main
-from rbnorm_cli.names import class_names
 from rbnorm_lab.checkpoints import load_model, read_saved
 from rbnorm_lab.corruptions import corrupt
 from rbnorm_lab.data import load_data
 from rbnorm_lab.models import build_model
+from rbnorm_lab.names import class_names
 from rbnorm_lab.subject import relabelled
 
 

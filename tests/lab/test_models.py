@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from rbnorm_cli.names import model_name
 from rbnorm_lab.errors import UsageError
-from rbnorm_lab.models import build_model, needs_rgb
+from rbnorm_lab.models import build_model, model_name, needs_rgb
 
 
 def build(name, norm, seed=0, channels=3):

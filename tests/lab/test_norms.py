@@ -8,10 +8,10 @@ from torch import nn
 from rbnorm import RepresentativeBatchNorm2d
 from rbnorm.definition import RESTRICTIONS, STATISTICS
 from rbnorm.layers.options import Calibration
-from rbnorm_cli.names import NORMS
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
 from rbnorm_lab.models import build_model
+from rbnorm_lab.names import NORMS
 from rbnorm_lab.norms import SWAPS, canonical_norm, swap
 
 EXPECTED = {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from support import CONFIG, make_record
 
-from rbnorm_cli.names import studies
 from rbnorm_lab.catalogue import maker
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
+from rbnorm_lab.names import studies
 from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.records import Failure, Record
 from rbnorm_lab.store import Store

@@ -8,7 +8,7 @@ from support import command, environment, opened, run
 from torchvision.datasets import FashionMNIST
 
 from rbnorm_cli.main import main
-from rbnorm_cli.names import study_names
+from rbnorm_lab.names import study_names
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies import work
 from rbnorm_lab.studies.command import reproducing

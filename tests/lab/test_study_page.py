@@ -6,7 +6,7 @@ import pytest
 from simulated import comparison, corrupted, failures_of, make_study, records_of, results_of
 from support import VIEWPORTS, assert_fits, make_record, opened
 
-from rbnorm_cli.names import NORMS
+from rbnorm_lab.names import NORMS
 from rbnorm_lab.studies.figures import curves_figure
 from rbnorm_lab.studies.page import write_study
 from rbnorm_lab.studies.rates import Candidate, Wanted

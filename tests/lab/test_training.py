@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 import rbnorm
-from rbnorm_lab.data import ImageData, Tensors, load_data
+from rbnorm_lab.data import ImageData, Tensors
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.evaluate import IGNORED, segmentation
 from rbnorm_lab.models import build_model
@@ -341,12 +341,6 @@ def test_what_cannot_be_synchronised_is_refused(layer, message):
 def test_batchnorm_is_synchronised_by_torch_on_an_accelerator():
     model = synchronise(nn.Sequential(nn.BatchNorm2d(2)), "bn", torch.device("cuda"))
     assert isinstance(model[0], nn.SyncBatchNorm)
-
-
-def test_digits_are_learnt():
-    data = load_data("digits", limit=640)
-    training = go_on(start(replace(RUN, batch_size=32, weight_decay=1e-4), data), 40)
-    assert training.history[-1]["test_accuracy"] > 0.8
 
 
 class Killed:

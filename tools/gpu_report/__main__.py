@@ -15,7 +15,7 @@ from tools.gpu_report import ROWS, append, draw, read
 from tools.gpu_report.steps import STEPS
 
 # What compiles runs side by side, what is timed alone.
-STANDARD = "machine,correctness+warm+suite,overhead,layers,model,counters"
+STANDARD = "machine,warm+suite,overhead,layers,model,counters"
 ROOT = Path(__file__).parents[2]
 SLOWER = 20  # times: Triton's interpreter
 
@@ -82,7 +82,7 @@ def _said(name: str) -> str:
     (ended,) = (row for row in rows if row["step"] == "steps" and row["name"] == name)
     lines = [f"== {name}: {ended['status']}, {len(mine)} rows"]
     lines += [f"FAILED {row['case']}: {row['failed'][:300]}" for row in mine if "failed" in row]
-    lines += [f"WRONG {row}" for row in mine if row.get("right") is False]
+    lines += [f"FAILED {row['test']}" for row in mine if row.get("outcome") == "failed"]
     return "\n".join(lines)
 
 

@@ -40,15 +40,6 @@ SHAPES = [(32, 256, 56, 56), (32, 512, 28, 28), (32, 2048, 7, 7), (128, 16, 32, 
 SHAPES += [(128, 256, 56, 56), (32, 64, 112, 112), (32, 64, 56, 56), (32, 128, 28, 28)]
 KINDS = [("bfloat16", "channels_last"), ("float32", "nchw")]
 KINDS += [("float32", "channels_last"), ("bfloat16", "nchw")]
-AWKWARD = [
-    (8, 64, 14, 14),
-    (4, 3, 33, 65),  # nothing is aligned
-    (3, 256, 7, 7),
-    (2, 5, 200, 301),  # positions in chunks
-    (64, 32),  # a single position
-    (1, 8, 4, 4),
-    (300, 16, 3, 3),  # many instances
-]
 
 
 def _told(case: Case, subject: str) -> Row:
@@ -77,35 +68,6 @@ def machine(case: str, device: torch.device) -> Iterator[Row]:
         seconds = seconds_of([copy] * 20, device) / 20
         speed = 2 * source.nbytes / seconds / 1e9
         yield {"copy_mib": mebibytes, "us": seconds * 1e6, "gb_per_s": speed}
-
-
-def comparisons(cuda: bool) -> list[tuple[Any, ...]]:
-    """Training, activation, residual, dtype, layout and shape."""
-    kinds = [(True, "none", False), (True, "relu", True), (False, "none", False)]
-    dtypes = ("float32", "bfloat16", "float16") if cuda else ("float32",)
-    layouts = ("channels_last", "contiguous")
-    shapes = AWKWARD if cuda else [TINY]
-    found = product([*kinds, (False, "silu", True)], dtypes, layouts, shapes)
-    return [(*kind, dtype, layout, shape) for kind, dtype, layout, shape in found]
-
-
-def correctness(case: tuple[Any, ...], device: torch.device) -> Iterator[Row]:
-    """Whether everything the ops give is within the tolerances of the tests."""
-    from cases import Case as Layer  # noqa: PLC0415 - of the tests, whose folder is on the path
-    from fused import compare  # noqa: PLC0415
-
-    from rbnorm.kernels import triton as backend  # noqa: PLC0415
-
-    training, activation, residual, dtype, layout, shape = case
-    torch.use_deterministic_algorithms(True)  # what nobody writes is NaN, and nothing is tuned
-    layer = Layer(shape, getattr(torch, dtype), layout, training, {"eps": 1e-3}, seed=0)
-    row = {"shape": "x".join(map(str, shape)), "dtype": dtype, "layout": layout, "right": True}
-    row |= {"training": training, "activation": activation, "residual": residual}
-    try:
-        compare(backend, layer, activation, residual, layout, device=device.type)
-    except AssertionError as error:
-        row |= {"right": False, "error": str(error)[:300]}
-    yield row
 
 
 def suite(case: str, device: torch.device) -> Iterator[Row]:
@@ -258,7 +220,6 @@ class Step(NamedTuple):
 # Those that run alone, and the longest of those that run at once, take eight minutes at most.
 STEPS = {
     "machine": Step(lambda _: ["versions", "copy"], machine, 30),
-    "correctness": Step(comparisons, correctness, 90, 8),
     "warm": Step(lambda cuda: [*calls(cuda), *timed(cuda)], warm, 90, 8),
     "suite": Step(lambda _: ["tests/gpu"], suite, 180),
     "overhead": Step(calls, overhead, 40),

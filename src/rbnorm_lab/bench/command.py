@@ -11,7 +11,6 @@ import torch
 from rich.progress import track
 
 from rbnorm.models.files import replace
-from rbnorm_cli.names import unknown
 from rbnorm_lab.bench.cases import Row
 from rbnorm_lab.bench.measure import measure
 from rbnorm_lab.bench.parts import PARTS
@@ -19,6 +18,7 @@ from rbnorm_lab.bench.rows import beside, here, load, save
 from rbnorm_lab.bench.show import figure, goals_table, tables
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.folders import make_folder
+from rbnorm_lab.names import unknown
 from rbnorm_lab.plots import picture
 from rbnorm_lab.progress import terminal
 
@@ -28,34 +28,14 @@ FIGURE: Final = "bench"
 def bench(parts: Sequence[str], repeats: int, device: str, out: Path) -> None:
     """Measure parts of the benchmark, then show and draw all that the folder has.
 
-    The arguments and errors are those of :func:`measure_parts`. Rows of another processor stay:
-    those of this one go into a folder beside them, which has its name.
-    """
-    folder = beside(out, here(torch.device(device)))
-    rows = measure_parts(parts, repeats, device, folder)
-    layers = [row for row in rows if row.part in ("layers", "compiled")]
-    if layers:
-        drawing = figure(layers)
-        for suffix in ("svg", "png"):
-            replace(folder / f"{FIGURE}.{suffix}", picture(drawing, suffix))
-    console = terminal(width=None if sys.stdout.isatty() else 130)
-    console.print(*tables(rows), goals_table(rows))
-    console.print(f"Rows, machine and figure: {folder}", soft_wrap=True)
-
-
-def measure_parts(parts: Sequence[str], repeats: int, device: str, out: Path) -> list[Row]:
-    """Measure parts of the benchmark and keep their rows.
-
-    A part's rows are written when it is done, in place of those it had before.
+    A part's rows are written when it is done, in place of those it had before. Rows of another
+    processor stay: those of this one go into a folder beside them, which has its name.
 
     Args:
         parts: Names in :data:`~rbnorm_lab.bench.parts.PARTS`.
         repeats: Timed rounds of a case; a slow case ends earlier, but not before 7.
         device: "cpu" or "cuda".
-        out: Folder of the rows and the machine's description.
-
-    Returns:
-        All rows that ``out`` then has.
+        out: Folder of the rows, the machine's description and the figure.
 
     Raises:
         UsageError: There is no such part or device, or the folder cannot be used.
@@ -68,13 +48,25 @@ def measure_parts(parts: Sequence[str], repeats: int, device: str, out: Path) ->
         raise UsageError(
             "--device cuda needs a CUDA or ROCm device that PyTorch can use, and found none"
         )
-    rows, machine = load(out)
-    make_folder(out)
+    folder = beside(out, here(where))
+    rows, machine = load(folder)
+    make_folder(folder)
     for name in dict.fromkeys(parts):
         part, measured = PARTS[name], list[Row]()
         for case in track(part.cases, name, console=terminal(stderr=True)):
             measured += measure(case, part.subjects(case, where), where, repeats)
         rows = [row for row in rows if row.part != name] + measured
         machine = {**machine, name: here(where)}
-        save(out, rows, machine)
-    return rows
+        save(folder, rows, machine)
+    _show(rows, folder)
+
+
+def _show(rows: Sequence[Row], folder: Path) -> None:
+    layers = [row for row in rows if row.part in ("layers", "compiled")]
+    if layers:
+        drawing = figure(layers)
+        for suffix in ("svg", "png"):
+            replace(folder / f"{FIGURE}.{suffix}", picture(drawing, suffix))
+    console = terminal(width=None if sys.stdout.isatty() else 130)
+    console.print(*tables(rows), goals_table(rows))
+    console.print(f"Rows, machine and figure: {folder}", soft_wrap=True)

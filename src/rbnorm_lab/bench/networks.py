@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import rbnorm
-from rbnorm_cli.names import NORMS
 from rbnorm_lab.bench.candidates import Subject, literally, network
 from rbnorm_lab.bench.cases import BASELINE, Case
 from rbnorm_lab.models import build_model
+from rbnorm_lab.names import NORMS
 
 SMALL_MODEL: Final = "cifar-resnet8"
 RESNET50: Final = "torchvision:resnet50"

@@ -57,7 +57,6 @@ def save(out: Path, rows: Sequence[Row], machine: Machine) -> None:
 def here(device: torch.device) -> dict[str, Any]:
     """This machine, the versions and the time."""
     backend = rbnorm.backends()[device.type]
-    cuda = device.type == "cuda" and torch.cuda.is_available()
     return {
         "date": now(),
         **environment(),
@@ -65,7 +64,7 @@ def here(device: torch.device) -> dict[str, Any]:
         "limit": os.environ.get("RBNORM_CPU"),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "backend": f"{backend.name}: {backend.why}",
     }
 

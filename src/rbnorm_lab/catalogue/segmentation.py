@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
-from rbnorm_cli.names import LRASPP
 from rbnorm_lab.camvid import CAMVID
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.names import LRASPP
 from rbnorm_lab.studies import limits, words
 from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
 from rbnorm_lab.studies.variants import (

@@ -27,7 +27,6 @@ const shown = (value, digits = 2) => {
   return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
 };
 const signed = (value) => (value > 0 ? "+" : "") + shown(value);
-const error = (value) => (value === 0 ? "0" : value.toExponential(0).replace("-", "−"));
 const percent = (share) => say(`${shown(100 * share, 0)} %`, `${shown(100 * share, 0)}%`);
 const channel = () => data.channels[state.channel];
 const sigma = () => Math.sqrt(channel().within + channel().between + data.eps);
@@ -139,49 +138,8 @@ function seen(now) {
     const numbers = [signed(one.K_s), shown(Math.sqrt(rbn.moments(one.X_cs).v)), percent(passing(one))];
     numbers.forEach((text, j) => { bodies[i].cells[j + 1].textContent = text; });
   });
-}
-
-function fill(row, left, right, difference) {
-  [left, right].forEach((value, i) => { row.cells[i + 1].textContent = shown(value, 6); });
-  row.cells[3].textContent = error(Math.abs(difference));
-}
-
-function identities({ instances, outputs, one }) {
-  const row = (name) => document.querySelector(`[data-identity="${name}"]`);
-  const E = rbn.mean(instances.flat()), K = outputs.map((o) => o.m);
-  fill(row("mean_K"), rbn.mean(K), E, rbn.mean(K) - E);
-  const X_cm = outputs.flatMap((o) => o.X_cm), E_cm = rbn.mean(X_cm);
-  fill(row("mean_cm"), E_cm, (1 + state.w_m) * E, E_cm - (1 + state.w_m) * E);
-  const x = instances[state.image];
-  const left = one.X_cm.map((value, i) => value - E_cm - (x[i] - E));
-  const right = state.w_m * (one.m - E);
-  fill(row("difference"), left[0], right, Math.max(...left.map((l) => Math.abs(l - right))));
-  const V = rbn.moments(X_cm).v;
-  const formula = rbn.centred(rbn.batchMoments(instances), state.w_m).V;
-  fill(row("variance_cm"), V, formula, V - formula);
-  const scaled = rbn.moments(one.X_cs).v, by = one.gate ** 2 * rbn.moments(one.X_s).v;
-  fill(row("variance_cs"), scaled, by, scaled - by);
-  byId("gate").textContent = `Kₛ = ${signed(one.K_s)}, R = ${shown(one.gate, 3)}, R² = ${shown(one.gate ** 2, 3)}`;
-}
-
-function inPlace({ instances, one }) {
-  const K = one.m, tensor = Float64Array.from(instances[state.image]);
-  const rows = [0, 1, 2, 3].map((calls) => {
-    if (calls) {
-      const added = state.w_m * rbn.mean(Array.from(tensor));
-      tensor.forEach((value, i) => { tensor[i] = value + added; });
-    }
-    const cells = [calls, shown(rbn.mean(Array.from(tensor)), 4), shown((1 + state.w_m) ** calls * K, 4), shown(K, 4)];
-    const row = document.createElement("tr");
-    cells.forEach((text, i) => {
-      const cell = document.createElement(i ? "td" : "th");
-      cell.textContent = text;
-      row.append(cell);
-    });
-    return row;
-  });
-  byId("inplace").tBodies[0].replaceChildren(...rows);
-  byId("shortcut").textContent = `${shown(state.w_m * K, 4)} = ${signed(state.w_m * K / sigma())} σ`;
+  const { K_s, gate } = now.one;
+  byId("gate").textContent = `Kₛ = ${signed(K_s)}, R = ${shown(gate, 3)}, R² = ${shown(gate ** 2, 3)}`;
 }
 
 const WIDTH = 420, HEIGHT = 160, LIMIT = 4, BINS = 48;
@@ -251,7 +209,7 @@ function render() {
   for (const name of CASES) byId(`case-${name}`).setAttribute("aria-pressed", name === state.chosen);
   for (const name of PRESETS) byId(name).setAttribute("aria-pressed", name === state.weights);
   const now = pass(state.contrast, state.brightness, weightsNow());
-  for (const draw of [stages, verdict, seen, identities, inPlace, histograms]) draw(now);
+  for (const draw of [stages, verdict, seen, histograms]) draw(now);
   photographs();
 }
 
@@ -332,26 +290,12 @@ function listen() {
   byId("language").addEventListener("click", () => show(chinese() ? "en" : "zh-Hans"));
 }
 
-function starts() {
-  const notes = [["0", "halves the signal", "信号减半"], ["1", "the default", "默认值"],
-    ["4", "hardly learns", "几乎学不动"]];
-  byId("starts").tBodies[0].replaceChildren(...notes.map(([w_b, en, zh]) => {
-    const R = rbn.sigmoid(Number(w_b)), row = document.createElement("tr");
-    const head = document.createElement("th");
-    head.textContent = w_b;
-    row.append(head);
-    for (const text of [shown(R, 3), shown(R * (1 - R), 3), say(en, zh)]) row.insertCell().textContent = text;
-    return row;
-  }));
-}
-
 function show(language) {
   root.lang = language;
   document.title = document.querySelector(`h1 [lang="${language}"]`).textContent;
   for (const option of document.querySelectorAll("option[data-en]")) {
     option.textContent = say(option.dataset.en, option.dataset.zh);
   }
-  starts();
   spreads();
   render();
 }

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from rbnorm_cli.names import LRASPP
 from rbnorm_lab.config import RunConfig
+from rbnorm_lab.names import LRASPP
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.study import FIRST_TUNING_SEED, Settings
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from rbnorm_cli.names import LRASPP
+from rbnorm_lab.names import LRASPP
 from rbnorm_lab.records import Failure, Record
 from rbnorm_lab.shift import TRAINED, mean_corruption_accuracy
 from rbnorm_lab.statistics import Estimate, blocked, estimate, holm, sign_flip

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from rbnorm_cli.names import items, model_name, numbers
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError, at_least
+from rbnorm_lab.models import model_name
+from rbnorm_lab.names import items, numbers
 from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.shift import TRAINED
 from rbnorm_lab.text import Text

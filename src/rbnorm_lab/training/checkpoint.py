@@ -32,11 +32,6 @@ def newest(folder: Path) -> Path | None:
     return found
 
 
-def clear(folder: Path) -> None:
-    """Remove what was being written or removed when a process was killed."""
-    shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
-
-
 def save(training: Training, folder: Path) -> None:
     """Write a checkpoint below a folder and remove those that it makes superfluous.
 
@@ -46,9 +41,13 @@ def save(training: Training, folder: Path) -> None:
         UsageError: The training loss is not finite, or a file cannot be written. The checkpoints
             before it are as they were.
     """
-    training.check_finite()
     accelerator, scratch = training.accelerator, folder / _SCRATCH
     target = folder / f"step-{training.step:010d}"
+    if (
+        accelerator.is_main_process
+    ):  # of a process that was killed; the others wait in the next line
+        shutil.rmtree(scratch, ignore_errors=True)
+    training.check_finite()
 
     def keep_models(_: Any, weights: list[Any], __: str) -> None:
         weights.clear()  # each is a trained model in a file, not what accelerate has wrapped it in

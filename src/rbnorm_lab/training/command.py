@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from filelock import FileLock, Timeout
 from rbnorm_lab.config import STEPS, RunConfig
 from rbnorm_lab.data import ImageData, load_data
 from rbnorm_lab.errors import UsageError, at_least
-from rbnorm_lab.folders import check_folder, make_folder
+from rbnorm_lab.folders import make_folder
 from rbnorm_lab.models import needs_rgb
 from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.processes import make_accelerator
@@ -29,47 +28,23 @@ LR_BATCH_SIZE: Final = 256
 _NAMES: Final = {"train": "training", "test": "held out", "ema": "held out, average"}
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to train, or to evaluate.
+def config_of(options: Mapping[str, Any], processes: int) -> RunConfig:
+    """The run that the options of the command ask for.
 
-    Attributes:
-        run: The run.
-        data_root: Where the files of data sets are; see :func:`rbnorm_lab.data.load_data`.
-        checkpoint_every: Steps between two checkpoints within an epoch.
-        tracker: A tracker that accelerate knows, or ``none``.
-        evaluate: Only evaluate the newest checkpoint.
+    The learning rate is for batch size :data:`LR_BATCH_SIZE`, others scale it in proportion.
+
+    Raises:
+        UsageError: A value is out of range, or nothing is known by its name.
     """
-
-    run: RunConfig
-    data_root: Path | None
-    checkpoint_every: int
-    tracker: str
-    evaluate: bool
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], processes: int) -> "Request":
-        """What the options of the command ask for.
-
-        The learning rate is for batch size :data:`LR_BATCH_SIZE`, others scale it in proportion.
-
-        Raises:
-            UsageError: A value is out of range, or nothing is known by its name.
-        """
-        size = options["batch_size"]
-        run = RunConfig.of(
-            options,
-            norm=canonical_norm(options["norm"]),
-            lr=options["lr"] * size / LR_BATCH_SIZE,
-            processes=processes,
-            norm_batch=parts(size, processes, options["accumulate"]),
-            recipe=STEPS,
-        )
-        names = ("data_root", "checkpoint_every", "tracker", "evaluate")
-        return cls(run, *(options[name] for name in names))
-
-    def __post_init__(self) -> None:
-        at_least(1, checkpoint_every=self.checkpoint_every)
+    size = options["batch_size"]
+    return RunConfig.of(
+        options,
+        norm=canonical_norm(options["norm"]),
+        lr=options["lr"] * size / LR_BATCH_SIZE,
+        processes=processes,
+        norm_batch=parts(size, processes, options["accumulate"]),
+        recipe=STEPS,
+    )
 
 
 def parts(batch_size: int, processes: int, accumulate: int) -> int | None:
@@ -87,32 +62,60 @@ def parts(batch_size: int, processes: int, accumulate: int) -> int | None:
     return None if accumulate == 1 else batch_size // (processes * accumulate)
 
 
-def train(request: Request, out: Path) -> None:
+def train(
+    config: RunConfig,
+    out: Path,
+    data_root: Path | None,
+    checkpoint_every: int,
+    tracker: str,
+    *,
+    evaluate: bool = False,
+) -> None:
     """Train from the newest checkpoint in ``out`` on, or only evaluate it.
 
     Under ``torchrun`` or ``accelerate launch`` every process calls this; the main one prints and
     writes, and all read.
 
+    Args:
+        config: The run.
+        out: Folder of the checkpoints, the record and the tracker's logs.
+        data_root: Where the files of data sets are; see :func:`rbnorm_lab.data.load_data`.
+        checkpoint_every: Steps between two checkpoints within an epoch.
+        tracker: A tracker that accelerate knows, or ``none``.
+        evaluate: Only evaluate the newest checkpoint.
+
     Raises:
         UsageError: The run cannot be made, continued or evaluated as asked.
     """
-    check_folder(out)
-    config = request.run
-    accelerator = _accelerator(request, out)
+    accelerator = make_accelerator(
+        config.mixed_precision,
+        log_with=None if evaluate else _known(tracker),
+        project_config=ProjectConfiguration(logging_dir=str(out / "logs")),
+    )
     data = load_data(
         config.data,
-        request.data_root,
+        data_root,
         rgb=needs_rgb(config.model),
         limit=config.limit,
         image_size=config.image_size,
     )
-    if request.evaluate:
+    if evaluate:
         _evaluate(config, data, accelerator, out)
     else:
         check_run(config, data, accelerator.device)
         with _only_writer(out, accelerator):
-            _train(request, data, accelerator, out)
+            _train(config, data, accelerator, out, checkpoint_every)
     accelerator.end_training()
+
+
+def _known(tracker: str) -> str | None:
+    available = ["none", *map(str, get_available_trackers())]
+    if tracker not in available:
+        raise UsageError(
+            f"tracker {tracker!r} is not installed, or none that accelerate knows: choose from "
+            f'{", ".join(available)}, or install it with pip install "{tracker}"'
+        )
+    return None if tracker == "none" else tracker
 
 
 def _evaluate(config: RunConfig, data: ImageData, accelerator: Accelerator, out: Path) -> None:
@@ -126,8 +129,10 @@ def _evaluate(config: RunConfig, data: ImageData, accelerator: Accelerator, out:
         terminal().print(f"step {training.step}: {sentence(metrics)}", soft_wrap=True)
 
 
-def _train(request: Request, data: ImageData, accelerator: Accelerator, out: Path) -> None:
-    config, store = request.run, Store(out)
+def _train(
+    config: RunConfig, data: ImageData, accelerator: Accelerator, out: Path, save_every: int
+) -> None:
+    store = Store(out)
     console = terminal(quiet=not accelerator.is_main_process)
     if config.key in store.records:
         console.print(f"Nothing left to train: {config.epochs} epochs are done.", soft_wrap=True)
@@ -153,7 +158,7 @@ def _train(request: Request, data: ImageData, accelerator: Accelerator, out: Pat
             lambda: progress.advance(task),
             on_epoch=say,
             folder=out,
-            save_every=request.checkpoint_every,
+            save_every=save_every,
             accelerator=accelerator,
         )
     if accelerator.is_main_process:
@@ -161,26 +166,9 @@ def _train(request: Request, data: ImageData, accelerator: Accelerator, out: Pat
     console.print(f"Checkpoint: {checkpoint.newest(out)}", soft_wrap=True)
 
 
-def _accelerator(request: Request, out: Path) -> Accelerator:
-    tracker = None if request.evaluate or request.tracker == "none" else request.tracker
-    known = [str(name) for name in LoggerType if name != LoggerType.ALL]
-    if tracker and tracker not in known:
-        raise UsageError(f"unknown tracker {tracker!r}: choose from none, {', '.join(known)}")
-    if tracker and tracker not in map(str, get_available_trackers()):
-        raise UsageError(
-            f"tracker {tracker!r} is not installed: install it with "
-            f'pip install "{tracker}", or give --tracker none'
-        )
-    return make_accelerator(
-        request.run.mixed_precision,
-        log_with=tracker,
-        project_config=ProjectConfiguration(logging_dir=str(out / "logs")),
-    )
-
-
 @contextmanager
 def _only_writer(out: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The folder, made and cleared, for this run alone."""
+    """The folder, made, for this run alone."""
     if not accelerator.is_main_process:
         yield
         return
@@ -191,7 +179,6 @@ def _only_writer(out: Path, accelerator: Accelerator) -> Iterator[None]:
     except Timeout as error:
         raise UsageError(f"another process is training in {out}: choose another --out") from error
     with lock:
-        checkpoint.clear(out)
         yield
 
 

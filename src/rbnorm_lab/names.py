@@ -1,14 +1,12 @@
 """The names that a command takes, checked without importing what they name."""
 
 import difflib
-import importlib.util
-import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
 
-from rbnorm_cli.errors import UsageError, first_line
+from rbnorm_lab.errors import UsageError, first_line
 
 Number = TypeVar("Number", int, float)
 
@@ -41,10 +39,8 @@ NETWORKS: Final = (
     "small:timm:cs3darknet_s",
 )
 """The further networks of the study of networks, adapted to small images."""
-SMALL: Final = "small:"
 LRASPP: Final = "lraspp-mobilenet-v2"
 """The one network for segmentation, with ImageNet weights in its backbone."""
-CIFAR_RESNET: Final = re.compile(r"cifar-resnet(\d+)")
 
 _CENTER: Final = ("center_weight_init", "first_center_weight_init", "first_layers")
 _SCALE: Final = ("preserve", "restrict", "scale_bias_init", "scale_weight_init")
@@ -53,12 +49,6 @@ NORM_OPTIONS: Final = {
     "rbn-center": (*_CENTER, "statistic"),
     "rbn-scale": (*_SCALE, "statistic"),
 }
-_REGISTERED: Final = re.compile(
-    r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE
-)
-_RENAMED: Final = re.compile(
-    r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", re.MULTILINE | re.DOTALL
-)
 
 
 def items(values: Iterable[str]) -> list[str]:
@@ -131,61 +121,11 @@ def norm_parts(spec: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def model_name(name: str) -> str:
-    """The one spelling of a model's name.
-
-    Args:
-        name: ``cifar-resnetN`` with N = 6n + 2; or a classification model of torchvision or timm,
-            as ``torchvision:NAME``, ``timm:NAME`` or just ``NAME``, which torchvision wins; or
-            such a model adapted to small images, with ``small:`` before it; or, for segmentation,
-            :data:`LRASPP`.
-
-    Raises:
-        UsageError: There is no such model.
-    """
-    if match := CIFAR_RESNET.fullmatch(name):
-        depth = int(match[1])
-        if depth < 8 or depth % 6 != 2:
-            raise UsageError(f"{name} has no whole number of blocks: the depth is 8, 14, 20, ...")
-        return name
-    if name == LRASPP:
-        return name
-    small = SMALL if name.startswith(SMALL) else ""
-    library, _, bare = name.removeprefix(small).rpartition(":")
-    for candidate in ("torchvision", "timm"):
-        # timm names weights of a model after a dot
-        plain = bare.partition(".")[0] if candidate == "timm" else bare
-        if library in ("", candidate) and plain in library_models(candidate):
-            return f"{small}{candidate}:{bare}"
-    known = ["cifar-resnet8", "cifar-resnet20", LRASPP]
-    known += [n for lib in ("torchvision", "timm") for n in sorted(library_models(lib))]
-    close = difflib.get_close_matches(bare, dict.fromkeys(known), n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "see torchvision's and timm's lists"
-    raise UsageError(f"unknown model {name!r}: {hint}")
-
-
-@cache
-def library_models(library: str) -> frozenset[str]:
-    """The classification models of torchvision or timm, by the decorators in its source.
-
-    Importing either takes seconds; reading the hundred files a tenth of one.
-    """
-    package = importlib.util.find_spec(library)
-    names: set[str] = set()
-    for folder in package.submodule_search_locations or () if package else ():
-        for file in Path(folder, "models").glob("*.py"):
-            source = file.read_text(encoding="utf-8")
-            names.update(_REGISTERED.findall(source))
-            for renamed in _RENAMED.findall(source):
-                names.update(re.findall(r"['\"](\w+)['\"]\s*:", renamed))
-    return frozenset(names)
-
-
 @cache
 def studies() -> dict[str, bool]:
     """The studies of ``rbnorm study NAME``, and whether ``all`` has them, by their files' text."""
     found = {}
-    for file in sorted((Path(__file__).parents[1] / "rbnorm_lab/catalogue").glob("[a-z]*.py")):
+    for file in sorted((Path(__file__).parent / "catalogue").glob("[a-z]*.py")):
         source = file.read_text(encoding="utf-8")
         if "\nCOMMAND: " not in source:
             found[file.stem.replace("_", "-")] = "\nOWN_DATA: " not in source
