@@ -4,17 +4,16 @@ import argparse
 import importlib
 import importlib.util
 import os
-import runpy
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from rbnorm_cli import completion
 from rbnorm_cli.checks import check
 from rbnorm_cli.parser import make_parser
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.names import version
 
 # Every distribution that the extra `lab` adds and a command cannot do without, by import name.
 LAB: Final = (
@@ -94,18 +93,6 @@ def _run(given: Sequence[str]) -> int:
         print(f"rbnorm: interrupted; {options.interrupted}.", file=sys.stderr)
         return 130
     return 0
-
-
-def version() -> str:
-    """The library's version."""
-    return str(runpy.run_path(str(_library() / "_version.py"))["__version__"])
-
-
-def _library() -> Path:
-    spec = importlib.util.find_spec("rbnorm")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0])
 
 
 def _missing() -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import Final
 
-from rbnorm_cli.main import version
 from rbnorm_lab.folders import make_folder
+from rbnorm_lab.names import version
 
 _FILE: Final = ".finished"
 _SOURCES: Final = ("*.py", "*.html")

@@ -1,6 +1,8 @@
 """The names that a command takes, checked without importing what they name."""
 
 import difflib
+import importlib.util
+import runpy
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -226,3 +228,12 @@ def check_shifted(name: str | None) -> None:
         raise unknown("data of --shifted", name, (*DATA, "train", *CORRUPTIONS))
     if name.startswith(FOLDER):
         data_name(name)
+
+
+def version() -> str:
+    """The library's version, read without importing torch."""
+    library = importlib.util.find_spec("rbnorm")
+    assert library is not None
+    assert library.submodule_search_locations
+    file = Path(library.submodule_search_locations[0]) / "_version.py"
+    return str(runpy.run_path(str(file))["__version__"])
