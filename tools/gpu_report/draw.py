@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,28 +58,18 @@ LINE = {
     "不用 CUDA graph 时往往由主机决定，一次前向加反向占用主机 {rbn} 微秒，"
     "BatchNorm 为 {batchnorm} 微秒。",
 }
-CHINESE = {
-    "shape": "形状",
-    "dtype": "类型",
-    "layout": "布局",
-    "training: BatchNorm us": "训练：BatchNorm，微秒",
-    "evaluation: BatchNorm us": "推理：BatchNorm，微秒",
-    "of copy": "占复制速度",
-    "us a call": "每次调用，微秒",
-    "evaluation": "推理",
-    "forward": "前向",
-    "forward and backward": "前向加反向",
-    "ResNet-50, batch 128": "ResNet-50，批大小 128",
-    "ms a step": "每步，毫秒",
-    "of BatchNorm": "与 BatchNorm 之比",
-    "ms of the host": "主机，毫秒",
-    "peak GiB": "峰值，GiB",
-    "kernel": "算子",
-    "maps read": "读特征图",
-    "maps written": "写特征图",
-    "us": "微秒",
+HEADS = {
+    "layers": "shape|形状; dtype|类型; layout|布局; training: BatchNorm us|训练：BatchNorm，微秒; "
+    "RBN; of copy|占复制速度; evaluation: BatchNorm us|推理：BatchNorm，微秒; RBN; "
+    "of copy|占复制速度",
+    "overhead": "us a call|每次调用，微秒; evaluation|推理; forward|前向; "
+    "forward and backward|前向加反向",
+    "model": "ResNet-50, batch 128|ResNet-50，批大小 128; ms a step|每步，毫秒; "
+    "of BatchNorm|与 BatchNorm 之比; ms of the host|主机，毫秒; peak GiB|峰值，GiB",
+    "counters": "kernel|算子; layout|布局; maps read|读特征图; maps written|写特征图; us|微秒; "
+    "GB/s",
 }
-"""The heads of the tables; what has no entry is the same in both languages."""
+"""The heads of the tables, in both languages where they differ."""
 OUTCOMES = {"passed": "通过", "skipped": "跳过", "failed": "失败"}
 
 
@@ -107,57 +98,42 @@ def faster(us: dict[str, float]) -> float:
     return min(us[name] for name in ("batchnorm", "batchnorm native") if name in us)
 
 
-Table = list[list[str]]
-
-
-def _layers(report: Report) -> Table:
-    modes = [[f"{mode}: BatchNorm us", "RBN", "of copy"] for mode in ("training", "evaluation")]
-    table = [["shape", "dtype", "layout", *modes[0], *modes[1]]]
+def _layers(report: Report) -> Iterator[list[str]]:
     for case, found in report.layers().items():
-        table.append([*case])
+        cells = [*case]
         for mode, copies in (("training", 4), ("inference", 1)):
             us = found.get(mode)
             if us is None:
-                table[-1] += ["", "", ""]
+                cells += ["", "", ""]
                 continue
             share = copies * us["copy"] / us["rbn"]
-            table[-1] += [f"{faster(us):.0f}", f"{us['rbn'] / faster(us):.2f}", f"{share:.0%}"]
-    return table
+            cells += [f"{faster(us):.0f}", f"{us['rbn'] / faster(us):.2f}", f"{share:.0%}"]
+        yield cells
 
 
-def _overhead(report: Report) -> Table:
+def _overhead(report: Report) -> Iterator[list[str]]:
     found: dict[str, dict[str, float]] = {}
     for row in report.of("overhead"):
         if "us" in row:
             found.setdefault(row["subject"], {})[row["mode"]] = row["us"]
     modes = ("inference", "training forward", "training")
-    rows = [
-        [subject, *(f"{us[mode]:.0f}" if mode in us else "" for mode in modes)]
-        for subject, us in found.items()
-    ]
-    return [["us a call", "evaluation", "forward", "forward and backward"], *rows]
+    for subject, us in found.items():
+        yield [subject, *(f"{us[mode]:.0f}" if mode in us else "" for mode in modes)]
 
 
-def _model(report: Report) -> Table:
-    rows = []
-    for how in ("eager", "compiled"):
-        found = {row["subject"]: row for row in report.of("model", how=how)}
-        for name, row in found.items():
-            ratio = row["us"] / found["batchnorm"]["us"]
-            cells = [f"{row['us'] / 1e3:.1f}", f"{ratio:.3f}", f"{row['host_us'] / 1e3:.1f}"]
-            rows.append([f"{name}, {how}", *cells, f"{row['peak_mib'] / 1024:.2f}"])
-    return [["ResNet-50, batch 128", "ms a step", "of BatchNorm", "ms of the host", "peak GiB"],
-            *rows]  # fmt: skip
+def _model(report: Report) -> Iterator[list[str]]:
+    for row in report.of("model"):
+        (base,) = report.of("model", how=row["how"], subject="batchnorm")
+        ms, ratio, host = row["us"] / 1e3, row["us"] / base["us"], row["host_us"] / 1e3
+        name, peak = f"{row['subject']}, {row['how']}", row["peak_mib"] / 1024
+        yield [name, f"{ms:.1f}", f"{ratio:.3f}", f"{host:.1f}", f"{peak:.2f}"]
 
 
-def _counters(report: Report) -> Table:
+def _counters(report: Report) -> Iterator[list[str]]:
     formats = {"read": ".2f", "written": ".2f", "us": ".1f", "gb_per_s": ".0f"}
-    rows = [
-        [row["kernel"], row["layout"], *(format(row[k], f) for k, f in formats.items())]
-        for row in report.of("counters")
-        if not row.get("kernel", "void").startswith("void")
-    ]
-    return [["kernel", "layout", "maps read", "maps written", "us", "GB/s"], *rows]
+    for row in report.of("counters"):
+        if not row.get("kernel", "void").startswith("void"):
+            yield [row["kernel"], row["layout"], *(format(row[k], f) for k, f in formats.items())]
 
 
 def page(report: Report, language: str) -> str:
@@ -167,19 +143,20 @@ def page(report: Report, language: str) -> str:
     counts = {outcome: tests.count(outcome) for outcome in dict.fromkeys(tests)}
     ran = [f"{OUTCOMES[k]} {n} 项" if chinese else f"{n} {k}" for k, n in counts.items()]
 
-    def drawn(table: Table) -> str:
-        head = [CHINESE.get(cell, cell) if chinese else cell for cell in table[0]]
-        lines = [head, ["---"] * len(head), *table[1:]]
+    def drawn(name: str, rows: Iterator[list[str]]) -> str:
+        words = [cell.partition("|") for cell in HEADS[name].split("; ")]
+        head = [zh if chinese and zh else en for en, _, zh in words]
+        lines = [head, ["---"] * len(head), *rows]
         return "\n".join(["", *("| " + " | ".join(cells) + " |" for cells in lines), ""])
 
     return PAGE[language].format(
         **report.of("machine")[0],
         copy=max(row["gb_per_s"] for row in report.of("machine") if "gb_per_s" in row),
         ran=("，" if chinese else ", ").join(ran),
-        layers=drawn(_layers(report)),
-        overhead=drawn(_overhead(report)),
-        model=drawn(_model(report)),
-        counters=drawn(_counters(report)),
+        layers=drawn("layers", _layers(report)),
+        overhead=drawn("overhead", _overhead(report)),
+        model=drawn("model", _model(report)),
+        counters=drawn("counters", _counters(report)),
     )
 
 
