@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +43,8 @@ class Usage(NamedTuple):
     registers: int
     shared: int
     spills: int
-    loads: dict[int, int]
-    stores: dict[int, int]
+    loads: Counter[int]
+    stores: Counter[int]
 
 
 class Variant(NamedTuple):
@@ -88,14 +89,12 @@ SWEEPS = {
     "grad_affine, residual, relu": Variant(sweeps.grad_affine, frozenset(), _RELU),
 }
 TABLES = {
-    "table, forward": Variant(tables.forward, frozenset(), _table(plan(256, 64, 3136, False))),
-    "table, forward, 128 chunks": Variant(
-        tables.forward, frozenset(), _table(plan(8, 1, 2**24, False))
-    ),
-    "table, backward": Variant(tables.backward, frozenset(), _table(plan(256, 64, 3136, False))),
-    "table, backward, 128 chunks": Variant(
-        tables.backward, frozenset(), _table(plan(8, 1, 2**24, False))
-    ),
+    f"table, {name}{size}": Variant(getattr(tables, name), frozenset(), _table(p))
+    for name in ("forward", "backward")
+    for size, p in (
+        ("", plan(256, 64, 3136, False)),
+        (", 128 chunks", plan(8, 1, 2**24, False)),
+    )
 }
 FRESH = frozenset({"m", "E", "V", "residual"})
 WHOLE = {
@@ -154,13 +153,6 @@ def usage(compiled: Any) -> Usage:
     return _nvidia(compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared)
 
 
-def _count(text: str, pattern: str, bits: Any) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for match in re.finditer(pattern, text):
-        found[bits(match)] = found.get(bits(match), 0) + 1
-    return found
-
-
 def _nvidia(ptx: str, cubin: bytes, shared: int) -> Usage:
     def bits(match: re.Match[str]) -> int:
         return int(match[1] or 1) * int(match[2])
@@ -177,18 +169,18 @@ def _nvidia(ptx: str, cubin: bytes, shared: int) -> Usage:
         numbers["REG"],
         shared + numbers["SHARED"],
         numbers["STACK"] + numbers["LOCAL"],
-        _count(ptx, access.format("ld"), bits),
-        _count(ptx, access.format("st"), bits),
+        Counter(map(bits, re.finditer(access.format("ld"), ptx))),
+        Counter(map(bits, re.finditer(access.format("st"), ptx))),
     )
 
 
 def _amd(text: str, shared: int) -> Usage:
+    sizes = {"ubyte": 8, "ushort": 16, "short": 16, "short_d16": 16, "short_d16_hi": 16}
+    access = r"(?:global|buffer)_{}_(dwordx?\d?|\w+)\b"
+
     def bits(match: re.Match[str]) -> int:
-        sizes = {"ubyte": 8, "ushort": 16, "short": 16, "short_d16": 16, "short_d16_hi": 16}
-        kind = match[1]
-        return (
-            sizes[kind] if kind in sizes else 32 * int(kind.removeprefix("dword").lstrip("x") or 1)
-        )
+        dwords = match[1].removeprefix("dword").lstrip("x")
+        return sizes.get(match[1]) or 32 * int(dwords or 1)
 
     def number(key: str) -> int:
         match = re.search(rf"\.{key}:\s+(\d+)", text)
@@ -199,8 +191,8 @@ def _amd(text: str, shared: int) -> Usage:
         number("vgpr_count"),
         shared,
         number("vgpr_spill_count") + number("sgpr_spill_count"),
-        _count(text, r"(?:global|buffer)_load_(dwordx?\d?|\w+)\b", bits),
-        _count(text, r"(?:global|buffer)_store_(dwordx?\d?|\w+)\b", bits),
+        Counter(map(bits, re.finditer(access.format("load"), text))),
+        Counter(map(bits, re.finditer(access.format("store"), text))),
     )
 
 

@@ -25,11 +25,11 @@ CONDITIONS: Final = (
     *(f"{kind}/{severity}" for kind in CORRUPTIONS for severity in STUDIED_SEVERITIES),
 )
 """What accuracies under corruptions are measured on."""
-LR_BATCH_SIZE: Final = 64
-"""The batch size that the learning rate of ``rbnorm compare`` is for; others scale it."""
 ONE_CYCLE, STEPS = RECIPES = ("one-cycle", "steps")
 """Nesterov momentum with a learning rate that rises and falls once; and the recipe of ResNet on
 ImageNet, momentum with a learning rate divided by 10 every few epochs."""
+LR_BATCH_SIZE: Final = {ONE_CYCLE: 64, STEPS: 256}
+"""The batch size that each recipe's learning rate is for; others scale it in proportion."""
 
 _CHOICES: Final = {
     "norm": NORMS,

@@ -29,7 +29,12 @@ def study(settings: Settings, rate: Rate) -> Study:
         Arm(
             f"batch size {size}",
             norm,
-            replace(shared, norm=norm, batch_size=size, lr=shared.lr * size / LR_BATCH_SIZE),
+            replace(
+                shared,
+                norm=norm,
+                batch_size=size,
+                lr=shared.lr * size / LR_BATCH_SIZE[shared.recipe],
+            ),
             None if norm == "bn" else "bn",
         )
         for size in dict.fromkeys(settings.batch_sizes)

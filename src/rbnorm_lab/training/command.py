@@ -10,7 +10,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 from filelock import FileLock, Timeout
 
-from rbnorm_lab.config import STEPS, RunConfig
+from rbnorm_lab.config import LR_BATCH_SIZE, STEPS, RunConfig
 from rbnorm_lab.data import ImageData, load_data
 from rbnorm_lab.errors import UsageError, at_least
 from rbnorm_lab.folders import make_folder
@@ -23,15 +23,11 @@ from rbnorm_lab.train import check_run, model_of, steps_of, train_run
 from rbnorm_lab.training import checkpoint
 from rbnorm_lab.training.loop import Training
 
-LR_BATCH_SIZE: Final = 256
-"""The batch size that the learning rate of ``rbnorm train`` is for; others scale it."""
 _NAMES: Final = {"train": "training", "test": "held out", "ema": "held out, average"}
 
 
 def config_of(options: Mapping[str, Any], processes: int) -> RunConfig:
     """The run that the options of the command ask for.
-
-    The learning rate is for batch size :data:`LR_BATCH_SIZE`, others scale it in proportion.
 
     Raises:
         UsageError: A value is out of range, or nothing is known by its name.
@@ -40,7 +36,7 @@ def config_of(options: Mapping[str, Any], processes: int) -> RunConfig:
     return RunConfig.of(
         options,
         norm=canonical_norm(options["norm"]),
-        lr=options["lr"] * size / LR_BATCH_SIZE,
+        lr=options["lr"] * size / LR_BATCH_SIZE[STEPS],
         processes=processes,
         norm_batch=parts(size, processes, options["accumulate"]),
         recipe=STEPS,
