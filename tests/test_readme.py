@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rbnorm_cli.main import OWN_STUDIES
-from rbnorm_cli.parser import make_parser
+from rbnorm_cli.parser import joined, make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
@@ -95,9 +94,7 @@ def test_commands_are_ones_that_the_command_line_takes(page):
     for words in commands(page):
         if words[0] == "rbnorm":
             line = words[1 : words.index(">") if ">" in words else None]
-            own = " ".join(line[:2])
-            line = [own, *line[2:]] if own in OWN_STUDIES else line
-            make_parser("").parse_args(line)
+            make_parser("").parse_args(joined(line))
 
 
 def test_extras_and_targets_exist():

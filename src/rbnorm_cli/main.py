@@ -11,7 +11,7 @@ from typing import Final
 
 from rbnorm_cli import completion
 from rbnorm_cli.checks import check
-from rbnorm_cli.parser import make_parser
+from rbnorm_cli.parser import joined, make_parser
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.names import version
 
@@ -70,10 +70,7 @@ def _say(sentence: str) -> int:
 
 def _run(given: Sequence[str]) -> int:
     parser = make_parser(_extra())
-    # the study with options of its own
-    own = given[:2] == ["study", "domains"]
-    joined = ["study domains", *given[2:]] if own else given
-    options = parser.parse_args(joined)
+    options = parser.parse_args(joined(given))
     if options.version:
         print(f"rbnorm {version()}")
         return 0

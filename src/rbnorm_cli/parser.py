@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
@@ -78,6 +78,12 @@ def make_parser(epilog: str) -> Parser:
         command.set_defaults(interrupted=interrupted)
         declare(command)
     return parser
+
+
+def joined(given: Sequence[str]) -> list[str]:
+    """A command line in which a command of two words is one."""
+    name = " ".join(given[:2])
+    return [name, *given[2:]] if name in COMMANDS else list(given)
 
 
 def _compare(parser: Parser) -> None:
