@@ -26,7 +26,7 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZERS = $(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 
-.PHONY: demo results test coverage test-gpu gpu-report sanitize check docs bench env browser clean
+.PHONY: demo results test coverage test-gpu gpu-report sanitize check notebook docs bench env browser clean
 .PHONY: test-floors compilers wheels sdist wheels-everywhere try-dist check-tag
 
 # With what the demonstration itself needs, and no more.
@@ -88,9 +88,16 @@ check: env
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(MAKE) docs
 
-# The site in both languages, and with it the page of `rbnorm explain`; no network is needed.
+# The notebook for Colab and for the site, from its source, with what it prints and draws.
+notebook: env
+	PYTHONWARNINGS=ignore $(BIN)/jupytext --to ipynb --execute notebooks/rbn.py
+
+# The site in both languages, and with it the page of `rbnorm explain` and the notebook; no network is
+# needed.
 docs: env
 	$(BIN)/rbnorm explain --out docs/_build/explain
+	$(BIN)/jupyter nbconvert --log-level ERROR --to html --output-dir docs/_build/notebook notebooks/rbn.ipynb \
+		--HTMLExporter.require_js_url= --HTMLExporter.mathjax_url=_static/mathjax/tex-chtml.js
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -D language=zh_CN docs/zh docs/_build/html/zh
 

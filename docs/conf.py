@@ -50,8 +50,10 @@ html_sidebars = {
         "sidebar/scroll-end.html",
     ]
 }
-# The page of `rbnorm explain`, where it has been made.
-html_extra_path = [path for path in ["_build/explain"] if (HERE / path).is_dir()]
+# The page of `rbnorm explain` and the notebook, where they have been made.
+html_extra_path = [
+    path for path in ["_build/explain", "_build/notebook"] if (HERE / path).is_dir()
+]
 
 
 def place(
