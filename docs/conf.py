@@ -51,9 +51,7 @@ html_sidebars = {
     ]
 }
 # The page of `rbnorm explain` and the notebook, where they have been made.
-html_extra_path = [
-    path for path in ["_build/explain", "_build/notebook"] if (HERE / path).is_dir()
-]
+html_extra_path = [path for path in ["_build/explain", "_build/notebook"] if (HERE / path).is_dir()]
 
 
 def place(

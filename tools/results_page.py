@@ -1,36 +1,49 @@
-"""The studies' pages and the boxes of docs/results.md: python -m tools.results_page.
+"""The studies' pages, and what docs/results.md shows of them: python -m tools.results_page.
 
-Under every heading that ends in the name of a study, as in ``## Cost (`cost`)``, the first box
-becomes the answer that ``rbnorm study`` gives for the committed records, in either language. The
-names of studies on other images than Fashion-MNIST end in those.
+Between the marks of a study's name, as in ``<!-- cost -->``, stand its first comparisons as a
+table, or the answer that ``rbnorm study`` gives where it has none; between those of ``summary`` the
+first table of the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from rbnorm.models.files import replace
 from rbnorm_cli.main import main
 from rbnorm_cli.parser import make_parser
 from rbnorm_lab.names import study_names
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.command import Plans
 from rbnorm_lab.studies.learnt import Learnt, learnt, sentence
-from rbnorm_lab.studies.results import Results, collect
-from rbnorm_lab.studies.sentences import NOT_RUN, answer
+from rbnorm_lab.studies.results import Compared, Results, collect
+from rbnorm_lab.studies.sentences import NOT_RUN, answer, side
 from rbnorm_lab.studies.study import Settings
-from rbnorm_lab.text import Text, joined
+from rbnorm_lab.studies.words import chinese, close
+from rbnorm_lab.text import Text, interval, joined, p_value, points
+from tools.marks import put
+from tools.questions import QUESTIONS, Question
 from tools.results_table import ROOT, domain_results
 
 PAGES: Final = {
     "en": ROOT / "docs" / "results.md",
     "zh": ROOT / "docs" / "zh" / "results.md",
+}
+SUMMARY: Final = "summary"
+ONE_LINE: Final = ("fine-tune", "networks")
+"""Studies of which the page has a line each."""
+
+
+_MOST_ROWS: Final = 7
+_SHORT: Final = {
+    "clean": Text("clean images", "干净图像"),
+    "shifted": Text("corrupted images", "退化图像"),
+    "iou": Text("mean IoU", "平均 IoU"),
+    "target": Text("new domain", "新的域"),
 }
 
 
@@ -43,6 +56,15 @@ class Source(NamedTuple):
 
 
 STUDIES: Final = Source("studies", ("study", "all"))
+CIFAR: Final = Source(
+    "cifar",
+    (
+        *("study", "cifar", "--data", "cifar10-jpeg", "--model", "cifar-resnet20"),
+        *("--batch-size", "128", "--epochs", "10", "--limit", "50000", "--seeds", "5"),
+        *("--rates", "0.05", "0.1", "0.2", "--tuning-seeds", "1", "--tuning-epochs", "10"),
+        *("--trace", "--mixed-precision", "bf16"),
+    ),
+)
 CIFAR10: Final = Source(
     "cifar10",
     (
@@ -61,14 +83,11 @@ CAMVID: Final = Source(
         *("--rates", "0.004", "0.02", "0.1", "--tuning-seeds", "1"),
     ),
 )
-SOURCES: Final = (STUDIES, CIFAR10, CAMVID)
-_SECTION: Final = re.compile(
-    r"(^## [^\n]*[(（]`([\w-]+)`[)）]\n(?:(?!## |>)[^\n]*\n)*)((?:>[^\n]*\n)+)", re.MULTILINE
-)
+SOURCES: Final = (STUDIES, CIFAR, CIFAR10, CAMVID)
 
 
-def answers(results: Path) -> dict[str, Text]:
-    """The answer of each study by its name.
+def drawn(results: Path) -> dict[str, dict[str, str]]:
+    """By language and mark what stands there.
 
     Args:
         results: Folder of the sources' folders.
@@ -76,19 +95,24 @@ def answers(results: Path) -> dict[str, Text]:
     found, networks = {}, []
     for source in SOURCES:
         for name, of in _results(results / source.folder, source).items():
-            found[name + source.suffix] = answer(of)
-            if name == "networks":
-                networks += [_on(source, one) for one in learnt(of)]
-    found["domains"] = answer(domain_results(results / STUDIES.folder))
-    found["learnt"] = joined(map(sentence, networks), " ", "") if networks else NOT_RUN
-    return found
+            found[name + source.suffix] = of
+            if name in ("networks", "cifar") and not source.suffix:
+                networks += [_named_by_network(source, one) for one in learnt(of)]
+    found["domains"] = domain_results(results / STUDIES.folder)
+    said = joined(map(sentence, networks), " ", "") if networks else NOT_RUN
+    shown = {n: of for n, of in found.items() if n not in ONE_LINE and not n.endswith("-cifar10")}
+    return {
+        language: {
+            SUMMARY: _summary(found, language),
+            **{name: _found(of, language) for name, of in shown.items()},
+            "learnt": _boxed(said, language),
+        }
+        for language in PAGES
+    }
 
 
-def _on(source: Source, of: Learnt) -> Learnt:
-    """With a group that tells it from that of the same network on other images."""
-    return (
-        dataclasses.replace(of, group=f"{of.group}, {source.suffix[1:]}") if source.suffix else of
-    )
+def _named_by_network(source: Source, of: Learnt) -> Learnt:
+    return dataclasses.replace(of, group="cifar-resnet20") if source is CIFAR else of
 
 
 def _results(folder: Path, source: Source) -> dict[str, Results]:
@@ -97,30 +121,85 @@ def _results(folder: Path, source: Source) -> dict[str, Results]:
     return {study.name: collect(study, plans.store) for study in plans.studies()}
 
 
-def filled(page: str, said: Mapping[str, Text], language: str) -> str:
-    """A page with these answers in its boxes.
+def _found(results: Results, language: str) -> str:
+    """The comparisons that were run, or the answer in a box."""
+    compared = [c for c in (*results.primary, *results.others) if c.difference][:_MOST_ROWS]
+    if not compared:
+        return _boxed(answer(results), language)
+    head = (
+        Text("comparison", "比较"),
+        Text("points", "百分点"),
+        Text("95 % interval", "95 % 区间"),
+        Text("how sure", "可靠程度"),
+    )
+    several = len(results.groups()) > 1
+    return _table(head, ([_named(c, several), *_cells(c)] for c in compared), language)
 
-    Raises:
-        ValueError: A study's heading or its box is missing.
-    """
-    missing = said.keys() - {match[2] for match in _SECTION.finditer(page)}
-    if missing:
-        raise ValueError(f"there must be a heading and a box of {', '.join(sorted(missing))}")
 
-    def box(match: re.Match[str]) -> str:
-        text = getattr(said[match[2]], language)
-        lines = textwrap.wrap(text, 96, break_on_hyphens=False) if language == "en" else [text]
-        return match[1] + "".join(f"> {line}\n" for line in lines)
+def _summary(found: Mapping[str, Results], language: str) -> str:
+    head = (
+        Text("question", "问题"),
+        Text("answer", "回答"),
+        Text("points", "百分点"),
+        Text("95 % interval", "95 % 区间"),
+        Text("how sure", "可靠程度"),
+    )
+    rows = ([q.question, q.answer, *_cells(_of(q, found[q.study]))] for q in QUESTIONS)
+    return _table(head, rows, language)
 
-    return _SECTION.sub(box, page)
+
+def _of(question: Question, results: Results) -> Compared:
+    for compared in (*results.primary, *results.others):
+        if question.asks(compared.comparison):
+            return compared
+    raise LookupError(f"the study {question.study} has no such comparison as {question}")
+
+
+def _named(compared: Compared, several: bool) -> Text:
+    of = compared.comparison
+    measure, group = _SHORT[of.measure], of.group if several else None
+    t, c = side(of.treatment, of.statistics), side(of.control, of.control_statistics)
+    en, zh = (f", {group}", f"，{chinese(group)}") if group else ("", "")
+    return Text(
+        f"{measure.en}{en}: {t.en} − {c.en}", close(f"{measure.zh}{zh}：{t.zh} − {c.zh}").strip()
+    )
+
+
+def _cells(compared: Compared) -> list[str | Text]:
+    if compared.difference is None:
+        return ["–", "–", NOT_RUN]
+    estimate = compared.difference.estimate
+    count = len(estimate.values)
+    en, zh = ("pairs", "对") if estimate.blocks else ("seeds", "个种子")
+    if compared.together:
+        p = p_value(compared.adjusted)
+        p = p if p.startswith("<") else f"= {p}"
+        sure = Text(f"primary, p {p}, {count} {en}", f"主要比较，p {p}，{count} {zh}")
+    else:
+        sure = Text(f"exploratory, {count} {en}", f"探索性，{count} {zh}")
+    return [points(estimate.mean), interval(estimate), sure]
+
+
+def _boxed(text: Text, language: str) -> str:
+    said = getattr(text, language)
+    lines = textwrap.wrap(said, 118, break_on_hyphens=False) if language == "en" else [said]
+    return "\n".join(f"> {line}" for line in lines)
+
+
+def _table(head: tuple[Text, ...], rows: Iterator[list[str | Text]], language: str) -> str:
+    def say(cell: str | Text) -> str:
+        return cell if isinstance(cell, str) else str(getattr(cell, language))
+
+    lines = [[*head], ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(say, line))} |" for line in lines)
 
 
 def write(results: Path, pages: Mapping[str, Path] = PAGES) -> None:
-    """Put the answers into the boxes of every language's page."""
-    said = answers(results)
-    drawn = {path: filled(path.read_text(), said, name) for name, path in pages.items()}
-    for path, page in drawn.items():
-        replace(path, page.encode())
+    """Put what was found between the marks of every language's page."""
+    shown = drawn(results)
+    for language, path in pages.items():
+        for name, text in shown[language].items():
+            put(path, name, f"\n\n{text}\n\n")
 
 
 if __name__ == "__main__":

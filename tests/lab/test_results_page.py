@@ -8,18 +8,17 @@ import pytest
 from rbnorm_cli.parser import make_parser
 from rbnorm_lab.shift import CLEAN, TRAINED
 from rbnorm_lab.store import Store
-from rbnorm_lab.studies.sentences import NOT_RUN
 from tools.marks import marked
-from tools.results_page import CAMVID, CIFAR10, PAGES, answers, filled
+from tools.results_page import CAMVID, CIFAR, CIFAR10, PAGES, drawn, write
 from tools.results_table import NAME, READMES, accuracies, table
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_both_languages_boxes_are_drawn_from_the_records():
-    said = answers(ROOT / "results")
-    for language, path in PAGES.items():
-        assert filled(path.read_text(), said, language) == path.read_text()
+def test_both_languages_tables_and_boxes_are_drawn_from_the_records():
+    for language, shown in drawn(ROOT / "results").items():
+        for name, text in shown.items():
+            assert marked(PAGES[language], name).strip() == text, (language, name)
 
 
 @pytest.mark.parametrize("page", ["docs/studies.md", "docs/zh/studies.md"])
@@ -27,13 +26,17 @@ def test_the_commands_of_the_committed_runs_stand_on_the_page(page):
     text = (ROOT / page).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.startswith("    rbnorm study ")]
     shown = [vars(make_parser("").parse_args(x.split()[1:])) for x in lines if " --data " in x]
-    for source in (CIFAR10, CAMVID):
+    for source in (CIFAR, CIFAR10, CAMVID):
         assert vars(make_parser("").parse_args(source.command)) in shown
 
 
-def test_a_page_without_a_studys_box_is_refused():
-    with pytest.raises(ValueError, match="a heading and a box of cost"):
-        filled("## Cost (`cost`)\n\nNo box.\n", {"cost": NOT_RUN}, "en")
+def test_a_page_without_a_studys_marks_is_refused(tmp_path, monkeypatch):
+    page = tmp_path / "results.md"
+    page.write_text("No marks.\n")
+    monkeypatch.setattr("tools.results_page.drawn", lambda results: {"en": {"cost": "A table."}})
+    with pytest.raises(ValueError, match=r"results\.md must have the marks <!-- cost -->"):
+        write(ROOT / "results", {"en": page})
+    assert page.read_text() == "No marks.\n"
 
 
 def test_the_tables_of_both_readmes_are_drawn_from_the_records():

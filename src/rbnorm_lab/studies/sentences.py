@@ -104,12 +104,13 @@ def _other(result: Compared, several_groups: bool) -> Text | None:
 def _sides(comparison: Comparison) -> tuple[Text, Text]:
     """Treatment and control in words."""
     return (
-        _side(comparison.treatment, comparison.statistics),
-        _side(comparison.control, comparison.control_statistics),
+        side(comparison.treatment, comparison.statistics),
+        side(comparison.control, comparison.control_statistics),
     )
 
 
-def _side(label: str, statistics: str) -> Text:
+def side(label: str, statistics: str) -> Text:
+    """An arm in words, with the statistics that it is tested with if not those of training."""
     name = Text(label, f" {chinese(label)} ")
     if statistics == TRAINED:
         return name
