@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
+from rbnorm.layers.base import _RepresentativeBatchNorm
 
-class _Waiting(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+
+class _Waiting(importlib.abc.MetaPathFinder):
     """Finds one module as the others do, and acts once that has been imported."""
 
     def __init__(self, name: str, act: Callable[[], None]) -> None:
         self.name, self.act = name, act
-        self.loader: importlib.abc.Loader | None = None
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -25,19 +26,14 @@ class _Waiting(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            self.loader, spec.loader = spec.loader, self
+            execute = spec.loader.exec_module
+
+            def execute_and_act(module: ModuleType) -> None:
+                execute(module)
+                self.act()
+
+            spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        assert self.loader is not None
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert self.loader is not None
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader
-        self.loader.exec_module(module)
-        self.act()
 
 
 def when_imported(name: str, act: Callable[[], None]) -> None:
@@ -46,3 +42,8 @@ def when_imported(name: str, act: Callable[[], None]) -> None:
         act()
     else:
         sys.meta_path.insert(0, _Waiting(name, act))
+
+
+def layer_classes(base: type = _RepresentativeBatchNorm) -> set[type]:
+    """RBN's classes, those of a user's own among them."""
+    return {base}.union(*map(layer_classes, base.__subclasses__()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import rbnorm
+from rbnorm.integrations import layer_classes
 
 __all__ = ["fvcore_handles", "thop_operations"]
 
@@ -22,14 +22,7 @@ def thop_operations() -> dict[type, Any]:
 
     thop counts parameters where it knows the layer: all of an RBN layer's are counted with this.
     """
-    kinds = (
-        rbnorm.RepresentativeBatchNorm1d,
-        rbnorm.RepresentativeBatchNorm2d,
-        rbnorm.RepresentativeBatchNorm3d,
-        rbnorm.RepresentativeBatchNormAct2d,
-        rbnorm.SyncRepresentativeBatchNorm,
-    )
-    return dict.fromkeys(kinds, _count)
+    return dict.fromkeys(layer_classes(), _count)
 
 
 def fvcore_handles() -> dict[str, Any]:

@@ -6,13 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from rbnorm.integrations import layer_classes
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
 __all__ = ["register"]
-
-
-def _subclasses(kind: type) -> set[type]:
-    return {kind}.union(*map(_subclasses, kind.__subclasses__()))
 
 
 def register() -> None:
@@ -39,6 +36,6 @@ def register() -> None:
         fixer = ModuleValidator.FIXERS[nn.BatchNorm2d]
         return fixer(batchnorm, **kwargs)  # type: ignore[no-any-return]
 
-    for kind in _subclasses(_RepresentativeBatchNorm):
+    for kind in layer_classes():
         ModuleValidator.VALIDATORS[kind] = validate
         ModuleValidator.FIXERS[kind] = fix

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch_pruning.pruner.function import BasePruningFunc
 
-import rbnorm
+from rbnorm.integrations import layer_classes
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.layers.options import NAMES
 from rbnorm.models.originals import AFFINE
@@ -44,13 +44,4 @@ class RepresentativeBatchNormPruner(BasePruningFunc):  # type: ignore[misc]
 
 
 #: For ``customized_pruners=`` of torch-pruning's pruners and ``DependencyGraph``.
-PRUNERS: dict[type[nn.Module], Any] = {
-    kind: RepresentativeBatchNormPruner()
-    for kind in (
-        rbnorm.RepresentativeBatchNorm1d,
-        rbnorm.RepresentativeBatchNorm2d,
-        rbnorm.RepresentativeBatchNorm3d,
-        rbnorm.RepresentativeBatchNormAct2d,
-        rbnorm.SyncRepresentativeBatchNorm,
-    )
-}
+PRUNERS: dict[type, Any] = dict.fromkeys(layer_classes(), RepresentativeBatchNormPruner())
