@@ -101,12 +101,25 @@ def test_gate_of_a_layer_without_gamma_becomes_a_frozen_weight() -> None:
     assert not any(p.requires_grad for p in layer.parameters())
 
 
-def test_norm_act_comes_back() -> None:
-    layer = shake(timm.layers.BatchNormAct2d(4)).eval()
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (timm.layers.BatchNormAct2d, timm.layers.SyncBatchNormAct),
+        (nn.BatchNorm2d, nn.SyncBatchNorm),
+    ],
+)
+def test_synchronised_layer_comes_back_synchronised(make, kind) -> None:
+    """With its process group; otherwise as what it was."""
+    layer = shake(make(4)).eval()
     x = torch.randn(2, 4, 3, 3)
     expected = layer(x)
     rbnorm.revert_batchnorm(rbnorm.convert_batchnorm(layer))
-    assert type(layer) is timm.layers.BatchNormAct2d
+    assert type(layer) is make
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
+    rbnorm.convert_sync(rbnorm.convert_batchnorm(layer), "a group")
+    rbnorm.revert_batchnorm(layer)
+    assert type(layer) is kind
+    assert layer.process_group == "a group"
     assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
 
 
@@ -116,72 +129,36 @@ def test_frozen_statistics_are_not_lost_without_a_word() -> None:
         rbnorm.revert_batchnorm(model)
 
 
-def test_synchronised_norm_act_comes_back_synchronised() -> None:
-    layer = shake(timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU)).eval()
-    x = torch.randn(2, 4, 3, 3)
-    expected = layer(x)
-    rbnorm.convert_sync(rbnorm.convert_batchnorm(layer), "a group")
-    rbnorm.revert_batchnorm(layer)
-    assert type(layer) is timm.layers.SyncBatchNormAct
-    assert layer.process_group == "a group"
-    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
-
-
-def test_layer_of_another_rank_is_refused_before_anything_changes() -> None:
-    model = nn.Sequential(nn.SyncBatchNorm(2)).eval()
-    rbnorm.revert_sync(rbnorm.convert_batchnorm(model))
-    with pytest.raises(RuntimeError, match="expected 4D input"):
-        rbnorm.revert_batchnorm(model, torch.randn(2, 2, 5))
-    assert type(model[0]) is rbnorm.SyncRepresentativeBatchNorm
-
-
-def test_tied_weights_with_equal_gates_stay_tied() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
-    nn.init.uniform_(model[0].weight)
+@pytest.mark.parametrize("case", ["equal gates", "different gates", "a BatchNorm's"])
+def test_tied_weights_stay_tied_where_they_become_equal(case: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double().eval()
     weight = model[1].weight = model[0].weight
-    before = weight.tolist()
-    rbnorm.revert_batchnorm(rbnorm.convert_batchnorm(model))
-    assert model[0].weight is weight
-    assert model[1].weight is weight
-    assert weight.tolist() == pytest.approx(before, rel=1e-6)
-
-
-def test_tied_weights_with_different_gates_are_untied() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double().eval()
-    model[1].weight = model[0].weight
-    rbnorm.convert_batchnorm(model)
-    model[1].scale_bias.data.fill_(3)
+    nn.init.uniform_(weight)
+    if case == "a BatchNorm's":
+        rbnorm.convert_batchnorm(model, preserve=False, where="0")
+        weight.requires_grad_(False)
+    else:
+        rbnorm.convert_batchnorm(model)
+        model[1].scale_bias.data.fill_(3 if case == "different gates" else 1)
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     expected = model(x)
-    rbnorm.revert_batchnorm(model)
+    assert rbnorm.revert_batchnorm(model, x).output < 1e-12
     assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
+    assert (model[0].weight is model[1].weight) == (case == "equal gates")
+    assert model[0].weight.requires_grad == (case != "a BatchNorm's")
+    assert model[1].weight is weight or case == "different gates"
 
 
-def test_failing_forward_leaves_the_model_alone() -> None:
-    model = train_calibration(rbnorm.convert_batchnorm(small())).train()
-    with pytest.raises(RuntimeError):
-        rbnorm.revert_batchnorm(model, torch.randn(2, 2, 9, 9))
-    assert type(model[1]) is rbnorm.RepresentativeBatchNorm2d
-    assert model[1].training
-    assert not model[1]._forward_hooks
-
-
-def test_model_without_rbn() -> None:
-    with pytest.raises(ValueError, match="model must have an RBN layer, got Sequential"):
-        rbnorm.revert_batchnorm(small())
-
-
-def test_weight_tied_to_a_plain_batchnorm_is_left_to_it() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double().eval()
-    model[1].weight = model[0].weight
-    rbnorm.convert_batchnorm(model, preserve=False, where="0")
-    model[0].weight.requires_grad_(False)
-    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
-    expected = model(x)
-    report = rbnorm.revert_batchnorm(model, x)
-    assert report.output < 1e-12
-    assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
-    assert not model[0].weight.requires_grad
+@pytest.mark.parametrize("shape", [(2, 2, 5), (2, 3, 5, 5)])
+def test_failing_run_leaves_the_model_alone(shape: tuple[int, ...]) -> None:
+    """A layer of another rank than BatchNorm's, or of other channels."""
+    model = nn.Sequential(nn.SyncBatchNorm(2)).train()
+    rbnorm.revert_sync(rbnorm.convert_batchnorm(model))
+    with pytest.raises(RuntimeError, match="the model failed on batch 1"):
+        rbnorm.revert_batchnorm(model, torch.randn(shape))
+    assert type(model[0]) is rbnorm.SyncRepresentativeBatchNorm
+    assert model[0].training
+    assert not model[0]._forward_pre_hooks
 
 
 @pytest.mark.parametrize(
@@ -210,6 +187,7 @@ class Odd(nn.Module):
 
 
 def test_odd_model_is_measured_on_equal_inputs() -> None:
+    """And the printed report has the errors, and not the model."""
     torch.manual_seed(0)
     model, x = Odd(), torch.randn(2, 2, 4, 4)
     before = x.clone()
@@ -218,16 +196,9 @@ def test_odd_model_is_measured_on_equal_inputs() -> None:
     assert report.layers["unused"] is None
     assert report.layers["used"] == pytest.approx(report.output)
     assert 0 < report.output < 1
-
-
-def test_a_printed_report_has_the_errors_and_not_the_model() -> None:
-    torch.manual_seed(0)
-    report = rbnorm.revert_batchnorm(Odd(), torch.randn(2, 2, 4, 4))
     first, header, *rows = str(report).splitlines()
-    assert (
-        first
-        == f"2 layers are BatchNorm again; the error of the model's output is {report.output:.2%}"
-    )
+    said = "2 layers are BatchNorm again; the error of the model's output is"
+    assert first == f"{said} {report.output:.2%}"
     assert header.split() == ["layer", "error"]
     assert [row.split() for row in rows] == [["used", f"{report.output:.2%}"], ["unused", "-"]]
     assert repr(report) == str(report)
@@ -237,6 +208,7 @@ def test_a_printed_report_has_the_errors_and_not_the_model() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: nn.BatchNorm2d(3), "model must have an RBN layer, got Sequential"),
         (rbnorm.LazyRepresentativeBatchNorm2d, "has no size yet"),
         (lambda: rbnorm.RepresentativeBatchNorm2d(3, device="meta"), "is on the meta device"),
     ],
