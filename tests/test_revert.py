@@ -127,6 +127,7 @@ def test_frozen_statistics_are_not_lost_without_a_word() -> None:
     model = rbnorm.freeze(rbnorm.convert_batchnorm(nn.Sequential(nn.BatchNorm1d(2))))
     with pytest.warns(UserWarning, match="statistics of 1 layers were frozen, the first '0'"):
         rbnorm.revert_batchnorm(model)
+    assert "frozen_stats" not in vars(model[0])
 
 
 @pytest.mark.parametrize("case", ["equal gates", "different gates", "a BatchNorm's"])

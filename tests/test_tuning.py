@@ -24,21 +24,14 @@ def model(kind: Any = nn.BatchNorm2d) -> nn.Sequential:
 X = torch.randn(3, 2, 5, 5, dtype=torch.float64)
 
 
-def test_frozen_statistics_survive_train() -> None:
-    """In training the layer computes what it computes in evaluation, and keeps its statistics."""
+def test_frozen_layer_is_in_evaluation_whatever_train_says() -> None:
+    """It computes, and has the gradients of, what it computes there, and keeps its statistics."""
     net = rbnorm.freeze(model())
-    before = copy.deepcopy(net[1].state_dict())
-    expected = net.eval()[:2](X)
-    net.train()
-    assert torch.equal(net[:2](X), expected)
+    before, evaluated = copy.deepcopy(net[1].state_dict()), copy.deepcopy(net).eval()
+    assert torch.equal(net.train()[:2](X), evaluated[:2](X))
     assert net[1].training
     assert net[2].training
     assert all(torch.equal(value, before[name]) for name, value in net[1].state_dict().items())
-
-
-def test_gradients_of_frozen_statistics_are_those_of_evaluation() -> None:
-    net = rbnorm.freeze(model())
-    evaluated = copy.deepcopy(net).eval()
     for each in (net[:2], evaluated[:2]):
         each(X).square().sum().backward()
     for ours, expected in zip(net.parameters(), evaluated.parameters(), strict=True):
@@ -58,32 +51,27 @@ def through_pickle(net: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, through_pickle, rbnorm.convert_sync])
-def test_copies_are_frozen(copier: Any) -> None:
-    net = copier(rbnorm.freeze(model())).train()
-    before = net[1].running_mean.clone()
-    net(X)
-    assert torch.equal(net[1].running_mean, before)
-    assert "frozen_stats=True" in repr(net)
-
-
 @pytest.mark.parametrize(
     "operation",
     [
         copy.deepcopy,
         through_pickle,
         rbnorm.convert_sync,
-        lambda net: rbnorm.revert_batchnorm(net, X).model,
         lambda net: rbnorm.convert_as_recorded(model(nn.BatchNorm2d), rbnorm.record_layers(net)),
+        lambda net: rbnorm.revert_batchnorm(rbnorm.unfreeze(net), X).model,
     ],
-    ids=["copy", "pickle", "sync", "revert", "record"],
+    ids=["copy", "pickle", "sync", "record", "revert"],
 )
 def test_what_was_set_after_construction_is_kept(operation: Any) -> None:
-    net = model()
+    net = rbnorm.freeze(model())
     net[1].eps, net[1].momentum = 0.5, 0.25
-    found = operation(net)[1]
-    assert found.eps == 0.5
-    assert getattr(found, "momentum", 0.25) == 0.25
+    found = operation(net).train()
+    assert (found[1].eps, found[1].momentum) == (0.5, 0.25)
+    before = found[1].running_mean.clone()
+    found(X)
+    frozen = isinstance(found[1], rbnorm.RepresentativeBatchNorm2d)
+    assert torch.equal(found[1].running_mean, before) == frozen
+    assert ("frozen_stats=True" in repr(found)) == frozen
 
 
 def test_state_dict_does_not_know() -> None:
@@ -137,12 +125,8 @@ def test_freeze_leaves_what_it_is_not_asked_for() -> None:
     net[1].bias.requires_grad_(False)
     rbnorm.freeze(net)
     assert not net[1].bias.requires_grad
-
-
-def test_constant_weight_is_no_parameter() -> None:
-    net = rbnorm.convert_batchnorm(nn.BatchNorm2d(4, affine=False))
-    rbnorm.unfreeze(net, affine=True)
-    assert not net.weight.requires_grad
+    constant = rbnorm.convert_batchnorm(nn.BatchNorm2d(4, affine=False))
+    assert not rbnorm.unfreeze(constant, affine=True).weight.requires_grad
 
 
 def test_layer_without_statistics_is_refused() -> None:
@@ -160,13 +144,6 @@ def test_layer_without_statistics_is_refused() -> None:
 def test_model_without_rbn_is_refused(function: Any) -> None:
     with pytest.raises(ValueError, match="model must have an RBN layer, got Linear"):
         function(nn.Linear(2, 2))
-
-
-def test_reverted_layer_is_not_frozen() -> None:
-    net = rbnorm.freeze(model())
-    with pytest.warns(UserWarning, match="statistics of . layers were frozen"):
-        rbnorm.revert_batchnorm(net, X)
-    assert "frozen_stats" not in vars(net[1])
 
 
 def names(net: nn.Module, group: dict[str, Any]) -> set[str]:
@@ -187,6 +164,8 @@ def test_groups() -> None:
     assert names(net, found["no_decay"]) == {"0.bias", "3.weight", "3.bias"}
     assert names(net, found["affine"]) == {f"{i}.{n}" for i in (1, 4) for n in ("weight", "bias")}
     assert names(net, found["calibration"]) == {f"{i}.{n}" for i in (1, 4) for n in CALIBRATION}
+    rbnorm.freeze(net, affine=True).append(net[1])  # trained parameters alone, and once
+    assert [len(group["params"]) for group in rbnorm.parameter_groups(net)] == [1, 3, 6]
 
 
 def test_groups_drive_an_optimizer() -> None:
@@ -202,14 +181,6 @@ def test_groups_drive_an_optimizer() -> None:
         expected = before[name] - step * parameter.grad
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-14, atol=1e-14)
     assert not torch.equal(net[1].scale_bias, before["1.scale_bias"])
-
-
-def test_groups_hold_trained_parameters_once() -> None:
-    net = rbnorm.freeze(model(), affine=True)
-    net.append(net[1])
-    found = rbnorm.parameter_groups(net)
-    assert [group["name"] for group in found] == ["decay", "no_decay", "calibration"]
-    assert len(found[2]["params"]) == 3
 
 
 def test_the_calibration_is_trained_alone() -> None:
