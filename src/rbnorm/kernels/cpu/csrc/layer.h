@@ -7,12 +7,11 @@ void train(const Forward& f) {
   const Tail tail(f.type, f.epilogue);
   const auto needed = [](const Grid& grid) {
     const int64_t C = grid.channels();
-    return Channels::size(C) + Totals::size(1, C) + 3 * grid.instances() * grid.chunks * padded(C);
+    return Channels::size(C) + 3 * grid.instances() * grid.chunks * padded(C);
   };
   for_units(f.type, f.shape, true, needed, [&](const Grid& grid, Arena& arena) {
     const int64_t C = grid.channels(), N = grid.instances(), ld = padded(C);
     const Channels p(arena, f.layer, grid.c0, C);
-    const Totals totals(arena, 1, C);
     const Table mean = take(arena, N, C, grid.chunks), variance = take(arena, N, C, grid.chunks);
     const Table rest = take(arena, N, C, grid.chunks);
     grid.for_areas([&](const Area& a) {
@@ -21,7 +20,7 @@ void train(const Forward& f) {
     });
     for (int64_t n = 0; n < N; n++) merge_chunks(grid, mean[n], variance[n], rest[n], ld);
     for_columns(grid, [&](int64_t j0, int64_t j1) {
-      batch_statistics(f, grid, p, totals, mean, variance, rest, j0, j1);
+      batch_statistics(f, grid, p, mean, variance, rest, j0, j1);
       const auto m = [=](int64_t n, int64_t j) FLAT { return load(mean[n] + j); };
       forward_tables(p, N, j0, j1, m, variance, rest);
       for (int64_t n = 0; f.m && n < N; n++)
@@ -59,8 +58,10 @@ void evaluate_part(const Forward& f, const Channels& all, const Shape& s, int64_
       merge_chunks(grid, mean[n], nullptr, nullptr, ld);
       if (f.m) std::memcpy(f.m + first + (grid.n0 + n) * s.C + grid.c0, mean[n], C * sizeof(float));
     }
-    const auto m = [=](int64_t n, int64_t j) FLAT { return load(mean[n] + j); };
-    forward_tables(p, N, 0, ld, m, scale, shift);
+    for_columns(ld, [&](int64_t j0, int64_t j1) {
+      const auto m = [=](int64_t n, int64_t j) FLAT { return load(mean[n] + j); };
+      forward_tables(p, N, j0, j1, m, scale, shift);
+    });
     grid.for_areas_back([&](const Area& a) {
       const int64_t n = grid.instance(a), j = a.c0 - grid.c0;
       affine(s, a, {mean[n] + j, scale[n] + j, shift[n] + j}, x, tail, y);
@@ -95,33 +96,29 @@ void backward(const Backward& b) {
   const Source source{dy, x, &tail};
   const bool activated = tail.activation != NONE;
   const auto needed = [=](const Grid& grid) {
-    const int64_t C = grid.channels(), N = grid.instances(), tables = 2 * grid.chunks + 2 + activated;
-    return Channels::size(C) + Totals::size(7, C) + (tables * N + grid.merged) * padded(C);
+    const int64_t C = grid.channels(), N = grid.instances(), tables = 2 * grid.chunks + 1 + activated;
+    return Channels::size(C) + (tables * N + grid.merged) * padded(C);
   };
   for_units(b.type, b.shape, true, needed, [&](const Grid& grid, Arena& arena) {
     const int64_t C = grid.channels(), N = grid.instances(), ld = padded(C);
     const Channels p(arena, b.layer, grid.c0, C);
-    const Totals totals(arena, 7, C);
     const Table first = take(arena, N, C, grid.chunks), second = take(arena, N, C, grid.chunks);
-    const Table scale = take(arena, N, C), derivative = take(arena, N, C);
+    const Table scale = take(arena, N, C);
     const Table shift = activated ? take(arena, N, C) : Table{};
     const Table x_scale = take(arena, grid.merged, C);
     const float* means = b.m + grid.c0;
     const int64_t all = b.shape.C;
     const auto m = [=](int64_t n, int64_t j) FLAT { return load_some(means + n * all + j, C - j); };
+    if (!b.layer.training) p.set_statistics(b.E + grid.c0, b.V + grid.c0, 1);
     for_columns(grid, [&](int64_t j0, int64_t j1) {
       if (b.layer.training) {
-        find_center(p, totals, N, j0, j1, m, [](int64_t, int64_t) FLAT { return V{}; });
+        find_center(p, N, j0, j1, m, [](int64_t, int64_t) FLAT { return V{}; });
         for_lanes(j0, j1, [&](int64_t j) FLAT {
           finish_center(p, j, load_some(b.V + grid.c0 + j, C - j));
         });
       }
-      if (activated && b.layer.training) forward_tables(p, N, j0, j1, m, scale, shift);
+      if (activated) forward_tables(p, N, j0, j1, m, scale, shift);
     });
-    if (!b.layer.training) {
-      p.set_statistics(b.E + grid.c0, b.V + grid.c0, 1);
-      if (activated) forward_tables(p, N, 0, ld, m, scale, shift);
-    }
     const auto tables = [&](const Area& a) {
       const int64_t n = grid.instance(a), j = a.c0 - grid.c0;
       return Tables{means + n * all + j, scale[n] + j, activated ? shift[n] + j : nullptr};
@@ -135,7 +132,7 @@ void backward(const Backward& b) {
       merge_chunks(grid, second[n], nullptr, nullptr, ld);
     }
     for_columns(grid, [&](int64_t j0, int64_t j1) {
-      backward_tables(b, grid, p, totals, j0, j1, m, first, second, scale, derivative, x_scale.at);
+      backward_tables(b, grid, p, j0, j1, m, first, second, scale, x_scale.at);
     });
     if (!b.dx && !b.dresidual) return;
     repeat_row(x_scale.at, C, grid.merged);

@@ -82,20 +82,46 @@ struct Share {
   explicit Share(int64_t n) : scale(std::ldexp(1.f, -std::ilogb(double(n)) - 1)), rest(n * scale) {}
 };
 
-// Some Kahan sums per channel.
-struct Totals {
-  float* rows;
-  int64_t ld;
-  static int64_t size(int64_t sums, int64_t channels) { return 2 * sums * padded(channels); }
-  Totals(Arena& arena, int64_t sums, int64_t channels)
-      : rows(arena.take(size(sums, channels))), ld(padded(channels)) {}
-  void clear(int64_t sums, int64_t j0, int64_t j1) const {
-    for (int64_t row = 0; row < 2 * sums; row++) std::fill(rows + row * ld + j0, rows + row * ld + j1, 0.f);
+// Tables are worked on in tiles, so that the gate is one strip of each, and sums are in registers.
+constexpr int64_t table_rows = 8, table_columns = 128;
+
+// Calls f(n0, n1) for the rows of tiles, below one another.
+template <class F>
+INLINE void for_rows(int64_t N, F f) {
+  for (int64_t n = 0; n < N; n += table_rows) f(n, least(N, n + table_rows));
+}
+// Calls f(j) for the vectors of columns.
+template <class F>
+INLINE void for_lanes(int64_t j0, int64_t j1, F f) {
+  for (int64_t j = j0; j < j1; j += W) f(j);
+}
+
+// Sums over the rows, for the columns [j0, j1) of tiles. Those of a tile are added plainly, and carry the
+// rounding errors of their own sum along (Kahan), as long as it is finite.
+template <int sums>
+class Totals {
+ public:
+  explicit Totals(int64_t j0) : j0(j0) {}
+  // Adds what f(n, j, out) adds to `out` in the rows of a tile.
+  template <class F>
+  INLINE void add(int64_t n0, int64_t n1, int64_t j1, F f) {
+    for_lanes(j0, j1, [&](int64_t j) FLAT {
+      V out[sums] = {};
+      for (int64_t n = n0; n < n1; n++) f(n, j, out);
+      UNROLLED
+      for (int k = 0; k < sums; k++) {
+        V &total = rows[0][k][(j - j0) / W], &lost = rows[1][k][(j - j0) / W];
+        const V y = out[k] - lost, t = total + y;
+        lost = select(t - t == V{}, (t - total) - y, V{});
+        total = t;
+      }
+    });
   }
-  INLINE void add(int sum, int64_t j, const V& v) const {
-    NAMESPACE::add(rows + 2 * sum * ld + j, rows + (2 * sum + 1) * ld + j, v);
-  }
-  INLINE V get(int sum, int64_t j) const { return load(rows + 2 * sum * ld + j); }
+  INLINE V get(int sum, int64_t j) const { return rows[0][sum][(j - j0) / W]; }
+
+ private:
+  int64_t j0;
+  V rows[2][sums][table_columns / W] = {};
 };
 
 // Merges the moments of the chunks of one instance into those of the first (Chan et al.). `variance`
@@ -118,29 +144,31 @@ inline void merge_chunks(const Grid& grid, float* mean, float* variance, float* 
   }
 }
 
-// Calls f(j0, j1) for parts of a grid's channels, whole vectors.
+// Calls f(j0, j1) for the columns of tiles, whole vectors.
+template <class F>
+void for_columns(int64_t end, const F& f) {
+  for (int64_t j = 0; j < end; j += table_columns) f(j, least(end, j + table_columns));
+}
+// The same for the channels of a grid, by its threads.
 template <class F>
 void for_columns(const Grid& grid, const F& f) {
   const int64_t grain = ceil_div(16384, most(grid.instances() * W, 1));
-  grid.share(padded(grid.channels()) / W, grain, [&](int64_t begin, int64_t end, int64_t) { f(begin * W, end * W); });
-}
-
-template <class F>
-INLINE void for_lanes(int64_t j0, int64_t j1, F f) {
-  for (int64_t j = j0; j < j1; j += W) f(j);
+  grid.share(padded(grid.channels()) / W, grain, [&](int64_t begin, int64_t end, int64_t) {
+    for_columns((end - begin) * W, [&](int64_t j0, int64_t j1) { f(begin * W + j0, begin * W + j1); });
+  });
 }
 
 // The center of the instances' means m(n, j), and how far rounding left it from them: around the
 // first instance, so that a large common mean cancels. `rest(n, j)` is what rounding took of m.
 template <class M, class Rest>
-INLINE void find_center(const Channels& p, const Totals& totals, int64_t N, int64_t j0, int64_t j1, M m,
-                        Rest rest) {
+INLINE void find_center(const Channels& p, int64_t N, int64_t j0, int64_t j1, M m, Rest rest) {
   const Share share(N);
-  totals.clear(1, j0, j1);
-  for (int64_t n = 0; n < N; n++)
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
-      totals.add(0, j, (m(n, j) - m(0, j) + rest(n, j)) * share.scale);
+  Totals<1> totals(j0);
+  for_rows(N, [&](int64_t n0, int64_t n1) FLAT {
+    totals.add(n0, n1, j1, [&](int64_t n, int64_t j, V* out) FLAT {
+      out[0] += (m(n, j) - m(0, j) + rest(n, j)) * share.scale;
     });
+  });
   for_lanes(j0, j1, [&](int64_t j) FLAT {
     const V first = m(0, j), offset = totals.get(0, j) / share.rest, center = first + offset;
     p.put(Channels::CENTER, j, center);
@@ -159,20 +187,20 @@ INLINE void update(float* running, const V& batch, double momentum, int64_t coun
 }
 
 // E and V of the batch from the instances' moments, into f and the running statistics.
-inline void batch_statistics(const Forward& f, const Grid& grid, const Channels& p, const Totals& totals,
-                             const Table& mean, const Table& variance, const Table& rest, int64_t j0,
-                             int64_t j1) {
+inline void batch_statistics(const Forward& f, const Grid& grid, const Channels& p, const Table& mean,
+                             const Table& variance, const Table& rest, int64_t j0, int64_t j1) {
   const int64_t N = grid.instances();
   const Share share(N);
   const auto m = [=](int64_t n, int64_t j) FLAT { return load(mean[n] + j); };
   const auto lost = [=](int64_t n, int64_t j) FLAT { return load(rest[n] + j); };
-  find_center(p, totals, N, j0, j1, m, lost);
-  totals.clear(1, j0, j1);
-  for (int64_t n = 0; n < N; n++)
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
+  find_center(p, N, j0, j1, m, lost);
+  Totals<1> totals(j0);
+  for_rows(N, [&](int64_t n0, int64_t n1) FLAT {
+    totals.add(n0, n1, j1, [&](int64_t n, int64_t j, V* out) FLAT {
       const V d = p.amplify(j) * ((m(n, j) - p.get(Channels::CENTER, j)) + p.get(Channels::OFFSET, j) + lost(n, j));
-      totals.add(0, j, (load(variance[n] + j) + d * d) * share.scale);
+      out[0] += (load(variance[n] + j) + d * d) * share.scale;
     });
+  });
   const double M = double(N) * double(grid.shape.L);
   for_lanes(j0, j1, [&](int64_t j) FLAT {
     const V by = p.amplify(j), value = totals.get(0, j) / share.rest;
@@ -187,73 +215,89 @@ inline void batch_statistics(const Forward& f, const Grid& grid, const Channels&
   });
 }
 
+// What is known of every number of a tile of a table.
+struct TableTile {
+  static constexpr int64_t numbers = table_rows * table_columns;
+  alignas(64) float t[numbers], gate[numbers], derivative[numbers];
+  int64_t n0, j0, width;
+
+  // t of the means m(n, j), and R of it.
+  template <class M>
+  INLINE TableTile(const Channels& p, int64_t n0, int64_t n1, int64_t j0, int64_t j1, M m, bool differentiated)
+      : n0(n0), j0(j0), width(j1 - j0) {
+    for_lanes(j0, j1, [&](int64_t j) FLAT {
+      for (int64_t n = n0; n < n1; n++) {
+        const V value = p.standardised(m(n, j), j);
+        store(t + at(n, j), value);
+        store(gate + at(n, j), p.get(Channels::W_V, j) * value + p.get(Channels::W_B, j));
+      }
+    });
+    p.gate(gate, differentiated ? derivative : nullptr, (n1 - n0) * width);
+  }
+  INLINE int64_t at(int64_t n, int64_t j) const { return (n - n0) * width + j - j0; }
+};
+
 // The tables of the second sweep, scale and shift, from the instances' means m(n, j).
 template <class M>
 INLINE void forward_tables(const Channels& p, int64_t N, int64_t j0, int64_t j1, M m, const Table& scale,
                            const Table& shift) {
   using C = Channels;
-  for (int64_t n = 0; n < N; n++)
+  for_rows(N, [&](int64_t n0, int64_t n1) FLAT {
+    const TableTile tile(p, n0, n1, j0, j1, m, false);
     for_lanes(j0, j1, [&](int64_t j) FLAT {
-      const V t = p.standardised(m(n, j), j);
-      store(shift[n] + j, t), store(scale[n] + j, p.get(C::W_V, j) * t + p.get(C::W_B, j));
+      for (int64_t n = n0; n < n1; n++) {
+        const V gain = p.get(C::WEIGHT, j) * load(tile.gate + tile.at(n, j));
+        store(scale[n] + j, gain * p.get(C::R, j));
+        store(shift[n] + j, gain * load(tile.t + tile.at(n, j)) + p.get(C::BIAS, j));
+      }
     });
-  if (scale.step == j1 - j0)
-    p.gate(scale[0], nullptr, N * scale.step);
-  else
-    for (int64_t n = 0; n < N; n++) p.gate(scale[n] + j0, nullptr, j1 - j0);
-  for (int64_t n = 0; n < N; n++)
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
-      const V gain = p.get(C::WEIGHT, j) * load(scale[n] + j);
-      store(scale[n] + j, gain * p.get(C::R, j));
-      store(shift[n] + j, gain * load(shift[n] + j) + p.get(C::BIAS, j));
-    });
+  });
 }
 
 // From `first` and `second`, the means of dz and dz (x - m): the tables of the second sweep and
-// the vectors' gradients. `first` is overwritten, `second` ends as u, `gate` as the scale.
+// the vectors' gradients. `first` is overwritten, `second` ends as u.
 template <class M>
-INLINE void backward_tables(const Backward& b, const Grid& grid, const Channels& p, const Totals& totals,
-                            int64_t j0, int64_t j1, M m, const Table& first, const Table& second,
-                            const Table& gate, const Table& derivative, float* x_scale) {
+INLINE void backward_tables(const Backward& b, const Grid& grid, const Channels& p, int64_t j0, int64_t j1, M m,
+                            const Table& first, const Table& second, const Table& scale, float* x_scale) {
   using C = Channels;
-  enum { WEIGHT, BIAS, SCALE_WEIGHT, SCALE_BIAS, H, HO, CENTER_WEIGHT, SUMS };
+  enum { WEIGHT, BIAS, SCALE_WEIGHT, SCALE_BIAS, H, HO, SUMS };
   const int64_t N = grid.instances();
   const bool training = b.layer.training;
-  totals.clear(SUMS, j0, j1);
-  for (int64_t n = 0; n < N; n++) {
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
-      store(gate[n] + j, p.get(C::W_V, j) * p.standardised(m(n, j), j) + p.get(C::W_B, j));
-    });
-    p.gate(gate[n] + j0, derivative[n] + j0, j1 - j0);
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
-      const V t = p.standardised(m(n, j), j), r = p.get(C::R, j), weight = p.get(C::WEIGHT, j);
-      const V g = load(gate[n] + j), gain = weight * g, S1 = load(first[n] + j);
+  Totals<SUMS> totals(j0);
+  for_rows(N, [&](int64_t n0, int64_t n1) FLAT {
+    const TableTile tile(p, n0, n1, j0, j1, m, true);
+    totals.add(n0, n1, j1, [&](int64_t n, int64_t j, V* out) FLAT {
+      const int64_t at = tile.at(n, j);
+      const V t = load(tile.t + at), r = p.get(C::R, j), weight = p.get(C::WEIGHT, j);
+      const V g = load(tile.gate + at), gain = weight * g, S1 = load(first[n] + j);
       const V D = r * load(second[n] + j) + t * S1;  // dz o
-      const V ds = weight * D * load(derivative[n] + j), u = ds * p.get(C::W_V, j), h = gain * S1 + u;
-      totals.add(WEIGHT, j, g * D), totals.add(BIAS, j, S1);
-      totals.add(SCALE_WEIGHT, j, ds * t), totals.add(SCALE_BIAS, j, ds);
-      totals.add(H, j, h), totals.add(HO, j, gain * D + u * t);
-      store(gate[n] + j, gain * r), store(first[n] + j, h), store(second[n] + j, u);
+      const V ds = weight * D * load(tile.derivative + at), u = ds * p.get(C::W_V, j), h = gain * S1 + u;
+      out[WEIGHT] += g * D, out[BIAS] += S1, out[SCALE_WEIGHT] += ds * t, out[SCALE_BIAS] += ds;
+      out[H] += h, out[HO] += gain * D + u * t;
+      store(scale[n] + j, gain * r), store(first[n] + j, h), store(second[n] + j, u);
     });
-  }
+  });
   // What reaches x through E and V; they are constants in evaluation.
   const float share = training ? 1.f / float(N) : 0.f;
-  for (int64_t n = 0; n < N; n++)
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
+  Totals<1> center_weight(j0);
+  for_rows(N, [&](int64_t n0, int64_t n1) FLAT {
+    center_weight.add(n0, n1, j1, [&](int64_t n, int64_t j, V* out) FLAT {
       const V mean = m(n, j), t = p.standardised(mean, j), r = p.get(C::R, j);
       const V both = training ? (totals.get(H, j) + totals.get(HO, j) * t) * share : V{};
       const V Z = r * (load(first[n] + j) - both);
       store(second[n] + j, r * (load(second[n] + j) - both) + p.get(C::W_M, j) * Z);
       // In training Z sums to 0 over the instances, so the common mean drops out.
-      totals.add(CENTER_WEIGHT, j, (training ? mean - p.get(C::CENTER, j) : mean) * Z);
+      out[0] += (training ? mean - p.get(C::CENTER, j) : mean) * Z;
     });
+  });
   for_lanes(j0, j1, [&](int64_t j) FLAT {
     const V r = p.get(C::R, j);
     store(x_scale + j, -r * r * totals.get(HO, j) * share);
-    const auto put = [&](float* to, int sum) FLAT {
-      if (to) store_some(to + grid.c0 + j, totals.get(sum, j) * float(grid.shape.L), grid.channels() - j);
+    const auto put = [&](float* to, const V& sum) FLAT {
+      if (to) store_some(to + grid.c0 + j, sum * float(grid.shape.L), grid.channels() - j);
     };
-    put(b.weight, WEIGHT), put(b.bias, BIAS), put(b.center_weight, CENTER_WEIGHT);
-    put(b.scale_weight, SCALE_WEIGHT), put(b.scale_bias, SCALE_BIAS);
+    put(b.weight, totals.get(WEIGHT, j)), put(b.bias, totals.get(BIAS, j));
+    put(b.scale_weight, totals.get(SCALE_WEIGHT, j)), put(b.scale_bias, totals.get(SCALE_BIAS, j));
+    put(b.center_weight, center_weight.get(0, j));
   });
 }

@@ -141,13 +141,6 @@ INLINE V sqrt(const V& x) {
 #endif
 }
 
-// A sum whose rounding errors are carried along (Kahan), as long as it is finite.
-INLINE void add(float* total, float* lost, const V& v) {
-  const V sum = load(total), y = v - load(lost), t = sum + y;
-  store(lost, select(t - t == V{}, (t - sum) - y, V{}));
-  store(total, t);
-}
-
 // Types -----------------------------------------------------------------------------------------
 
 struct Float {
