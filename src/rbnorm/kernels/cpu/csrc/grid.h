@@ -108,7 +108,8 @@ inline int64_t block_of(Type type, const Shape& s, int64_t instances) {
   const int64_t run = most(s.L * bytes_of[type], 1);
   const int64_t wanted = most(unit_bytes / (instances * run), run_bytes / run);
   const int64_t shared = C * ceil_div(s.N, instances) / (4 * s.threads);
-  const int64_t block = least(wanted, most(shared, ceil_div(least_bytes, run)));
+  const int64_t vector = C >= W * s.threads ? W : 1;
+  const int64_t block = least(wanted, most(most(shared, vector), ceil_div(least_bytes, run)));
   return most(least(block < W ? block : block / W * W, C), 1);  // whole vectors of channels
 }
 

@@ -64,7 +64,7 @@ struct Torch {
   const Exchange* exchange;  // null in a torch that has none
 } torch;
 
-const Kernels& kernels() {
+const Kernels& kernels(const Shape& s = {}) {
   static const Kernels& chosen = []() -> const Kernels& {
 #ifdef RBNORM_X86
     const char* limit = std::getenv("RBNORM_CPU");  // plain or avx2: at most this
@@ -83,6 +83,10 @@ const Kernels& kernels() {
 #endif
     return plain::kernels;
   }();
+#ifdef RBNORM_X86
+  // Vectors that a run fills by more than half, and not once, are better half as wide.
+  if (&chosen == &avx512::kernels && !s.last && 8 < s.L && s.L < 16) return avx2::kernels;
+#endif
   return chosen;
 }
 
@@ -286,7 +290,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   }
   return in.run([](const Forward& f) {
     use_huge_pages(f.y, bytes(f.type, f.shape)), use_huge_pages(f.m, 4 * f.shape.N * f.shape.C);
-    kernels().forward(f);
+    kernels(f.shape).forward(f);
   }, f);
 }
 
@@ -303,7 +307,7 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   in.demand(!b.dresidual || b.epilogue.activation != NONE, "the residual's gradient is dy");
   return in.run([](const Backward& b) {
     use_huge_pages(b.dx, bytes(b.type, b.shape)), use_huge_pages(b.dresidual, bytes(b.type, b.shape));
-    kernels().backward(b);
+    kernels(b.shape).backward(b);
   }, b);
 }
 
@@ -315,7 +319,7 @@ PyObject* run_phase(Arguments& in, Phase& p) {
   in.demand(!p.dresidual || p.epilogue.activation != NONE, "the residual's gradient is dy");
   return in.run([](const Phase& p) {
     use_huge_pages(p.y, bytes(p.type, p.shape)), use_huge_pages(p.dresidual, bytes(p.type, p.shape));
-    (kernels().*phase)(p);
+    (kernels(p.shape).*phase)(p);
   }, p);
 }
 

@@ -35,13 +35,14 @@ INLINE void terms_at(RowsOf<S> dz, RowsOf<S> x, int64_t r, int64_t j, const V& c
     Term::terms(V{}, d, out);
 }
 
-// Adds up a tile of runs: a vector of rows at a time, whose sums are turned into lanes.
+// Adds up a tile of runs: a vector of rows at a time, whose sums are turned into lanes. Of a run shorter
+// than a vector, what lies behind it is read as well.
 template <class Term, class S, class Ahead>
 void sum_runs(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, float* first, float* second,
               Ahead fetch) {
   constexpr int K = Term::sums;
-  const int64_t n = tile.width, rest = n % W;
-  const Keep keep(W - rest, W);
+  const int64_t n = tile.width, rest = n % W, last = most(n - W, 0);
+  const Keep keep = n < W ? Keep(0, n) : Keep(W - rest, W);
   for (int64_t r0 = 0; r0 < tile.rows; r0 += W) {
     const int64_t count = least(W, tile.rows - r0);
     V rows[2][W];
@@ -64,7 +65,7 @@ void sum_runs(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x,
         for (int s = 0; s < K; s++) total[0][s] += v[s];
       }
       if (rest) {
-        terms_at<Term>(dz, x, r, n - W, middle, v);
+        terms_at<Term>(dz, x, r, last, middle, v);
         UNROLLED
         for (int s = 0; s < K; s++) total[1][s] += keep(v[s]);
       }
@@ -117,15 +118,33 @@ void sum_lanes(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x
   for (; r < tile.rows; r++) sum_group<Term, 1>(tile, center, dz, x, r, first, second);
 }
 
-// Short runs, position by position: rows of as many lanes as there are channels.
-INLINE Rows turned(const float* flat, int64_t channels, int64_t L, float* room) {
-  const int64_t stride = padded(channels), whole = channels / W * W;
-  for (int64_t i = 0; i < L; i++) {
-    float* row = room + i * stride;
-    for (int64_t c = 0; c < whole; c += W) store(row + c, gathered(flat + c * L + i, L));
-    for (int64_t c = whole; c < stride; c++) row[c] = c < channels ? flat[c * L + i] : 0;
+// The numbers at the places `from` of runs that follow one another: one for each of a vector of channels.
+INLINE V of_runs(const float* runs, int64_t L, const Mask& from) {
+  V v = permuted(load(runs), load(runs + W), from);
+  for (int64_t k = 2; k < L; k += 2)
+    v = select(from < int32_t(k * W), v, permuted(load(runs + k * W), load(runs + (k + 1) * W), from));
+  return v;
+}
+// Adds up short runs: a vector of channels at a time, position by position.
+template <class Term>
+INLINE void sum_short_runs(int64_t channels, int64_t L, const float* center, const float* dz, const float* x,
+                           float* first, float* second) {
+  for (int64_t c = 0; c < channels; c += W) {
+    const V middle = load_some(center + c, channels - c);
+    V total[Term::sums] = {}, v[Term::sums];
+    Mask from = numbered(Lanes{}) * int32_t(L);
+    for (int64_t i = 0; i < L; i++, from += 1) {
+      const V d = of_runs(x + c * L, L, from) - middle;
+      if constexpr (std::is_same_v<Term, Gradient>)
+        Term::terms(of_runs(dz + c * L, L, from), d, v);
+      else
+        Term::terms(V{}, d, v);
+      UNROLLED
+      for (int s = 0; s < Term::sums; s++) total[s] += v[s];
+    }
+    UNROLLED
+    for (int s = 0; s < Term::sums; s++) store_some((s ? second : first) + c, total[s], channels - c);
   }
-  return {room, stride};
 }
 
 // What is summed over, and how it is read.
@@ -164,18 +183,16 @@ void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source&
           using S = decltype(type);
           add(gradient ? in.dy.rows<S>(tile) : RowsOf<S>{}, in.x.rows<S>(tile));
         });
-      Rows x = in.x.in(tile, room[0].at), dz{};
+      Rows x = in.x.in(tile, room[0].at, is_short), dz{};
       if constexpr (gradient)
-        dz = through(tile, t, lanes, in.dy.in(tile, room[1].at), x, *in.tail, room[2].at, room[3].at);
+        dz = through(tile, t, lanes, in.dy.in(tile, room[1].at, is_short), x, *in.tail, room[2].at, room[3].at);
       if (!is_short) return add(dz, x);
-      const int64_t n = tile.width / s.L;  // their rows again, by position
-      const Piece positions{0, s.L, padded(n), padded(n)};
-      Room turned_x, turned_dz;
-      x = turned(x.at, n, s.L, turned_x.at);
-      if (gradient) dz = turned(dz.at, n, s.L, turned_dz.at);
-      float center[most_wide + W] = {};
-      std::memcpy(center, tables.center + done, n * sizeof(float));
-      sum_lanes<Term>(positions, center, dz, x, sums.first + done, sums.second + done);
+      const int64_t n = tile.width / s.L;
+      if (s.L <= W / 2)
+        sum_short_runs<Term>(n, s.L, tables.center + done, dz.at, x.at, sums.first + done, sums.second + done);
+      else
+        sum_runs<Term>(Piece{0, n, s.L, s.L}, tables.center + done, Rows{dz.at, s.L}, Rows{x.at, s.L},
+                       sums.first + done, sums.second + done, [](int64_t) FLAT {});
       done += n;
     });
   });

@@ -4,7 +4,7 @@
 //
 // Included once per instruction set, inside its namespace.
 
-constexpr int64_t tile_numbers = 2048;    // of a tile that is copied, or swept more than once
+constexpr int64_t tile_numbers = 512;    // of a tile that is copied, or swept more than once
 constexpr int64_t group_rows = 8;         // of lanes that are added up side by side
 constexpr int64_t block_channels = 1024;  // whose sums are under way at once
 constexpr int64_t most_wide = 512;        // numbers of rows that are taken as one
@@ -164,9 +164,10 @@ struct Memory {
     if (is_copied(tile)) return {room, most(tile.width, W)};
     return {static_cast<float*>(place(tile.offset)), tile.stride};
   }
-  INLINE Rows in(const Piece& tile, float* room) const {
-    const Rows rows = out(tile, room);
-    if (!is_copied(tile)) return rows;
+  // `copied` where they lie, too.
+  INLINE Rows in(const Piece& tile, float* room, bool copied = false) const {
+    if (!copied && !is_copied(tile)) return out(tile, room);
+    const Rows rows{room, most(tile.width, W)};
     if (tile.width < W) std::memset(room, 0, tile.rows * W * sizeof(float));
     each_row(tile, [&](int64_t offset, int64_t row, int64_t n) {
       ways[type].widen(place(offset), room + row * rows.stride, n);

@@ -49,16 +49,16 @@ INLINE void store_some(float* p, const V& v, int64_t n) {
   for (int64_t k = 0; k < n; k++) p[k] = v[k];
 }
 
-template <class F, int... k>
-INLINE V made(F f, std::integer_sequence<int, k...>) { return V{f(k)...}; }
+template <int... k>
+INLINE Mask numbered(std::integer_sequence<int, k...>) { return Mask{k...}; }
 using Lanes = std::make_integer_sequence<int, W>;
 
 // Keeps the lanes [from, to) of a vector, which have not been seen yet; the others become 0.
 struct Keep {
   Mask mask;
   INLINE Keep(int64_t from, int64_t to) {
-    const V lane = made([](int k) FLAT { return float(k); }, Lanes{});
-    mask = (lane >= fill(float(from))) & (lane < fill(float(to)));
+    const Mask lane = numbered(Lanes{});
+    mask = (lane >= int32_t(from)) & (lane < int32_t(to));
   }
   INLINE V operator()(const V& v) const { return bits<V>(bits<Mask>(v) & mask); }
 };
@@ -98,7 +98,7 @@ INLINE V row_sums(V* rows) {
     return row_sums<step / 2>(rows);
 }
 
-// The lanes of v in the order of `from`.
+// The lanes of v, or of two vectors, in the order of `from`.
 INLINE V permuted(const V& v, const Mask& from) {
 #if defined(__clang__)
   V result;
@@ -108,17 +108,13 @@ INLINE V permuted(const V& v, const Mask& from) {
   return __builtin_shuffle(v, from);
 #endif
 }
-
-// The numbers at p, `step` apart.
-INLINE V gathered(const float* p, int64_t step) {
-#if RBNORM_VECTOR_BYTES == 64
-  const V lane = made([](int k) FLAT { return float(k); }, Lanes{});
-  return _mm512_i32gather_ps(_mm512_cvttps_epi32(lane * float(step)), p, 4);
-#elif RBNORM_VECTOR_BYTES == 32
-  const V lane = made([](int k) FLAT { return float(k); }, Lanes{});
-  return _mm256_i32gather_ps(p, _mm256_cvttps_epi32(lane * float(step)), 4);
+INLINE V permuted(const V& a, const V& b, const Mask& from) {
+#if defined(__clang__)
+  V result;
+  for (int64_t k = 0; k < W; k++) result[k] = (from[k] & W ? b : a)[from[k] % W];
+  return result;
 #else
-  return V{p[0], p[step], p[2 * step], p[3 * step]};
+  return __builtin_shuffle(a, b, from);
 #endif
 }
 
