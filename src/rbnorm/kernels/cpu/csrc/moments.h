@@ -167,7 +167,7 @@ void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source&
   sums.clear(times * channels);
   int64_t done = 0;
   for_pieces(s, a, tables, [&](const Tables& all, const Piece& piece, bool lanes) {
-    for_tiles(piece, lanes, small, [&](const Piece& tile, int64_t at) {
+    for_tiles(piece, lanes, small, lanes ? group_rows : 1, [&](const Piece& tile, int64_t at) {
       const Tables t = all.from(at);
       float *first = sums.first + at, *second = sums.second + at;
       const auto add = [&](auto dz, auto x) FLAT {

@@ -16,10 +16,10 @@ inline Grid columns_of(const Shape& s) {
 // Calls f(tile, at) for the tiles of `rows` of a matrix of `width` columns, C in memory, `times` of
 // which are taken as one; `at` counts columns of what stands `times` in a row.
 template <class F>
-INLINE void for_points(int64_t offset, int64_t rows, int64_t width, int64_t C, int64_t times, F f) {
+INLINE void for_points(int64_t offset, int64_t rows, int64_t width, int64_t C, int64_t times, int64_t group, F f) {
   const int64_t whole = rows / times, rest = rows % times;
-  for_tiles(Piece{offset, whole, times * width, times * C}, true, true, f);
-  if (rest) for_tiles(Piece{offset + whole * times * C, 1, rest * width, 0}, true, true, f);
+  for_tiles(Piece{offset, whole, times * width, times * C}, true, true, group, f);
+  if (rest) for_tiles(Piece{offset + whole * times * C, 1, rest * width, 0}, true, true, group, f);
 }
 // The same for all of the matrix, by all threads.
 template <class F>
@@ -27,7 +27,7 @@ void share_points(const Shape& s, int64_t times, const F& f) {
   const int64_t row = times * s.C;
   parallel(s.threads, ceil_div(s.N, times), ceil_div(task_values, row), [&](int64_t begin, int64_t end, int64_t) {
     const int64_t rows = least(s.N, end * times) - begin * times;
-    for_points(begin * row, rows, s.C, s.C, times, f);
+    for_points(begin * row, rows, s.C, s.C, times, 1, f);
   });
 }
 
@@ -114,6 +114,7 @@ struct Past {
   Rows x, dz;
 
   INLINE void take(const Channels& p, const Piece& tile, int64_t at, const Source& in) {
+    in.x.fetch_next(tile), in.dy.fetch_next(tile);
     x = in.x.in(tile, room[0].at), dz = in.dy.in(tile, room[1].at);
     point.take(p, tile, at, x, true);
     if (in.tail->activation == NONE) return;
@@ -130,7 +131,7 @@ struct Past {
 // center, and x around it.
 constexpr int point_sums = 6;
 
-void sums_of_points(const Backward& b, const Channels& p, const Grid& grid, const Source& in, float* sums) {
+void sums_of_points(const Channels& p, const Grid& grid, const Source& in, float* sums) {
   const int64_t C = grid.shape.C, ld = p.ld + W;
   grid.for_areas([&](const Area& a) {
     float* own = sums + grid.row(a) * point_sums * ld;
@@ -138,7 +139,7 @@ void sums_of_points(const Backward& b, const Channels& p, const Grid& grid, cons
     for (int s = 0; s < point_sums; s++)
       std::fill_n(own + s * ld + a.c0, times * width, 0.f);
     Past past;
-    for_points(grid.shape.offset(0, a.c0, a.i0), a.positions(), width, C, times, [&](const Piece& tile, int64_t at) {
+    for_points(grid.shape.offset(0, a.c0, a.i0), a.positions(), width, C, times, group_rows, [&](const Piece& tile, int64_t at) {
       past.take(p, tile, a.c0 + at, in);
       const int64_t n = most(tile.width, W), whole = tile.width / W * W;
       const auto column = [&](int64_t j, bool all, const Keep& keep) FLAT {
@@ -207,7 +208,7 @@ void backward_points(const Backward& b) {
   float *sums = arena.take(point_sums * grid.chunks * ld), *common = arena.take(ld), *slope = arena.take(ld);
   const Tail tail(b.type, b.epilogue);
   const Source in{{b.type, b.dy}, {b.type, b.x}, &tail};
-  sums_of_points(b, p, grid, in, sums);
+  sums_of_points(p, grid, in, sums);
   gradients_of_points(b, p, sums, common, slope);
   repeat_row(common, s.C, times), repeat_row(slope, s.C, times);
   const Memory dx{b.type, b.dx}, dresidual{b.type, b.dresidual};

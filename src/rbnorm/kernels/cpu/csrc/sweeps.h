@@ -90,7 +90,7 @@ void affine(const Shape& s, const Area& a, const Tables& tables, Memory x, const
   Room room[3];
   const bool small = !tail.empty();
   for_pieces(s, a, tables, [&](const Tables& all, const Piece& piece, bool lanes) {
-    for_tiles(piece, lanes, small, [&](const Piece& tile, int64_t at) {
+    for_tiles(piece, lanes, small, 1, [&](const Piece& tile, int64_t at) {
       const Tables t = all.from(at);
       if (!small && tile.width >= W)
         return by_type(x.type, [&](auto type) FLAT {
@@ -122,7 +122,7 @@ void grad_affine(const Shape& s, const Area& a, const Tables& tables, Memory dy,
   Room room[5];
   const bool plain = tail.activation == NONE, small = !plain;
   for_pieces(s, a, tables, [&](const Tables& all, const Piece& piece, bool lanes) {
-    for_tiles(piece, lanes, small, [&](const Piece& tile, int64_t at) {
+    for_tiles(piece, lanes, small, 1, [&](const Piece& tile, int64_t at) {
       const Tables t = all.from(at);
       if (plain && tile.width >= W)
         return by_type(x.type, [&](auto type) FLAT {

@@ -4,7 +4,7 @@
 //
 // Included once per instruction set, inside its namespace.
 
-constexpr int64_t tile_numbers = 512;    // of a tile that is copied, or swept more than once
+constexpr int64_t tile_numbers = 1024;    // of a tile that is copied, or swept more than once
 constexpr int64_t group_rows = 8;         // of lanes that are added up side by side
 constexpr int64_t block_channels = 1024;  // whose sums are under way at once
 constexpr int64_t most_wide = 512;        // numbers of rows that are taken as one
@@ -121,12 +121,12 @@ INLINE void for_pieces(const Shape& s, const Area& a, const Tables& tables, F f)
 }
 
 // Calls f(tile, at) for the tiles of a piece: all of it, or as many numbers as a tile that is `small`
-// may have. The tile's factors begin `at` numbers behind those of the piece. Rows of lanes are cut
-// where less than a group of them would fit.
+// may have. The tile's factors begin `at` numbers behind those of the piece. Rows are cut where less than
+// `group` of them would fit.
 template <class F>
-INLINE void for_tiles(const Piece& p, bool lanes, bool small, F f) {
+INLINE void for_tiles(const Piece& p, bool lanes, bool small, int64_t group, F f) {
   if (!small && p.width >= W) return f(p, 0);
-  const int64_t longest = lanes && p.rows > 1 ? tile_numbers / group_rows : tile_numbers;
+  const int64_t longest = tile_numbers / least(group, p.rows);
   const int64_t parts = ceil_div(p.width, longest), width = ceil_div(p.width, parts);
   const int64_t rows = tile_numbers / most(width, W);
   for (int64_t i = 0; i < p.rows; i += rows)
@@ -164,6 +164,14 @@ struct Memory {
     if (is_copied(tile)) return {room, most(tile.width, W)};
     return {static_cast<float*>(place(tile.offset)), tile.stride};
   }
+  // Asks for numbers that are read soon, but lie where the processor does not see them coming.
+  INLINE void fetch(int64_t offset, int64_t n) const {
+    const char* next = static_cast<const char*>(place(offset));
+    for (int64_t i = 0; i < n * bytes_of[type]; i += 64) __builtin_prefetch(next + i, 0, 2);
+  }
+  INLINE void fetch_next(const Piece& tile) const {
+    for (int64_t r = tile.rows; r < 2 * tile.rows; r++) fetch(tile.offset + r * tile.stride, tile.width);
+  }
   // `copied` where they lie, too.
   INLINE Rows in(const Piece& tile, float* room, bool copied = false) const {
     if (!copied && !is_copied(tile)) return out(tile, room);
@@ -173,11 +181,6 @@ struct Memory {
       ways[type].widen(place(offset), room + row * rows.stride, n);
     });
     return rows;
-  }
-  // Asks for numbers that are read soon, but lie where the processor does not see them coming.
-  INLINE void fetch(int64_t offset, int64_t n) const {
-    const char* next = static_cast<const char*>(place(offset));
-    for (int64_t i = 0; i < n * bytes_of[type]; i += 64) __builtin_prefetch(next + i, 0, 2);
   }
   // Puts what was written in `room` where it belongs.
   INLINE void put(const Piece& tile, const Rows& rows) const {
