@@ -27,7 +27,7 @@ RECORD: Final = "rbnorm.json"
 WEIGHTS: Final = "model.safetensors"
 # With these timm would fetch weights, or read files that the folder does not have.
 _FORBIDDEN: Final = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
-# No argument of a model that somebody trained is larger.
+# No argument of a real model is larger.
 _LARGEST: Final = 2**20
 _BROKEN = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError)
 

@@ -24,7 +24,7 @@ class FoldReport(Report):
 
     Attributes:
         model: The folded copy, in evaluation mode.
-        layers: Per RBN layer what became of it.
+        layers: What was done with each RBN layer.
         error: Largest difference of the outputs on the given inputs, relative to the largest value,
             before constants took the place of anything: rounding.
         effect: What the constants do to the outputs, in the unit of the tolerance; None without
@@ -94,7 +94,7 @@ def fold(
     will meet: what it does to others is not measured.
 
     A layer stays as it is, with a reason in the report, where it follows no Conv1d, 2d, 3d or
-    Linear; where somebody else reads the convolution's output; where one of the two is called
+    Linear; where something else reads the convolution's output; where one of the two is called
     several times, has hooks, or is parametrised; without running statistics; with another statistic
     than the mean, unless constants take its place; or where the pair's output differs.
 

@@ -34,7 +34,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class LayerFold:
-    """What became of one RBN layer.
+    """What was done with one RBN layer.
 
     Attributes:
         into: Name of the layer that took the static part; None where the RBN layer stays.

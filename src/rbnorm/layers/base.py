@@ -205,7 +205,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
             try:  # past the long way on which torch looks for parameters
                 own = p["weight"], p["bias"], p["center_weight"], p["scale_weight"], p["scale_bias"]
                 return own, (b["running_mean"], b["running_var"], b["num_batches_tracked"])
-            except KeyError:  # pruned, parametrised, or put there by somebody
+            except KeyError:  # pruned, parametrised, or deleted
                 pass
         own = tuple(getattr(self, name) for name in _VECTORS)
         return own, tuple(getattr(self, name) for name in _BUFFERS)

@@ -36,7 +36,7 @@ def complete_batchnorm(
     """
     own = {"weight": layer._parameters.get("weight"), "running_mean": layer.running_mean}
     keys = [prefix + name for name, tensor in own.items() if tensor is not None]
-    # What has no memory is the layer's own, from those who fill up what a checkpoint lacks.
+    # An entry without memory is the layer's own, of a loader that fills in what a file lacks.
     given = (state.get(prefix + name) for name in NAMES)
     if any(value is not None and not value.is_meta for value in given):
         if gate is not None:
@@ -59,7 +59,7 @@ def complete_batchnorm(
 
 
 def _warn_of_mixture(layer: _BatchNorm, state: State, prefix: str) -> None:
-    """A BatchNorm's checkpoint that somebody put into the state of the converted model."""
+    """Of a BatchNorm's checkpoint that was put into the state of the converted model."""
     values = {**layer._parameters, **layer._buffers}
     own = {name for name, value in values.items() if _is_in(state, prefix + name, value)}
     present = {name for name in NAMES if values.get(name) is not None}

@@ -25,7 +25,7 @@ _ORDINARY = (Tensor, Parameter)
 
 # Where a model keeps the names of its layers: a plain attribute, so that copies have it too.
 _MEMORY = "_rbn_layers"
-# Layers of which somebody knows that they are BatchNorm again.
+# Layers that became BatchNorm again on purpose.
 _released: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -41,7 +41,7 @@ def remember(model: nn.Module) -> None:
 
 
 def forget(model: nn.Module) -> None:
-    """Let go of the layers of a model, which is about to lose them on purpose."""
+    """Note that a model is about to lose its layers on purpose."""
     for module in model.modules():
         vars(module).pop(_MEMORY, None)
         if isinstance(module, _RepresentativeBatchNorm):
@@ -84,7 +84,7 @@ def _gamma(layer: _RepresentativeBatchNorm) -> tuple[int, float, float] | None:
 
 
 def _is_reset(layer: _RepresentativeBatchNorm) -> bool:
-    """Whether somebody set a gamma that conversion had divided: to 1, or without training."""
+    """Whether a gamma that conversion divided was set since: to 1, or without training."""
     now, before = _gamma(layer), vars(layer).get(GAMMA)
     if now is None or now[1:] == (1, 1):
         return now is not None
