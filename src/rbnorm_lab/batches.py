@@ -21,15 +21,21 @@ def loader_of(dataset: Dataset[Any], batch_size: int, limit: int | None) -> Data
 
 
 class Batches:
-    """A loader whose batches count on a progress bar, every time it is gone through."""
+    """A loader whose batches count on a progress bar, every time it is gone through.
+
+    Attributes:
+        images: How many it gave the last time.
+    """
 
     def __init__(self, loader: Any, on_batch: Callable[[], None]) -> None:
-        self.loader, self.on_batch = loader, on_batch
+        self.loader, self.on_batch, self.images = loader, on_batch, 0
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        self.images = 0
         for batch in self.loader:
+            self.images += len(batch[0])
             yield batch
             self.on_batch()

@@ -106,7 +106,7 @@ class Extreme:
     def drawn(self) -> dict[str, Any]:
         """For the page: numbers, and pictures as data URIs."""
         image = self.photograph[0].float().nan_to_num()
-        low, high = image.amin(), image.amax()  # stretched to the full range
+        low, high = (edge((1, 2), keepdim=True) for edge in (image.amin, image.amax))
         image = (image - low) / (high - low).clamp_min(1e-6)
         pictures = {
             name: _uri(values, cmap="PuOr_r", vmin=-_LIMIT, vmax=_LIMIT)

@@ -27,7 +27,7 @@ from rbnorm_lab.folders import make_folder
 from rbnorm_lab.names import model_file
 from rbnorm_lab.progress import terminal
 from rbnorm_lab.records import environment
-from rbnorm_lab.subject import Request, first_batches, kept, load_subject, shifted_batches
+from rbnorm_lab.subject import Request, first_batches, load_subject, shifted_batches
 
 _TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
 _PARTS: Final = 3  # of the calibration: nothing, centring and scaling left out
@@ -98,9 +98,7 @@ class _Measurement:
         self, request: Request, data: ImageData, model: nn.Module, progress: Progress
     ) -> None:
         self.request, self.data, self.model, self.progress = request, data, model, progress
-        loader = first_batches(request, data)
-        self.images = len(loader.dataset)  # type: ignore[arg-type]
-        self.first, self.second = kept(loader), None
+        self.first, self.second = first_batches(request, data), None
         if request.shifted is not None:
             self.second = shifted_batches(request, data, self.first)
 
@@ -115,16 +113,16 @@ class _Measurement:
         if self.request.counterfactuals:
             images = loader_of(self.data.train, self.request.batch_size, _TRAINING_IMAGES)
             training, passes = self.tracked(images, "recalibrating", _PARTS), 1 + _PARTS
+        given = [self.tracked(self.first, "measuring", passes)]
+        if self.second is not None:
+            given.append(self.tracked(self.second, "shifted"))
         result = rbnorm.diagnose(
-            self.model,
-            self.tracked(self.first, "measuring", passes),
-            shifted=None if self.second is None else self.tracked(self.second, "shifted"),
-            recalibration=training,
+            self.model, given[0], shifted=[*given, None][1], recalibration=training
         )
         worst = self.first if self.second is None else self.second
         return Report(
             result,
-            findings(result, self.images),
+            findings(result, [batches.images for batches in given]),
             extremes(self.model, result, self.tracked(worst, "the four cases")),
             self.remedies(),
             title,

@@ -53,7 +53,7 @@ function draw(id, traces, layout) {
     ...layout };
   for (const name of Object.keys(layout).concat("xaxis", "yaxis"))
     if (/^[xy]axis/.test(name)) whole[name] = { ...axis, ...layout[name] };
-  return Plotly.react(byId(id), traces, whole, { responsive: true, displaylogo: false });
+  return Plotly.react(byId(id), traces, whole, { responsive: true, displayModeBar: false });
 }
 
 const narrow = () => window.innerWidth < 640;
@@ -111,7 +111,7 @@ function mark() {
 
 function chooseLayer() {
   const layer = chosen();
-  const columns = Object.keys(layer.per_channel);
+  const columns = Object.keys(LABELS).filter((name) => layer.per_channel[name]);
   const before = byId("column").value;
   byId("column").replaceChildren(...columns.map((name) => option(label(name), name)));
   if (columns.includes(before)) byId("column").value = before;

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any, Final
@@ -10,7 +10,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 import rbnorm
-from rbnorm.diagnosis.result import COLUMNS
+from rbnorm.diagnosis.build import MOMENTS
 from rbnorm_lab.cases import CASES, Extreme
 from rbnorm_lab.records import environment
 from rbnorm_lab.templates import render
@@ -18,18 +18,7 @@ from rbnorm_lab.text import Text
 from rbnorm_lab.verdict import accuracy, needs, points, recommended, remedy_name, verdict
 
 _MOST_NUMBERS: Final = 250_000  # of channels, about two megabytes
-_CHANNEL: Final = (
-    *COLUMNS,
-    "output_mean",
-    "class_correlation",
-    "between_share_centred",
-    "center_weight",
-    "gate_mean",
-    "gate_spread",
-    "gain",
-    "mean_shift",
-    "shift",
-)
+_ONE_LAYER: Final = "(the layer)"  # a model that is one has no name
 
 
 @dataclass(frozen=True)
@@ -59,17 +48,18 @@ def write_page(report: Report) -> str:
     script = (folder / "diagnosis.js").read_text(encoding="utf-8")
     plotly = (folder / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
     remedies = report.remedies
+    labelled = remedies is not None and math.isfinite(remedies.unchanged.second.value)
     return render(
         "diagnosis.html",
         plotly=Markup(plotly.replace("</script", "<\\/script")),
         script=Markup(script),
-        data=Markup(_embedded(page_data(report.result))),
+        data=Markup(page_data(report.result)),
         result=report.result,
         said=report.said,
         extremes=[SimpleNamespace(**extreme.drawn()) for extreme in report.extremes],
         remedies=remedies,
-        rows=_rows(remedies) if remedies else [],
-        words=_measures(remedies),
+        rows=_rows(remedies, labelled) if remedies else [],
+        measure=Text("accuracy, %", "准确率，%") if labelled else Text("agreement, %", "一致率，%"),
         verdict=lines(report),
         cases=CASES,
         title=Text(
@@ -84,7 +74,9 @@ def write_page(report: Report) -> str:
 def lines(report: Report) -> list[Text]:
     """The answer in a few lines."""
     if report.remedies is not None:
-        return verdict(report.remedies)
+        kinds = {layer.kind for layer in report.result.layers}
+        convertible = any("Representative" not in kind for kind in kinds)
+        return verdict(report.remedies, convertible=convertible)
     return [
         Text(
             "How often the statistics are wrong is below; what that costs shows only on a second "
@@ -94,26 +86,14 @@ def lines(report: Report) -> list[Text]:
     ]
 
 
-def _measures(remedies: rbnorm.Remedies | None) -> dict[str, Text]:
-    known = remedies is not None and math.isfinite(remedies.unchanged.second.value)
-    kind = Text("accuracy, %", "准确率，%") if known else Text("agreement, %", "一致率，%")
-    return {
-        "first": Text(f"first data: {kind.en}", f"第一个数据集：{kind.zh}"),
-        "second": Text(f"second data: {kind.en}", f"第二个数据集：{kind.zh}"),
-    }
-
-
-def _rows(remedies: rbnorm.Remedies) -> list[dict[str, Any]]:
+def _rows(remedies: rbnorm.Remedies, labelled: bool) -> list[dict[str, Any]]:
     """The table's rows; agreement with the unchanged model where there are no labels."""
-    labelled = math.isfinite(remedies.unchanged.second.value)
     best = recommended(remedies)
     rows = []
     for row in remedies.rows:
-        first, second = (
-            (accuracy(row.first), accuracy(row.second))
-            if labelled
-            else tuple(f"{100 * share:.1f}" for share in row.agreement)
-        )
+        first, second = (f"{100 * share:.1f}" for share in row.agreement)
+        if labelled:
+            first, second = accuracy(row.first), accuracy(row.second)
         shown = row.second.value if labelled else row.agreement[1]
         rows.append(
             {
@@ -132,46 +112,29 @@ def _rows(remedies: rbnorm.Remedies) -> list[dict[str, Any]]:
     return rows
 
 
-def page_data(result: rbnorm.Diagnosis) -> dict[str, Any]:
+def page_data(result: rbnorm.Diagnosis) -> str:
     """What the page's script draws; every k-th channel of a layer where there are very many."""
-    names = [n for n in _CHANNEL if any(n in layer.per_channel for layer in result.layers)]
-    numbers = len(names) * sum(layer.channels for layer in result.layers)
+    found = result.to_dict()
+    layers, second = found["layers"], found.get("shifted", {}).get("layers", [])
+    for layer in (*layers, *second):
+        layer["layer"] = layer["layer"] or _ONE_LAYER
+        for name in MOMENTS:
+            layer["per_channel"].pop(name, None)
+    for layer in second:
+        del layer["per_channel"], layer["batch_spread"]
+    numbers = sum(len(v) for layer in layers for v in layer["per_channel"].values())
     step = max(1, math.ceil(numbers / _MOST_NUMBERS))
-    return {
-        "step": step,
-        "layers": [
-            {
-                **layer.row,
-                "layer": layer.layer or "(the layer)",
-                "batch_spread": [asdict(spread) for spread in layer.batch_spread],
-                "per_channel": {
-                    name: [_short(value) for value in layer.per_channel[name][::step].tolist()]
-                    for name in names
-                    if name in layer.per_channel
-                },
-            }
-            for layer in result.layers
-        ],
-        "second": {
-            layer.layer or "(the layer)": {name: layer.values.get(name) for name in COLUMNS}
-            for layer in (result.shifted.layers if result.shifted else ())
-        },
-    }
+    for layer in layers:
+        layer["per_channel"] = {name: v[::step] for name, v in layer["per_channel"].items()}
+    data = {"step": step, "layers": layers, "second": {layer["layer"]: layer for layer in second}}
+    text = json.dumps(_short(data), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")  # it stands inside a script element
 
 
-def _short(value: float) -> float | None:
-    return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def _embedded(data: Any) -> str:
-    """JSON that can stand inside a script element."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [finite(item) for item in value]
-        return _short(value) if isinstance(value, float) else value
-
-    text = json.dumps(finite(data), allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+def _short(value: Any) -> Any:
+    """The same in four digits."""
+    if isinstance(value, dict):
+        return {name: _short(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -18,23 +18,25 @@ _SMALL_BATCH: Final = 8
 _REGIMES: Final = ("removes", "damps", "neutral", "amplifies", "reverses")
 
 
-def findings(result: rbnorm.Diagnosis, images: int) -> list[Text]:
+def findings(result: rbnorm.Diagnosis, images: Sequence[int]) -> list[Text]:
     """Which of the four cases, how often, and what to try; each sentence names its data.
 
     Args:
         result: What was measured.
-        images: How many images the first data set has.
+        images: How many images the first and, where there is one, the second data set have.
     """
     layers = _reached(result)
     kinds = Counter(layer.kind for layer in result.layers)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     counted_zh = "、".join(f"{count} 个 {kind} 层" for kind, count in kinds.items())
-    of_first = Text(" of the first data", "第一个数据集的") if result.shifted else Text("", "")
+    measured = Text(f"{images[0]} images", f"{images[0]} 张图像")
+    if result.shifted:
+        measured = Text(
+            f"{images[0]} images of the first data and {images[1]} of the second",
+            f"第一个数据集的 {images[0]} 张、第二个的 {images[1]} 张图像",
+        )
     return [
-        Text(
-            f"Measured on {images} images{of_first.en}: {counted}.",
-            f"在{of_first.zh} {images} 张图像上测得：共 {counted_zh}。",
-        ),
+        Text(f"Measured on {measured.en}: {counted}.", f"在{measured.zh}上测得：共 {counted_zh}。"),
         *([] if result.images is None else [_images(result.images)]),
         *(s for case in CASES if (s := _case(case, result))),
         *_broken(result),
@@ -195,7 +197,7 @@ def _calibration(result: rbnorm.Diagnosis) -> list[Text]:
         )
     if _known(_reached(result), "gate_inert"):
         mean, spread = (
-            _each(result, name, "{:.3f}".format) for name in ("gate_mean", "gate_spread")
+            _each(result, name, "{:.2g}".format) for name in ("gate_mean", "gate_spread")
         )
         inert = _each(result, "gate_inert", percent)
         found.append(
@@ -211,18 +213,21 @@ def _calibration(result: rbnorm.Diagnosis) -> list[Text]:
 
 def _effect(result: rbnorm.Diagnosis) -> list[Text]:
     accuracies = {found.without: percent(found.accuracy) for found in result.counterfactuals}
-    names = {"centring": "中心化校准", "scaling": "缩放校准"}
-    return [
-        Text(
-            f"Without {without} in any layer, and with re-estimated running statistics, the "
-            f"accuracy on the first data goes from {accuracies['nothing']} to "
-            f"{accuracies[without]}.",
-            f"所有层都去掉{name}并重新估计滑动统计量后，"
-            f"第一个数据集上的准确率从 {accuracies['nothing']} 变为 {accuracies[without]}。",
+    before = accuracies.pop("nothing", "")
+    found = []
+    for without, after in accuracies.items():
+        name = {"centring": "中心化校准", "scaling": "缩放校准"}[without]
+        moves = Text(f"goes from {before} to {after}", f"从 {before} 变为 {after}")
+        if after == before:
+            moves = Text(f"stays at {before}", f"仍为 {before}")
+        found.append(
+            Text(
+                f"Without {without} in any layer, and with re-estimated running statistics, the "
+                f"accuracy on the first data {moves.en}.",
+                f"所有层都去掉{name}并重新估计滑动统计量后，第一个数据集上的准确率{moves.zh}。",
+            )
         )
-        for without, name in names.items()
-        if without in accuracies
-    ]
+    return found
 
 
 def _recalibrate(layers: Sequence[LayerDiagnosis]) -> list[Text]:

@@ -17,23 +17,6 @@ INERT: Final = 0.05
 """A weight of the calibration that is nearer to 0 than this hardly does anything."""
 
 
-class _ChannelMeans:
-    """Running sums of one layer's output, over instances and positions."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.count = 0
-
-    def __call__(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        by_channel = output.detach().transpose(0, 1).flatten(1)
-        self.total = self.total + by_channel.sum(1, dtype=torch.float64)
-        self.count += by_channel.shape[1]
-
-    def spread(self) -> Number:
-        means = torch.as_tensor(self.total) / self.count
-        return number(means.std(correction=0).item())
-
-
 @torch.no_grad()
 def channel_mean_std(
     model: nn.Module, batches: Iterable[Tensor], prepare: Callable[[Tensor], Tensor]
@@ -51,12 +34,15 @@ def channel_mean_std(
     Returns:
         One number for every layer that ran, by the layer's name.
     """
-    means = {
-        name: _ChannelMeans()
-        for name, layer in model.named_modules()
-        if isinstance(layer, _NORM_LAYERS)
-    }
-    hooks = [model.get_submodule(name).register_forward_hook(hook) for name, hook in means.items()]
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, _NORM_LAYERS)}
+    seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers.values()}
+
+    def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        values = output.detach().transpose(0, 1).flatten(1)
+        total = values.sum(1, dtype=torch.float64)
+        seen[layer].append(torch.stack([total, torch.full_like(total, values.shape[1])]))
+
+    hooks = [layer.register_forward_hook(hook) for layer in layers.values()]
     training = model.training
     model.eval()
     try:
@@ -64,9 +50,14 @@ def channel_mean_std(
             model(prepare(images))
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return {name: hook.spread() for name, hook in means.items() if hook.count}
+        for handle in hooks:
+            handle.remove()
+    found = {}
+    for name, layer in layers.items():
+        if seen[layer]:
+            total, count = torch.stack(seen[layer]).sum(0)
+            found[name] = number((total / count).std(correction=0).item())
+    return found
 
 
 @torch.no_grad()

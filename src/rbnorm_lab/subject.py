@@ -153,10 +153,10 @@ def pretrained(name: str) -> nn.Module:
     return model
 
 
-def first_batches(request: Request, data: ImageData) -> DataLoader[Any]:
+def first_batches(request: Request, data: ImageData) -> Any:
     """The held-out images."""
     test = relabelled(data_name(request.data or _DATA), data.test, request.names)
-    return loader_of(test, request.batch_size, request.limit)
+    return kept(loader_of(test, request.batch_size, request.limit))
 
 
 def shifted_batches(request: Request, data: ImageData, first: Any) -> Any:

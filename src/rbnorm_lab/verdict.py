@@ -17,9 +17,14 @@ def points(interval: Interval) -> str:
     """A difference in percentage points with its interval."""
     if math.isnan(interval.value):
         return "–"
-    numbers = (f"{100 * value:+.1f}".replace("-", "−") for value in interval)
-    value, low, high = numbers
+    value, low, high = map(_signed, interval)
     return f"{value} [{low}, {high}]"
+
+
+def _signed(share: float) -> str:
+    """In percent, with a sign unless it rounds to nothing."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return text[1:] if text[1:] == "0.0" else text
 
 
 def accuracy(interval: Interval) -> str:
@@ -45,9 +50,9 @@ _ZH: Final[dict[str, Callable[[Remedy], str]]] = {
     "re-estimated": lambda remedy: (
         f"在{'第二' if remedy.needs_data else '第一'}个数据集上重新估计统计量"
     ),
-    "test-batch": lambda remedy: f"用测试批统计量，批量 {remedy.batch_size}",
-    "mixed": lambda remedy: f"滑动统计量与测试批统计量混合，批量 {remedy.batch_size}",
-    "tent": lambda remedy: f"TENT，批量 {remedy.batch_size}",
+    "test-batch": lambda remedy: f"用测试批统计量，批大小 {remedy.batch_size}",
+    "mixed": lambda remedy: f"滑动统计量与测试批统计量混合，批大小 {remedy.batch_size}",
+    "tent": lambda remedy: f"TENT，批大小 {remedy.batch_size}",
     "fine-tuned": lambda remedy: (
         f"{'转换为 RBN 后' if 'RBN' in remedy.name else '不转换，直接'}微调 "
         f"{remedy.name.rsplit(', ', 1)[1].split()[0]} 步"
@@ -68,11 +73,16 @@ def needs(remedy: Remedy) -> Text:
     return Text(", ".join(t.en for t in texts), "、".join(t.zh for t in texts))
 
 
-def verdict(result: Remedies) -> list[Text]:
-    """The answer: what is lost, what wins it back at what price, and when RBN is not the remedy."""
+def verdict(result: Remedies, *, convertible: bool = True) -> list[Text]:
+    """The answer: what is lost, what wins it back at what price, and when RBN is not the remedy.
+
+    Args:
+        result: What was tried.
+        convertible: Whether the model has BatchNorm that could become RBN.
+    """
     if math.isnan(result.unchanged.second.value):
         return [_unlabelled(result)]
-    return [_loss(result), _best(result), _rbn(result)]
+    return [_loss(result), _best(result), *([_rbn(result)] if convertible else [])]
 
 
 def _loss(result: Remedies) -> Text:
@@ -112,9 +122,9 @@ def _best(result: Remedies) -> Text:
     name, gain, need = remedy_name(best), points(best.difference), needs(best)
     share = best.difference.value / result.lost if result.lost >= _LOST else math.nan
     back = Text("", "")
-    if 0 < share < 1:
+    if 0 < share < 0.995:
         back = Text(f", {100 * share:.0f} % of the loss", f"，挽回损失的 {100 * share:.0f} %")
-    elif share >= 1:
+    elif share > 0:
         back = Text(", the whole loss", "，挽回了全部损失")
     seen = Text("", "")
     if best.kind == "re-estimated" and best.needs_data:
@@ -143,23 +153,16 @@ def _rbn(result: Remedies) -> Text:
             "没有试 RBN：转换后的模型在继续训练之前输出不变；用 --fine-tune 步数 来试。",
         )
     gained = rbn.second.value - plain.second.value
-    other = max(
-        (row for row in result.rows if row.kind != "fine-tuned"),
-        key=lambda row: row.second.value,
-    )
-    if rbn.second.value < other.second.value:
-        better = remedy_name(other)
+    others = [row for row in result.rows if row.kind != "fine-tuned"]
+    better = max(others, key=lambda row: row.second.value)
+    if gained < _CLOSE and plain.second.value > better.second.value:
+        better = plain
+    if gained < _CLOSE or rbn.second.value < better.second.value:
+        name, share = remedy_name(better), percent(better.second.value)
         return Text(
-            f"RBN is not the remedy here: fine-tuned it has {percent(rbn.second.value)}, "
-            f"{better.en} {percent(other.second.value)}.",
-            f"这里 RBN 不是对策：微调后为 {percent(rbn.second.value)}，"
-            f"而“{better.zh}”为 {percent(other.second.value)}。",
-        )
-    if gained < _CLOSE:
-        return Text(
-            f"RBN is not the remedy here: fine-tuned it is {100 * gained:+.1f} points from "
-            "BatchNorm fine-tuned alike.",
-            f"这里 RBN 不是对策：与同样微调的 BatchNorm 相差 {100 * gained:+.1f} 个百分点。",
+            f"RBN is not the remedy here: fine-tuned it has {percent(rbn.second.value)}; "
+            f"{name.en}: {share}.",
+            f"这里 RBN 不是对策：微调后为 {percent(rbn.second.value)}；{name.zh}：{share}。",
         )
     return Text(
         f"RBN, fine-tuned, is {100 * gained:.1f} points ahead of BatchNorm fine-tuned alike, on "

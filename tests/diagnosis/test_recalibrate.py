@@ -108,7 +108,11 @@ def separable() -> tuple[nn.Module, list]:
 
 def test_counterfactual_accuracies_are_those_of_a_model_without_that_part() -> None:
     model, batches = separable()
+    before, random = model.state_dict(), torch.get_rng_state()
+    before = {name: tensor.clone() for name, tensor in before.items()}
     found = rbnorm.diagnose(model, batches, recalibration=batches).counterfactuals
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
     by = {c.without: c.accuracy for c in found}
     assert list(by) == ["nothing", "centring", "scaling"]
     # centring by -1 removes the mean, which is all the classes differ in

@@ -9,7 +9,8 @@ from rbnorm_lab.findings import findings
 
 
 def said(model: nn.Module, x: torch.Tensor, **options) -> str:
-    return "\n".join(text.en for text in findings(rbnorm.diagnose(model, [x], **options), len(x)))
+    images = (len(x), len(x) + 1)
+    return "\n".join(text.en for text in findings(rbnorm.diagnose(model, [x], **options), images))
 
 
 @pytest.fixture
@@ -89,6 +90,6 @@ def test_what_rbn_learnt_is_said(x) -> None:
 
 def test_every_number_names_its_data(model, x) -> None:
     text = said(rbnorm.recalibrate(model, [x]), x, shifted=[x - 3])
-    assert "Measured on 32 images of the first data" in text
+    assert "Measured on 32 images of the first data and 33 of the second: 2 BatchNorm2d." in text
     assert "0.0 % on the first data and 100.0 % on the second have a mean more than" in text
     assert "(the paper: representative features are removed); most of the second data in 0" in text

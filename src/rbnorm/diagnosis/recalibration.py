@@ -96,17 +96,11 @@ def recalibrate(
     if not tracked:
         raise ValueError("model must have running statistics to re-estimate, got none")
     pooled = {name: _Pooled() for name in tracked}
-    momenta = [(layer, layer.momentum) for layer in every.values()]
     with unchanged(model):
         model.eval()
         for layer in every.values():
             layer.training = True
-            layer.momentum = 0.0  # the running statistics of this pass are not the old ones'
-        try:
-            run(model, batches, forward or call, pooled)
-        finally:
-            for layer, momentum in momenta:
-                layer.momentum = momentum
+        run(model, batches, forward or call, pooled)
     if not any(seen.count for seen in pooled.values()):
         raise ValueError("batches must reach a normaliser with running statistics, got none there")
     for name, seen in pooled.items():
@@ -115,25 +109,6 @@ def recalibrate(
         for name, seen in pooled.items():
             seen.store(tracked[name])
     return model
-
-
-def accuracy(model: nn.Module, batches: Iterable[Any], forward: Forward) -> float:
-    """Share of instances whose highest score is their label's, in evaluation mode.
-
-    Raises:
-        ValueError: No batch has labels that belong to the output's scores.
-    """
-    collect = Collector(None)
-    with unchanged(model):
-        model.eval()
-        run(model, batches, forward, {}, collect)
-    right = collect.scores().score
-    if not len(right):
-        raise ValueError(
-            "an accuracy needs batches of (inputs, labels) and a model that gives (N, classes) "
-            "scores, got none"
-        )
-    return mean(right)
 
 
 def counterfactuals(
@@ -150,15 +125,16 @@ def counterfactuals(
     each accuracy, the one without any change too. The model is left as it was.
 
     Raises:
-        ValueError: As :func:`accuracy` and :func:`recalibrate`; batches that can be iterated over
-            only once; or a layer is pruned or parametrised, so that its vectors cannot be set.
+        ValueError: As :func:`recalibrate`; batches without labels that belong to the output's
+            scores, or that can be iterated over only once; or a layer is pruned or parametrised, so
+            that its vectors cannot be set.
     """
-    again("batches", batches)
-    again("recalibration", recalibration)
     for name, layer in rbn_layers(model):
         refuse_replaced(name, layer)
     found = []
-    with unchanged(model):
+    with unchanged(model):  # a loader that begins draws a random number
+        again("batches", batches)
+        again("recalibration", recalibration)
         for without, names in _PARTS.items():
             twin = copy.deepcopy(model)
             own = (getattr(layer, name) for _, layer in rbn_layers(twin) for name in names)
@@ -167,5 +143,13 @@ def counterfactuals(
                 vector.data.zero_()
             if vectors or without == "nothing":
                 recalibrate(twin, recalibration, forward=forward)
-                found.append(Counterfactual(without, accuracy(twin, batches, forward or call)))
+                collect = Collector(None)
+                run(twin.eval(), batches, forward or call, {}, collect)
+                right = collect.scores().score
+                if not len(right):
+                    raise ValueError(
+                        "an accuracy needs batches of (inputs, labels) and a model that gives "
+                        "(N, classes) scores, got none"
+                    )
+                found.append(Counterfactual(without, mean(right)))
     return tuple(found)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rbnorm.diagnosis.passes import target_in
 
@@ -36,7 +35,6 @@ class Scores(NamedTuple):
 
     Attributes:
         score: What the metric says, 1 or 0 for a right or wrong class; float64.
-        loss: Cross-entropy in nats.
         prediction: Classes, one or one a position.
         target: What the prediction should be, likewise.
         confidence: The highest probability, averaged over positions.
@@ -45,7 +43,6 @@ class Scores(NamedTuple):
     """
 
     score: Tensor
-    loss: Tensor
     prediction: Tensor
     target: Tensor
     confidence: Tensor
@@ -70,15 +67,9 @@ def target_of(batch: Any, logits: Tensor | None) -> Tensor | None:
     return target.to(logits.device).long() if fits else None
 
 
-def _per_instance(values: Tensor, valid: Tensor) -> Tensor:
-    """Means over the valid positions of each instance; NaN where there is none."""
-    values, valid = values.double().flatten(1), valid.double().flatten(1)
-    return (values * valid).sum(1) / valid.sum(1)
-
-
-def _over_positions(values: Tensor) -> Tensor:
-    """(N, K, ...) to (N, K)."""
-    return values.flatten(2).mean(2) if values.ndim > 2 else values
+def _over_positions(values: Tensor, axes: int = 1) -> Tensor:
+    """Means over the positions behind the first axes."""
+    return values.double().reshape(*values.shape[:axes], -1).mean(axes)
 
 
 class Collector:
@@ -102,21 +93,17 @@ class Collector:
         p = logits.double().softmax(1)
         top, prediction = p.max(1)
         self._add("prediction", prediction.to(torch.int32))
-        self._add("confidence", _over_positions(top.unsqueeze(1)).squeeze(1))
-        self.entropy += float(_over_positions(torch.special.entr(p)).sum())
-        self.mean = self.mean + _over_positions(p).sum(0)
+        self._add("confidence", _over_positions(top))
+        self.entropy += float(_over_positions(torch.special.entr(p).sum(1)).sum())
+        self.mean = self.mean + _over_positions(p, 2).sum(0)
         self.count += len(p)
         if target is None:
             return
         self._add("target", target.to(torch.int32))
-        column = target if target.ndim > 1 else target.unsqueeze(1)
-        valid = (column >= 0) & (column < logits.shape[1])
-        right = (prediction == target).reshape(column.shape)
-        known = target.where((target >= 0) & (target < logits.shape[1]), -1)
-        loss = F.cross_entropy(logits.double(), known, reduction="none", ignore_index=-1)
         if self.metric is None:
-            self._add("score", _per_instance(right, valid))
-        self._add("loss", _per_instance(loss.reshape(column.shape), valid))
+            valid = _over_positions((target >= 0) & (target < logits.shape[1]))
+            # a prediction is one of the classes: where it is right, the target is valid
+            self._add("score", _over_positions(prediction == target) / valid)
 
     def _measured(self, output: Any, batch: Any) -> Tensor:
         assert self.metric is not None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rbnorm.diagnosis.scores import Interval
 from rbnorm.models.report import Table, finite, number, paragraph, percent, table
 
-SCHEMA = 2
+SCHEMA = 3
+_ENDS = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ class Remedy:
             metric was given. NaN without labels.
         second: The same on the second data set.
         difference: Score on the second data set minus the unchanged model's, instance by instance.
-        difference_first: The same on the first data set: what the remedy costs there.
-        loss: Cross-entropy in nats on the first and the second data set.
-        agreement: Share of predictions on each that are the unchanged model's.
+        agreement: Share of predictions on each data set that are the unchanged model's.
         confidence: Mean highest probability on each.
         needs_labels: Labelled training images are needed.
         needs_data: Unlabelled images of the second data set are needed before the first prediction.
@@ -42,8 +40,6 @@ class Remedy:
     first: Interval
     second: Interval
     difference: Interval
-    difference_first: Interval
-    loss: tuple[float, float]
     agreement: tuple[float, float]
     confidence: tuple[float, float]
     seconds: float
@@ -58,28 +54,17 @@ class Remedy:
     def row(self) -> dict[str, Any]:
         """Everything, under the names of the table's columns."""
         plain = "needs_labels needs_data needs_batches passes kind batch_size weight seconds"
-        row: dict[str, Any] = {
+        accuracies = {"accuracy_first": self.first, "accuracy_second": self.second}
+        pairs = {"agreement": self.agreement, "confidence": self.confidence}
+        return {
             "remedy": self.name,
-            "accuracy_first": self.first.value,
-            "accuracy_second": self.second.value,
-            "difference": self.difference.value,
-            "low": self.difference.low,
-            "high": self.difference.high,
+            **{name: accuracy.value for name, accuracy in accuracies.items()},
+            **dict(zip(("difference", "low", "high"), self.difference, strict=True)),
             **{name: getattr(self, name) for name in plain.split()},
+            **{f"{n}_{end}": getattr(a, end) for n, a in accuracies.items() for end in _ENDS},
+            **{f"{n}_first": first for n, (first, _) in pairs.items()},
+            **{f"{n}_second": second for n, (_, second) in pairs.items()},
         }
-        for name, interval in (
-            ("accuracy_first", self.first),
-            ("accuracy_second", self.second),
-            ("difference_first", self.difference_first),
-        ):
-            row |= {
-                name: interval.value,
-                f"{name}_low": interval.low,
-                f"{name}_high": interval.high,
-            }
-        for name in ("loss", "agreement", "confidence"):
-            row[f"{name}_first"], row[f"{name}_second"] = getattr(self, name)
-        return row
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,14 +133,3 @@ def _line(row: Remedy) -> tuple[str, ...]:
         percent(row.second.value),
         "" if row.kind == "unchanged" else f"{value} [{low}, {high}]",
     )
-
-
-def ranked(rows: Sequence[Remedy]) -> tuple[Remedy, ...]:
-    """The first row, then the others by their difference, those without one last."""
-    first, *others = rows
-
-    def order(row: Remedy) -> float:
-        value = row.difference.value
-        return math.inf if math.isnan(value) else -value
-
-    return first, *sorted(others, key=order)

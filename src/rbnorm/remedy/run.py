@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -16,8 +17,9 @@ from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unch
 from rbnorm.diagnosis.result import mean
 from rbnorm.diagnosis.scores import Collector, Metric, Scores, agreement, interval
 from rbnorm.diagnosis.tally import Tally
+from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.remedy.moments import MatchMoments
-from rbnorm.remedy.result import Remedies, Remedy, ranked
+from rbnorm.remedy.result import Remedies, Remedy
 from rbnorm.remedy.statistics import Rebatched
 from rbnorm.remedy.trials import (
     FineTuning,
@@ -89,8 +91,8 @@ def remedies(
     :math:`(1-\alpha)` running :math:`+\,\alpha` test batch, whose weight is the one of 0.25, 0.5
     and 0.75 with the largest mutual information of instance and prediction on the second data set,
     without labels; with TENT (Wang et al., ICLR 2021), which adapts affine parameters and
-    calibration; and, given ``fine_tuning``, after training for some steps as it is and converted to
-    RBN.
+    calibration; and, given ``fine_tuning``, after training for some steps as it is and, unless it
+    is RBN already, converted to it.
 
     Differences are paired instance by instance, intervals are 95 % percentile bootstrap intervals
     over instances (2,000 resamples, always the same). They tell how sure the difference is on
@@ -124,12 +126,12 @@ def remedies(
             order, or a metric of the wrong form. The model is as it was.
         RuntimeError: The unchanged model raised. The model is as it was.
     """
-    again("first", first)
-    again("second", second)
-    if fine_tuning is not None:
-        again("fine_tuning.batches", fine_tuning.batches)
     normalisers(model)
-    with unchanged(model):
+    with unchanged(model):  # a loader that begins draws a random number
+        again("first", first)
+        again("second", second)
+        if fine_tuning is not None:
+            again("fine_tuning.batches", fine_tuning.batches)
         model.eval()
         session = _Session(model, first, second, metric, forward or call)
         return session.result(batch_sizes, fine_tuning, budget, on_trial)
@@ -157,7 +159,7 @@ class _Session:
         budget: float | None,
         on_trial: Callable[[str, float], None],
     ) -> Remedies:
-        rows = [self._row(self.trial, self.base, 2 * self.seconds, None)]
+        base, rows = self._row(self.trial, self.base, 2 * self.seconds, None), []
         trials = self._trials(batch_sizes, fine_tuning)
         total, done = sum(trial.cost for trial in trials), 0.0
         for trial in trials:
@@ -174,7 +176,8 @@ class _Session:
                     self.skipped[trial.name] = str(error) or type(error).__name__
             done += trial.cost
         sizes = len(self.images[0].table), len(self.images[1].table)
-        return Remedies(ranked(rows), sizes, self.skipped, tuple(self._notes()))
+        rows.sort(key=lambda row: (math.isnan(row.difference.value), -row.difference.value))
+        return Remedies((base, *rows), sizes, self.skipped, tuple(self._notes()))
 
     def _trials(self, batch_sizes: Sequence[int], fine_tuning: FineTuning | None) -> list[Trial]:
         model, forward = self.model, self.forward
@@ -193,7 +196,8 @@ class _Session:
             self.skipped["TENT"] = "needs scores of two classes or more"
         if fine_tuning is not None:
             cost = fine_tuning.steps / max(1, sum(1 for _ in first))
-            for convert in (False, True):
+            rbn = all(isinstance(m, _RepresentativeBatchNorm) for m in normalisers(model).values())
+            for convert in (False,) if rbn else (False, True):
                 trials.append(fine_tuned(model, forward, fine_tuning, convert=convert, cost=cost))
         return trials
 
@@ -216,44 +220,38 @@ class _Session:
     def _tried(self, trial: Trial) -> Remedy:
         begun, weight = time.perf_counter(), None
         if trial.weights:
-            second = self.data[1:]
-            weight = max(
-                trial.weights, key=lambda w: self._entered(trial, w, second)[0].information
-            )
+            seen = {w: self._scores(trial, w, self.data[1:])[0] for w in trial.weights}
+            weight = max(seen, key=lambda w: seen[w].information)
         scores = self._both(trial, 1.0 if weight is None else weight)
         return self._row(trial, scores, time.perf_counter() - begun, weight)
 
-    def _both(self, trial: Trial, weight: float) -> tuple[Scores, Scores]:
-        if trial.online:
-            first, second = (self._entered(trial, weight, (data,))[0] for data in self.data)
-        else:
-            first, second = self._entered(trial, weight, self.data)
-        return first, second
+    def _both(self, trial: Trial, weight: float) -> list[Scores]:
+        """On the first and the second data set, which an online remedy sees afresh each."""
+        groups = [self.data[:1], self.data[1:]] if trial.online else [self.data]
+        return [scores for data in groups for scores in self._scores(trial, weight, data)]
 
-    def _entered(self, trial: Trial, weight: float, wanted: Iterable[_Data]) -> list[Scores]:
+    def _scores(self, trial: Trial, weight: float, data: Iterable[_Data]) -> list[Scores]:
+        found = []
         with trial.enter(weight) as other:
-            model, forward = other or (self.model, self.forward)
-            return [self._measured(model, forward, data, trial) for data in wanted]
-
-    def _measured(self, model: nn.Module, forward: Forward, data: _Data, trial: Trial) -> Scores:
-        collect = Collector(self.metric)
-        data.pass_over(model, forward, trial.needs.get("batch_size"), collect)
-        return collect.scores()
+            for each in data:
+                collect = Collector(self.metric)
+                size = trial.needs.get("batch_size")
+                each.pass_over(*(other or (self.model, self.forward)), size, collect)
+                found.append(collect.scores())
+        return found
 
     def _row(
-        self, trial: Trial, scores: tuple[Scores, Scores], seconds: float, weight: float | None
+        self, trial: Trial, scores: list[Scores], seconds: float, weight: float | None
     ) -> Remedy:
-        first, second = zip(scores, self.base, strict=True)
+        (first, second), (before, base) = scores, self.base
         return Remedy(
             name=trial.name,
             kind=trial.kind,
-            first=interval(first[0].score),
-            second=interval(second[0].score),
-            difference=interval(second[0].score - second[1].score),
-            difference_first=interval(first[0].score - first[1].score),
-            loss=(mean(first[0].loss), mean(second[0].loss)),
-            agreement=(agreement(*first), agreement(*second)),
-            confidence=(mean(first[0].confidence), mean(second[0].confidence)),
+            first=interval(first.score),
+            second=interval(second.score),
+            difference=interval(second.score - base.score),
+            agreement=(agreement(first, before), agreement(second, base)),
+            confidence=(mean(first.confidence), mean(second.confidence)),
             seconds=seconds,
             weight=weight,
             **trial.needs,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rbnorm.diagnosis.meter import normalised
 from rbnorm.diagnosis.passes import input_of, normalisers, unchanged
@@ -75,37 +76,19 @@ class Rebatched:
         self.batches, self.size = batches, size
 
     def __iter__(self) -> Iterator[Any]:
-        held: dict[Any, Tensor] = {}
-        batch: Any = None
+        held: list[Tensor] = []
         for batch in self.batches:
-            parts = _rows(batch)
-            held = {k: torch.cat([held[k], part]) if held else part for k, part in parts.items()}
-            while _count(held) >= self.size + (self.size + 1) // 2:
-                yield _like(batch, {k: part[: self.size] for k, part in held.items()})
-                held = {k: part[self.size :] for k, part in held.items()}
-        if held and _count(held):
-            yield _like(batch, held)
-
-
-def _count(parts: dict[Any, Tensor]) -> int:
-    return len(next(iter(parts.values())))
-
-
-def _rows(batch: Any) -> dict[Any, Tensor]:
-    if isinstance(batch, Mapping):
-        parts = dict(batch)
-    else:
-        parts = dict(enumerate(batch if isinstance(batch, (list, tuple)) else (batch,)))
-    sizes = {len(p) if isinstance(p, Tensor) and p.ndim else None for p in parts.values()}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            "batches must consist of tensors with a row for each instance to be cut to a size, got "
-            f"{type(batch).__name__} of {', '.join(type(p).__name__ for p in parts.values())}"
-        )
-    return parts
-
-
-def _like(batch: Any, parts: dict[Any, Tensor]) -> Any:
-    if isinstance(batch, Mapping):
-        return parts
-    return tuple(parts.values()) if isinstance(batch, (list, tuple)) else parts[0]
+            parts, spec = tree_flatten(dict(batch) if isinstance(batch, Mapping) else batch)
+            sizes = {len(p) if isinstance(p, Tensor) and p.ndim else None for p in parts}
+            if len(sizes) != 1 or None in sizes:
+                raise ValueError(
+                    "batches must consist of tensors with a row for each instance to be cut to a "
+                    f"size, got {type(batch).__name__} of "
+                    f"{', '.join(type(p).__name__ for p in parts)}"
+                )
+            held = [torch.cat(pair) for pair in zip(held, parts, strict=True)] if held else parts
+            while len(held[0]) >= self.size + (self.size + 1) // 2:
+                yield tree_unflatten([part[: self.size] for part in held], spec)
+                held = [part[self.size :] for part in held]
+        if held and len(held[0]):
+            yield tree_unflatten(held, spec)
