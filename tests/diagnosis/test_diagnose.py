@@ -169,8 +169,9 @@ def test_a_planted_change_of_one_channel_is_found(change, case: str, step, ratio
     assert found["mean_shift"].tolist() == pytest.approx([0, 0, step, 0], abs=0.1)
     assert found["log_var_shift"].tolist() == pytest.approx([0, 0, ratio, 0], abs=1e-3)
     assert moved[case].tolist() == [0, 0, 1, 0]
-    cases = {"mean_above", "mean_below", "var_above", "var_below"}
-    assert all(moved[name].sum() == 0 for name in cases - {case})
+    others = {"mean_above", "mean_below", "var_above", "var_below"} - {case}
+    # three times as wide, the mean of an image is beyond the threshold now and then
+    assert all(moved[name].sum() < (0.1 if step else 1) for name in others)
     for name, of in (("mean_offset", step), ("log_var_ratio", ratio)):
         difference = (moved[name] - found[name]).tolist()
         assert difference == pytest.approx([0, 0, of, 0], abs=0.15)
