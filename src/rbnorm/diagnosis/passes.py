@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -162,7 +162,8 @@ def run(
     ]
     count = 0
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        stance: Any = getattr(torch.compiler, "set_stance", nullcontext)  # torch 2.4 has none
+        with torch.no_grad(), stance("force_eager"):
             for count, batch in enumerate(batches, start=1):
                 last = None
                 try:
