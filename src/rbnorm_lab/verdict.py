@@ -47,9 +47,7 @@ def _own(name: str) -> str:
 _ZH: Final[dict[str, Callable[[Remedy], str]]] = {
     "unchanged": lambda remedy: "原样",
     "moments": lambda remedy: f"每张图像{_own(remedy.name)}设为第一个数据集的",
-    "re-estimated": lambda remedy: (
-        f"在{'第二' if remedy.needs_data else '第一'}个数据集上重新估计统计量"
-    ),
+    "re-estimated": lambda remedy: "在第二个数据集上重新估计统计量",
     "test-batch": lambda remedy: f"用测试批统计量，批大小 {remedy.batch_size}",
     "mixed": lambda remedy: f"滑动统计量与测试批统计量混合，批大小 {remedy.batch_size}",
     "tent": lambda remedy: f"TENT，批大小 {remedy.batch_size}",
@@ -127,7 +125,7 @@ def _best(result: Remedies) -> Text:
     elif share > 0:
         back = Text(", the whole loss", "，挽回了全部损失")
     seen = Text("", "")
-    if best.kind == "re-estimated" and best.needs_data:
+    if best.kind == "re-estimated":
         seen = Text(
             ", and here they are the images that it is tested on",
             "（这里用的就是测试它的那些图像）",

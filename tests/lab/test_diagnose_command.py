@@ -160,7 +160,7 @@ def test_weights_of_rbn_make_a_model_of_rbn(center, scale, suffix, tmp_path):
 
 
 BAD = {
-    "--model resnet81": "unknown model 'resnet81': did you mean",
+    "--model resnet81 --random": "unknown model 'resnet81': did you mean",
     "--model missing.pt": "--model missing.pt: there is no such file",
     "--model broken.py": "broken.py did not make a model (no)",
     "--model broken.pt": "broken.pt cannot be read",

@@ -86,8 +86,8 @@ def remedies(
     The model is measured in evaluation mode on both data sets: as it is; with each image's own
     mean, contrast, or both set to those of the first data (:class:`rbnorm.MatchMoments`), as a
     whole and channel by channel, where the second data's images differ from them in that; with its
-    running statistics re-estimated (:func:`rbnorm.recalibrate`) on the first, and on the unlabelled
-    second data set; with the statistics of the test batch at several batch sizes; with a mixture
+    running statistics re-estimated (:func:`rbnorm.recalibrate`) on the unlabelled second data set;
+    with the statistics of the test batch at several batch sizes; with a mixture
     :math:`(1-\alpha)` running :math:`+\,\alpha` test batch, whose weight is the one of 0.25, 0.5
     and 0.75 with the largest mutual information of instance and prediction on the second data set,
     without labels; with TENT (Wang et al., ICLR 2021), which adapts affine parameters and
@@ -181,13 +181,11 @@ class _Session:
 
     def _trials(self, batch_sizes: Sequence[int], fine_tuning: FineTuning | None) -> list[Trial]:
         model, forward = self.model, self.forward
-        first, second = (data.batches for data in self.data)
         sizes = [size for size in batch_sizes if size <= len(self.images[1].table)]
         trials = [
             *self._own_moments(),
-            re_estimated(model, forward, second, "second"),
+            re_estimated(model, forward, self.data[1].batches),
             *(of_the_batch(model, size) for size in sizes),
-            re_estimated(model, forward, first, "first"),
             *(of_the_batch(model, size, mixed=True) for size in sizes),
         ]
         if len(self.base[1].confidence):
@@ -195,7 +193,7 @@ class _Session:
         else:
             self.skipped["TENT"] = "needs scores of two classes or more"
         if fine_tuning is not None:
-            cost = fine_tuning.steps / max(1, sum(1 for _ in first))
+            cost = fine_tuning.steps / max(1, sum(1 for _ in self.data[0].batches))
             rbn = all(isinstance(m, _RepresentativeBatchNorm) for m in normalisers(model).values())
             for convert in (False,) if rbn else (False, True):
                 trials.append(fine_tuned(model, forward, fine_tuning, convert=convert, cost=cost))

@@ -81,8 +81,8 @@ def own_moments_set(model: nn.Module, match: MatchMoments) -> Trial:
     return Trial(f"each {whose}'s own {what} set", "moments", lambda _: matched(model, match))
 
 
-def re_estimated(model: nn.Module, forward: Forward, batches: Iterable[Any], of: str) -> Trial:
-    """The running statistics of a data set in place of those of training."""
+def re_estimated(model: nn.Module, forward: Forward, batches: Iterable[Any]) -> Trial:
+    """The running statistics of the second data set in place of those of training."""
 
     @contextmanager
     def enter(_: float) -> Iterator[None]:
@@ -90,8 +90,10 @@ def re_estimated(model: nn.Module, forward: Forward, batches: Iterable[Any], of:
             recalibrate(model, batches, forward=forward)
             yield
 
-    needs = {"passes": 1, "needs_data": of == "second"}
-    return Trial(f"statistics re-estimated on the {of} data", "re-estimated", enter, 3, needs=needs)
+    needs = {"passes": 1, "needs_data": True}
+    return Trial(
+        "statistics re-estimated on the second data", "re-estimated", enter, 3, needs=needs
+    )
 
 
 def of_the_batch(model: nn.Module, size: int, *, mixed: bool = False) -> Trial:
