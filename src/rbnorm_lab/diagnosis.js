@@ -26,10 +26,7 @@ const LABELS = {
 };
 const WORDS = {
   first: ["the first data", "第一个数据集"], second: ["the second data", "第二个数据集"],
-  layer: ["layer", "层"], channels: ["channels", "通道数"], batch: ["batch size", "批量"],
-  batches: ["batches of", "批量"],
-  spreadMean: ["spread of the mean (σ)", "均值的波动（σ）"],
-  spreadVar: ["spread of ln variance", "ln 方差的波动"],
+  layer: ["layer", "层"], channels: ["channels", "通道数"],
   evenness: ["spread of the means", "各通道均值的标准差"],
   onePart: [" One in {} is here; diagnosis.json has all.", " 此处每 {} 个显示一个；全部见 diagnosis.json。"],
 };
@@ -121,7 +118,6 @@ function chooseLayer() {
   mark();
   histogram();
   numbers();
-  spread();
 }
 
 function bins(values, count) {
@@ -157,23 +153,6 @@ function numbers() {
       row.insertCell().textContent = text;
     return row;
   }));
-}
-
-function spread() {
-  const layer = chosen(), stacked = narrow();
-  const traces = layers.flatMap((l) => ["mean", "log_var"].map((name, i) => ({
-    type: "scatter", mode: "lines", x: l.batch_spread.map((s) => s.size), name: l.layer,
-    y: l.batch_spread.map((s) => s[name]), showlegend: false,
-    xaxis: i ? "x2" : "x", yaxis: i ? "y2" : "y", opacity: l === layer ? 1 : 0.35,
-    line: { color: l === layer ? ORANGE : GREY, width: l === layer ? 4 : 1 },
-    hovertemplate: `${l.layer}<br>${word("batches")} %{x}: %{y:.3g}<extra></extra>`,
-  })));
-  const x = { type: "log", dtick: Math.log10(2), title: { text: word("batch") } };
-  draw("spread", traces, { height: stacked ? 620 : 340,
-    grid: { rows: stacked ? 2 : 1, columns: stacked ? 1 : 2, pattern: "independent" },
-    xaxis: x, xaxis2: x,
-    yaxis: { rangemode: "tozero", title: { text: word("spreadMean") } },
-    yaxis2: { rangemode: "tozero", title: { text: word("spreadVar") } } });
 }
 
 const calibrated = layers.filter((l) => l.per_channel.center_weight || l.per_channel.gate_mean);
@@ -223,7 +202,6 @@ function speak(language) {
   heat();
   histogram();
   numbers();
-  spread();
   if (calibrated.length) ridges();
   evenness();
 }

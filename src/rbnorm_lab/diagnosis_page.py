@@ -121,7 +121,7 @@ def page_data(result: rbnorm.Diagnosis) -> str:
         for name in MOMENTS:
             layer["per_channel"].pop(name, None)
     for layer in second:
-        del layer["per_channel"], layer["batch_spread"]
+        del layer["per_channel"]
     numbers = sum(len(v) for layer in layers for v in layer["per_channel"].values())
     step = max(1, math.ceil(numbers / _MOST_NUMBERS))
     for layer in layers:

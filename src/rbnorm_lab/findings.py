@@ -13,8 +13,6 @@ from rbnorm_lab.cases import CASES
 from rbnorm_lab.text import Text
 
 _OFF: Final = 0.25  # mean offset in standard deviations at which running statistics are off
-_NOISY: Final = 0.2  # spread of the means of small batches, in standard deviations
-_SMALL_BATCH: Final = 8
 _REGIMES: Final = ("removes", "damps", "neutral", "amplifies", "reverses")
 
 
@@ -40,7 +38,6 @@ def findings(result: rbnorm.Diagnosis, images: Sequence[int]) -> list[Text]:
         *([] if result.images is None else [_images(result.images)]),
         *(s for case in CASES if (s := _case(case, result))),
         *_broken(result),
-        *_small_batches(layers),
         *_calibration(result),
         *_effect(result),
         *_recalibrate(layers),
@@ -140,30 +137,6 @@ def _broken(result: rbnorm.Diagnosis) -> list[Text]:
             )
         )
     return found
-
-
-def _small_batches(layers: Sequence[LayerDiagnosis]) -> list[Text]:
-    spreads = [
-        (spread.mean, layer_name(layer))
-        for layer in layers
-        for spread in layer.batch_spread
-        if spread.size == _SMALL_BATCH and math.isfinite(spread.mean)
-    ]
-    if not spreads:
-        return []
-    most, where = max(spreads)
-    average = fmean(value for value, _ in spreads)
-    prefer = Text("", "")
-    if most > _NOISY:
-        prefer = Text(": prefer larger batches in training", "：训练时批大小宜更大")
-    return [
-        Text(
-            f"From one batch of {_SMALL_BATCH} images of the first data to the next the batch mean "
-            f"varies by {average:.2f} standard deviations, in {where} by {most:.2f}{prefer.en}.",
-            f"第一个数据集按 {_SMALL_BATCH} 张一批时，批均值在各批之间的波动平均为 "
-            f"{average:.2f} 个标准差，在 {where} 中为 {most:.2f}{prefer.zh}。",
-        )
-    ]
 
 
 def _calibration(result: rbnorm.Diagnosis) -> list[Text]:

@@ -104,27 +104,6 @@ def test_how_the_data_comes_in_batches_changes_nothing() -> None:
     one, several = (rbnorm.diagnose(layer, x.split(size)) for size in (16, 3))
     for name, values in one.layers[0].per_channel.items():
         torch.testing.assert_close(several.layers[0].per_channel[name], values)
-    assert [s.size for s in one.layers[0].batch_spread] == [1, 2, 4, 8]
-    for a, b in zip(one.layers[0].batch_spread, several.layers[0].batch_spread, strict=True):
-        assert (a.size, a.batches) == (b.size, b.batches)
-        assert a.mean == pytest.approx(b.mean)
-        assert a.log_var == pytest.approx(b.log_var)
-
-
-def test_batch_statistics_spread_as_those_of_real_batches() -> None:
-    torch.manual_seed(0)
-    layer = nn.BatchNorm2d(3).double()
-    x = torch.randn(48, 3, 4, 4, dtype=torch.float64) + torch.randn(48, 3, 1, 1)
-    found = {s.size: s for s in rbnorm.diagnose(layer, x.split(5)).layers[0].batch_spread}
-    assert list(found) == [1, 2, 4, 8, 16]
-    for size, spread in found.items():
-        groups = x.unflatten(0, (-1, size))
-        mean, var = groups.mean((1, 3, 4)), groups.transpose(1, 2).flatten(2).var(2, correction=0)
-        relative = mean.var(0) / (var.mean(0) + layer.eps)
-        assert spread.batches == 48 // size
-        assert spread.mean == pytest.approx(relative.mean().sqrt().item(), rel=1e-9)
-        log_var = (var + layer.eps).log().var(0)
-        assert spread.log_var == pytest.approx(log_var.mean().sqrt().item(), rel=1e-9)
 
 
 def test_a_large_mean_costs_no_accuracy() -> None:
@@ -218,7 +197,6 @@ def test_one_instance_has_no_share_between_instances() -> None:
     found = rbnorm.diagnose(nn.BatchNorm2d(2), [torch.randn(1, 2, 3, 3)]).layers[0]
     assert math.isnan(found["between_share"])
     assert found["mean_above"] + found["mean_below"] <= 1
-    assert found.batch_spread == ()
 
 
 def test_without_running_statistics_nothing_is_compared_with_them() -> None:
@@ -227,7 +205,6 @@ def test_without_running_statistics_nothing_is_compared_with_them() -> None:
     found = rbnorm.diagnose(layer, [torch.randn(4, 2, 3, 3)]).layers[0]
     assert all(math.isnan(found[name]) for name in COLUMNS if name != "between_share")
     assert 0 < found["between_share"] < 1
-    assert len(found.batch_spread) == 2
 
 
 def test_the_table_has_one_row_per_layer_and_these_columns() -> None:
@@ -254,7 +231,6 @@ def test_json_holds_the_channels(tmp_path) -> None:
     for name, values in result.layers[0].per_channel.items():
         assert read["layers"][0]["per_channel"][name] == values.tolist()
     assert read["layers"][0]["mean_offset"] == result.layers[0]["mean_offset"]
-    assert read["layers"][0]["batch_spread"][0]["size"] == 1
     assert read["shifted"]["layers"][0]["mean_offset"] != read["layers"][0]["mean_offset"]
     assert read["ranking"] == [""]
 

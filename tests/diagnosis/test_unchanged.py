@@ -160,7 +160,6 @@ def test_activations_that_are_not_finite_are_counted_and_left_out() -> None:
             value = found.per_channel[name][channel].item()
             # float32 sums over other batches, in another order
             assert value == pytest.approx(alone.per_channel[name].item(), rel=1e-5, abs=1e-6)
-    assert all(math.isfinite(s.mean) for s in found.batch_spread)
 
 
 def test_a_shared_module_counts_every_call() -> None:
@@ -181,7 +180,7 @@ def test_memory_grows_by_two_numbers_an_instance() -> None:
 
     def batches():
         for i in range(41):
-            if i in (4, 40):  # both hold as many groups that wait for another one
+            if i in (4, 40):
                 gc.collect()
                 tensors = (t for t in gc.get_objects() if type(t) is torch.Tensor)
                 held.append(sum(t.numel() * t.element_size() for t in tensors))

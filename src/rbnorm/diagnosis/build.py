@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.diagnosis.meter import LayerMeter
-from rbnorm.diagnosis.result import COLUMNS, BatchSpread, LayerDiagnosis, mean, rms
+from rbnorm.diagnosis.result import COLUMNS, LayerDiagnosis, mean, rms
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
 MOMENTS = ("mean", "var", "x_mean")  # of channels alone: their units differ
@@ -38,7 +38,6 @@ def layer_diagnosis(name: str, meter: LayerMeter) -> LayerDiagnosis:
         nonfinite=_nonfinite(meter),
         values=values,
         per_channel=channels,
-        batch_spread=tuple(BatchSpread(*row) for row in meter.groups.result()),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.definition import RESTRICTIONS, STATISTICS, per_channel, resolve
-from rbnorm.diagnosis.tally import GroupTally, Tally
+from rbnorm.diagnosis.tally import Tally
 from rbnorm.kernels import active
 from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.layers.base import _RepresentativeBatchNorm
@@ -59,6 +59,11 @@ def batch_or_running(layer: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tens
     """The mean and variance that the layer uses in evaluation, (C,)."""
     if layer.running_mean is not None and layer.running_var is not None:
         return wide(layer.running_mean), wide(layer.running_var)
+    return pooled(mean, var)
+
+
+def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of all values, (C,), from those of the instances, (N, C)."""
     E = mean.mean(0)
     return E, (var + (mean - E).square()).mean(0)
 
@@ -121,7 +126,7 @@ class LayerMeter:
         self.layer, self.thresholds = layer, thresholds
         self.calls = self.instances = 0
         self.names: tuple[str, ...] = ()
-        self.rows, self.groups = Tally(), GroupTally(layer.eps)
+        self.rows = Tally()
 
     def __call__(self, layer: _BatchNorm, x: Tensor) -> None:
         """Take in one input; the signature is that of a listener of a pass."""
@@ -133,7 +138,6 @@ class LayerMeter:
         rows = self._rows(seen, positions(x))
         self.names = tuple(rows)
         self.rows.add(torch.stack(list(rows.values()), 1))
-        self.groups.add(seen.mean, seen.var)
 
     def _rows(self, seen: Normalised, length: int) -> dict[str, Tensor]:
         layer = self.layer

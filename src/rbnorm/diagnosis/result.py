@@ -27,24 +27,6 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class BatchSpread:
-    """How much batch statistics differ from one batch to the next.
-
-    Attributes:
-        size: Instances in a batch.
-        batches: Batches of this size that were seen.
-        mean: Standard deviation over batches of the batch mean, relative to the root of the mean
-            batch variance; root mean square over channels.
-        log_var: Standard deviation over batches of ln(batch variance), likewise.
-    """
-
-    size: int
-    batches: int
-    mean: float
-    log_var: float
-
-
-@dataclass(frozen=True)
 class LayerDiagnosis:
     """One layer.
 
@@ -59,7 +41,6 @@ class LayerDiagnosis:
         values: Numbers of the whole layer, NaN where one is not defined. What they mean stands in
             :func:`rbnorm.diagnose`.
         per_channel: The same for every channel, (C,) in float64, as far as channels have it.
-        batch_spread: For batches of 1, 2, 4, ... instances.
     """
 
     layer: str
@@ -70,7 +51,6 @@ class LayerDiagnosis:
     nonfinite: int
     values: Mapping[str, float]
     per_channel: Mapping[str, Tensor] = field(repr=False)
-    batch_spread: tuple[BatchSpread, ...] = field(repr=False)
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -159,7 +139,6 @@ class Diagnosis(Table):
             "layers": [
                 {
                     **layer.row,
-                    "batch_spread": [vars(spread) for spread in layer.batch_spread],
                     "per_channel": {k: v.tolist() for k, v in layer.per_channel.items()},
                 }
                 for layer in self.layers

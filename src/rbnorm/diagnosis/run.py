@@ -58,8 +58,8 @@ def diagnose(
     Args:
         model: Any model with layers that are a torch BatchNorm, synchronised or not, or derived
             from one: timm's norm-act layers and RBN.
-        batches: Tensors, or sequences whose first item is one. Shuffle them: neighbours form the
-            batches of ``batch_spread``. They are moved to the model's device.
+        batches: Tensors, or sequences whose first item is one. They are moved to the model's
+            device.
         shifted: A second data set; every layer then has ``mean_shift``, ``log_var_shift`` and
             ``shift``, and the result a ranking, and how far the images themselves moved.
         recalibration: Batches of training data. When given, the accuracy on ``batches``, then with

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from rbnorm.diagnosis.meter import normalised
+from rbnorm.diagnosis.meter import normalised, pooled
 from rbnorm.diagnosis.passes import input_of, normalisers, unchanged
 
 
@@ -52,10 +52,9 @@ def _mixing(layer: _BatchNorm, weight: float) -> Callable[..., None]:
             return
         with torch.no_grad():
             seen = normalised(layer, x)
-            mean = seen.mean.mean(0)
-            var = (seen.var + (seen.mean - mean).square()).mean(0)
             buffers = (layer.running_mean, layer.running_var)
-            for buffer, kept, batch in zip(buffers, running, (mean, var), strict=True):
+            found = pooled(seen.mean, seen.var)
+            for buffer, kept, batch in zip(buffers, running, found, strict=True):
                 assert buffer is not None
                 buffer.copy_(kept.lerp(batch.to(kept), weight))
 
