@@ -1,6 +1,7 @@
-"""Arguments for direct calls of the ops, right ones and wrong ones."""
+"""Calls of phases and of the whole layer past the checks, with right arguments and wrong ones."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,17 +10,73 @@ from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
 from rbnorm.engine import layer
-from rbnorm.kernels import phases
+from rbnorm.engine.call import Call, Options, Vectors
+from rbnorm.kernels import Kernels, active, phases
+from rbnorm.kernels.backends import PORTABLE
+from rbnorm.kernels.phases import Unfit
 
-LAYER = ("forward", "inference", "backward")
+PLAIN = (None, 0, 0.0)  # no residual, no activation
 SWEEPS = phases.PHASES
-OPS = {**{op: getattr(layer, op) for op in LAYER}, **{op: getattr(phases, op) for op in SWEEPS}}
+RUNNING = ("running_mean", "running_var")
+OPTIONS = ("eps", "restrict", "activation", "slope")
+HEAD = ("x", "residual", *VECTORS, *RUNNING)
+SAVED = ("dy", "x", "residual", "m", "E", "V", *VECTORS)
+LAYER = {
+    "forward": (*HEAD, "training", "momentum", *OPTIONS),
+    "inference": (*HEAD, *OPTIONS),
+    "backward": (*SAVED, "training", *OPTIONS, "want_dx", "want_dresidual"),
+}
+NAMES = LAYER | {op: tuple(inspect.signature(getattr(phases, op)).parameters) for op in SWEEPS}
+
+
+class Direct:
+    """The layer by a backend's kernels, what these do not take by plain PyTorch; and its phases."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return getattr(self.kernels.phases, name)  # type: ignore[no-any-return]
+
+    def _either(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with torch.no_grad():
+            try:
+                return function(self.kernels, *arguments)
+            except Unfit:
+                return function(PORTABLE, *arguments)
+
+    def forward(self, x: Tensor, residual: Tensor | None, *rest: Any) -> Any:
+        vectors, (mean, var, training, momentum, *options) = rest[:5], rest[5:]
+        running = None if mean is None else (mean, var)
+        call = Call(x, residual, Vectors(*vectors), running, training, momentum)
+        return self._either(layer.normalise, call, Options(*options))[:4]
+
+    def inference(self, x: Tensor, residual: Tensor | None, *rest: Any) -> Any:
+        call = Call(x, residual, Vectors(*rest[:5]), rest[5:7], False, 0.0)
+        return self._either(layer.output, call, Options(*rest[7:]))
+
+    def backward(self, *arguments: Any) -> Any:
+        head, vectors, (training, *rest) = arguments[:6], arguments[6:11], arguments[11:]
+        given = *head, Vectors(*vectors), training, Options(*rest[:4]), None, None, *rest[4:]
+        return self._either(layer.differentiate, *given)
+
+
+ON: dict[str, Direct] = {"portable": Direct(PORTABLE)}
 try:
     from rbnorm.kernels.cpu import calls as KERNELS
 except ImportError:  # an installation without kernels
     KERNELS = None
-PLAIN = (None, 0, 0.0)  # no residual, no activation
-NAMES = {op: tuple(inspect.signature(function).parameters) for op, function in OPS.items()}
+else:
+    ON["c++"] = Direct(active("cpu"))
+
+
+def refuses(op: str, arguments: dict[str, Any]) -> bool:
+    """Whether the C++ kernel itself does, before anything goes another way."""
+    try:
+        getattr(KERNELS, op).__wrapped__(*arguments.values())
+    except (KERNELS._kernels.Refused, ValueError):  # the latter of an x without two axes
+        return True
+    return False
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> Any:
@@ -66,9 +123,9 @@ def coherent(args: dict[str, Any]) -> dict[str, Any]:
     x, names = args["x"], ("residual", *VECTORS)
     if not args["training"]:
         return {"m": phases.mean(x)}
-    options = (args[name] for name in ("eps", "restrict", "activation", "slope"))
+    options = (args[name] for name in OPTIONS)
     given = (args[name] for name in names)
-    _, m, E, V = layer.forward(x, *given, None, None, True, 0.0, *options)
+    _, m, E, V = ON["portable"].forward(x, *given, None, None, True, 0.0, *options)
     return {"m": m, "E": E, "V": V}
 
 

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import torch
-from direct import KERNELS, OPS, named
+from direct import NAMES, ON, named
 
 from rbnorm.elementwise import ACTIVATION_OF
 
@@ -23,7 +23,7 @@ LIBRARY = "_kernels.abi3.so"
 
 def cases() -> None:
     """Every op, layout and dtype; reads every number that comes back."""
-    for op in OPS:
+    for op in NAMES:
         for shape in SHAPES:
             for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
                 for layout in ("contiguous", "channels_last"):
@@ -32,9 +32,9 @@ def cases() -> None:
                         args |= {} if activation is None else {"activation": activation}
                         if "want_dresidual" in args:
                             args["want_dresidual"] = bool(activation)
-                        found = getattr(KERNELS, op)(*args.values())
+                        found = getattr(ON["c++"], op)(*args.values())
                         for t in found if isinstance(found, tuple) else [found]:
-                            assert t.isfinite().all()
+                            assert t is None or t.isfinite().all()
     print("all cases ran")
 
 

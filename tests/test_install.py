@@ -140,18 +140,30 @@ def without_kernels(folder: Path, kernels: bytes | None) -> Path:
     return copy
 
 
+def broken(name: str) -> bytes | None:
+    """No kernels, or a file that is none, or whose header says that it is for another processor."""
+    library = PACKAGE / "kernels" / KERNELS
+    if name == "none":
+        return None
+    if name == "no library" or not library.is_file():
+        return b"not a library"
+    header = bytearray(library.read_bytes())
+    header[18:20] = b"\xf3\x00"  # RISC-V, by the ELF's e_machine
+    return bytes(header)
+
+
 @pytest.mark.parametrize(
     ("kernels", "why"),
     [
-        (None, "no C++ compiler was there for the build"),
-        (b"not a library", "the C++ kernels do not load: "),
+        ("none", "no C++ compiler was there for the build"),
+        ("no library", "the C++ kernels do not load: "),
+        ("another machine's", "the C++ kernels do not load: "),
     ],
-    ids=["no kernels", "kernels that do not load"],
 )
 def test_installation_without_kernels_works_and_says_why_once(
-    tmp_path: Path, kernels: bytes | None, why: str
+    tmp_path: Path, kernels: str, why: str
 ) -> None:
-    copy = without_kernels(tmp_path, kernels)
+    copy = without_kernels(tmp_path, broken(kernels))
     file, name, reason, said = run(SAY.format(setting=""), PYTHONPATH=str(tmp_path))
     assert Path(file).parent == copy
     assert name == "portable"

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from direct import ON
 from torch import nn
 
 import rbnorm
 from rbnorm import RepresentativeBatchNormAct2d
-from rbnorm.engine import layer
 from rbnorm.kernels import Kernels, phases
 from rbnorm.kernels.phases import Whole
 
@@ -74,7 +74,9 @@ def test_five_frames_lead_to_a_kernel(whole: bool, kind: type[nn.Module], monkey
         return call
 
     plain = SimpleNamespace(**{name: spy(getattr(phases, name)) for name in phases.PHASES})
-    override = Whole(*(spy(getattr(layer, name)) for name in Whole._fields)) if whole else None
+    override = (
+        Whole(*(spy(getattr(ON["portable"], name)) for name in Whole._fields)) if whole else None
+    )
     monkeypatch.setattr(backends_module, "_active", {"cpu": Kernels(plain, override)})
     kind(3)(torch.randn(2, 3, 4, 4)).sum().backward()
     forward, *_ = stacks

@@ -12,7 +12,7 @@ import fused
 import pytest
 import torch
 from cases import Case
-from direct import KERNELS
+from direct import ON
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +21,7 @@ from rbnorm.functional import representative_batch_norm
 
 FOUND = rbnorm.backends()["cpu"]
 pytestmark = pytest.mark.skipif(FOUND.name != "c++", reason=FOUND.why)
-OPS = KERNELS
+OPS = ON.get("c++")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BASE = Case((5, 3, 4, 5), torch.float32, "contiguous", True, {"eps": 1e-3}, 0)
 WIDTHS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17]

@@ -183,7 +183,7 @@ _NAMES = {
 def activation_of(module: nn.Module) -> str | None:
     """The name of the activation that a layer of torch computes; None if it is none of these."""
     kind = type(module)
-    if kind not in _LAYERS or kind.forward is not _LAYERS[kind] or "forward" in vars(module):
+    if kind not in _LAYERS or kind.forward is not _LAYERS[kind] or "forward" in module.__dict__:
         return None
     for name in _NAMES[kind]:
         options = ACTIVATIONS[name].options

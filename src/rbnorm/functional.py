@@ -2,75 +2,27 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
-from rbnorm.definition import STATISTICS, Restriction, Statistic, StatisticName, resolve
+from rbnorm.definition import Restriction, Statistic, StatisticName
 from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS, ActivationName, RestrictionName
 from rbnorm.engine import autograd, layer
 from rbnorm.engine.batch import Group
 from rbnorm.engine.call import Call, Options, Vectors
+from rbnorm.engine.checks import check, is_direct
 from rbnorm.engine.literal import empty, literal
 from rbnorm.engine.route import route, unrecorded
-from rbnorm.kernels.checks import check_input, check_numbers, check_tensors, check_written
-from rbnorm.kernels.phases import is_traced, table_dtype
+from rbnorm.kernels.backends import PORTABLE
+from rbnorm.kernels.phases import Unfit, table_dtype
 
 __all__ = ["representative_batch_norm"]
 
-_VECTORS = Vectors._fields  # where the tracer of torch 2.4 finds them
 # The named restrictions and activations by their codes; a callable is not among them.
 _CODES: dict[tuple[str, str | None], tuple[int, int]] = {
     (r, a): (RESTRICTIONS[r].code, ACTIVATIONS[a or "none"].code)
     for r in RESTRICTIONS
     for a in (*ACTIVATIONS, None)
 }
-
-
-def _is_direct(call: Call) -> bool:
-    """Whether kernels that check what they are given can take it as it is."""
-    x, _, p, running, training, momentum, _ = call
-    dtype = table_dtype(x.dtype)
-    for vector in p:
-        if vector is not None and vector.dtype is not dtype:
-            return False
-    if running is None:
-        return training
-    mean, var = running
-    if mean is None or var is None:
-        return False
-    if not (mean.dtype is var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()):
-        return False
-    if training and (mean.requires_grad or var.requires_grad):
-        return False
-    return isinstance(momentum, Tensor) or -math.inf < momentum < math.inf
-
-
-def _check(
-    call: Call,
-    eps: float,
-    statistic: StatisticName | Statistic,
-    restrict: RestrictionName | Restriction,
-    activation: str | None,
-) -> None:
-    """Raise for whatever no way takes; nothing has changed yet."""
-    x, residual, p, running, training, momentum, group = call
-    mean, var = running or (None, None)
-    check_input("input", x)
-    vectors = dict(zip(_VECTORS, p, strict=True))
-    others = {**vectors, "running_mean": mean, "running_var": var, "residual": residual}
-    check_tensors("input", x, others, exact=False)
-    if not training and mean is None:
-        raise ValueError("running_mean and running_var must be given in evaluation, got None")
-    if training:
-        check_written("input", x, others, memory=not is_traced())
-    check_numbers(x, training, eps, momentum, shared=group is not None)
-    resolve("statistic", statistic, STATISTICS)
-    resolve("restrict", restrict, RESTRICTIONS)
-    if activation is not None and activation not in ACTIVATIONS:
-        accepted = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"activation must be None or one of {accepted}, got {activation!r}")
 
 
 def representative_batch_norm(
@@ -156,9 +108,10 @@ def representative_batch_norm(
     named = statistic == "mean" and isinstance(restrict, str)
     codes = _CODES.get((restrict, activation)) if named else None  # type: ignore[arg-type]
     way, kernels = route(call, codes is not None)
-    direct = way == "whole" and _is_direct(call)
+    checks = eps, statistic, restrict, activation
+    direct = way == "whole" and is_direct(call)
     if not direct:
-        unrecorded(_check, call, eps, statistic, restrict, activation)
+        unrecorded(check, call, *checks)
         call = call.widened(table_dtype(input.dtype))
         if way == "empty":
             return empty(call)
@@ -169,16 +122,14 @@ def representative_batch_norm(
     options = Options(eps, *codes, negative_slope)  # type: ignore[call-arg, misc]
     if way == "traced":
         return autograd.traced(call, options)
-    try:
-        if torch.is_grad_enabled() and autograd.is_recorded(call):
-            y: Tensor = autograd.Normalise.apply(
-                kernels, options, call, False, input, residual, *call.p
-            )
-            return y
-        if training or kernels.whole is None:
-            return layer.normalise(kernels, call, options)[0]
-        return kernels.whole.inference(input, residual, *call.p, *call.running, *options)  # type: ignore[misc]
-    except RuntimeError:
-        if direct:  # kernels check at less cost, but these are the words of every way
-            _check(call, eps, statistic, restrict, activation)
-        raise
+    while True:
+        try:
+            if autograd.is_recorded(call):
+                at = kernels, options, call, False
+                y: Tensor = autograd.Normalise.apply(*at, input, residual, *call.p)
+                return y
+            return layer.output(kernels, call, options)
+        except Unfit:
+            if direct:  # kernels look at less cost, but these are the words of every way
+                check(call, *checks)
+            kernels = PORTABLE

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from rbnorm.kernels.phases import Unfit
 from rbnorm.kernels.triton import layer
 from rbnorm.kernels.triton.plan import plan
 
@@ -89,7 +90,7 @@ def test_center_gradient_survives_a_large_common_mean():
         found = layer.backward(
             dy.to(dtype), x.to(dtype), None, m, E, V, *vectors, True, *tail, False, False
         )
-        assert found[0].numel() == 0
+        assert found[0] is None
         grads.append(found[4].double())
     assert torch.allclose(*grads, rtol=2e-3)  # the naive sum is off by 1e-2
 
@@ -129,7 +130,7 @@ def test_wanted_gradients_do_not_depend_on_each_other(activation, want_dx, want_
     whole = layer.backward(*head, *tail)
     part = layer.backward(*head, want_dx, want_dresidual)
     for wanted, a, b in zip((want_dx, want_dresidual), part, whole, strict=False):
-        assert torch.equal(a, b if wanted else b.new_empty(0))
+        assert torch.equal(a, b) if wanted else a is None
 
 
 def test_nan_passes_through_every_activation():
@@ -190,7 +191,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_comes_past_the_dispatcher_is_looked_at(name):
+def test_what_a_kernel_must_not_read_is_refused(name):
     """Without a word a kernel would read beyond a tensor, or take its bytes for other numbers."""
     names = ("weight", "bias", "center_weight", "scale_weight", "scale_bias", "running_mean")
     given = {"x": torch.randn(3, 4, 5), "residual": torch.randn(3, 4, 5)}
@@ -199,7 +200,7 @@ def test_what_comes_past_the_dispatcher_is_looked_at(name):
     layer.forward(*given.values(), 0, 0, 0.0)
     changed = {**given, **WRONG[name]}
     running = given["running_mean"].clone()
-    with pytest.raises(RuntimeError, match="must"):
+    with pytest.raises(Unfit):
         layer.forward(*changed.values(), 0, 0, 0.0)
     assert torch.equal(given["running_mean"], running)
 

@@ -37,11 +37,3 @@ def test_only_the_running_buffers_change(training):
 def test_reason_when_triton_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert triton.missing()
-
-
-def test_wrong_arguments_are_refused_before_a_launch():
-    x, table = torch.randn(2, 3, 4, 4), torch.randn(2, 3)
-    with pytest.raises(RuntimeError, match=r"scale must have shape \(2, 3\) .* got \(3, 2\)"):
-        triton.affine(x, table, table.T, table, None, 0, 0.0)
-    with pytest.raises(RuntimeError, match="shift must be float32, got float64"):
-        triton.affine(x, table, table, table.double(), None, 0, 0.0)

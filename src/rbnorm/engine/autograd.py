@@ -116,10 +116,11 @@ def _differentiable(
 
 
 def is_recorded(call: Call) -> bool:
-    """Whether a gradient may be asked for, where gradients are enabled."""
-    for tensor in (call.x, call.residual, *call.p):
-        if tensor is not None and tensor.requires_grad:
-            return True
+    """Whether a gradient may be asked for."""
+    if torch.is_grad_enabled():
+        for tensor in (call.x, call.residual, *call.p):
+            if tensor is not None and tensor.requires_grad:
+                return True
     return False
 
 

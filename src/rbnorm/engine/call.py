@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
     def widened(self, dtype: torch.dtype) -> Call:
         """With vectors, and what evaluation normalises by, in the table dtype, without gaps."""
-        x, residual, p, running, *rest = self
-        if running is not None and not self.training:
+        x, residual, p, running, training, momentum, group = self
+        if running is not None and not training:
             running = running[0].to(dtype).contiguous(), running[1].to(dtype).contiguous()
-        return Call(x, residual, p.to(dtype), running, *rest)
+        return Call(x, residual, p.to(dtype), running, training, momentum, group)

@@ -8,7 +8,7 @@ from rbnorm.engine import tables
 from rbnorm.engine.batch import Batch, Group, alone, amplify, statistics
 from rbnorm.engine.call import Call, Options, Running, Vectors
 from rbnorm.kernels.backends import PORTABLE, Kernels
-from rbnorm.kernels.phases import Gradients, positions, table_dtype
+from rbnorm.kernels.phases import Gradients, Unfit, positions, table_dtype
 
 # y, and for backward m, E, V and, of phases in training, the batch.
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Batch | None]
@@ -18,6 +18,9 @@ def normalise(kernels: Kernels, call: Call, options: Options) -> Result:
     """In training by the batch's statistics, towards which ``running`` moves; else by ``running``.
 
     By phases that are differentiable the result is; E and V may be ``running`` itself.
+
+    Raises:
+        Unfit: Kernels for the whole layer do not take this; nothing has changed.
     """
     x, residual, p, running, training, momentum, group = call
     batch: Batch | None = None
@@ -48,6 +51,14 @@ def normalise(kernels: Kernels, call: Call, options: Options) -> Result:
     return y, m, E, V, batch
 
 
+def output(kernels: Kernels, call: Call, options: Options) -> Tensor:
+    """Only ``y``, where no gradient is asked for; otherwise as :func:`normalise`."""
+    if kernels.whole is None or call.training:
+        return normalise(kernels, call, options)[0]
+    assert call.running is not None
+    return kernels.whole.inference(call.x, call.residual, *call.p, *call.running, *options)
+
+
 def _is_written(x: Tensor, running: Running | None, momentum: float | Tensor) -> bool:
     """Whether kernels update the running statistics: of the table dtype, without gaps."""
     if running is None or isinstance(momentum, Tensor):
@@ -73,13 +84,16 @@ def differentiate(
     want_dx: bool = True,
     want_dresidual: bool = False,
 ) -> Gradients:
-    """Gradients of x, the residual and the vectors; without elements where there is none.
+    """Gradients of x, the residual and the vectors; None where there is none, or none wanted.
 
-    ``batch`` is what :func:`normalise` gave.
+    ``batch`` is what :func:`normalise` gave. What a kernel does not take goes by plain PyTorch.
     """
     if kernels.whole is not None:
-        wanted = want_dx, want_dresidual
-        return kernels.whole.backward(dy, x, residual, m, E, V, *p, training, *options, *wanted)
+        at = dy, x, residual, m, E, V, *p, training, *options, want_dx, want_dresidual
+        try:
+            return kernels.whole.backward(*at)
+        except Unfit:
+            kernels = PORTABLE
     L = positions(x)
     d = amplify(m, p.center_weight) - E
     if training:
@@ -91,93 +105,13 @@ def differentiate(
     scale = f.scale if activated else None
     S1, S2 = kernels.phases.grad_moments(dy, x, m, scale, shift, *epilogue)
     b = tables.backward(S1, S2, m, f, p, options, L, batch, group)
-    dx = dresidual = x.new_empty(0)
+    dx = dresidual = None
     if want_dx or want_dresidual:
         dx, dresidual = kernels.phases.grad_affine(
             dy, x, m, f.scale, shift, b.x_scale, b.u, *epilogue, want_dx, want_dresidual
         )
-    none = m.new_empty(0)
-    dweight, dbias, dcenter, dscale, dshift = (
-        none if vector is None or table is None else L * table.sum(0)
+    dp = (
+        None if vector is None or table is None else L * table.sum(0)
         for vector, table in zip(p, b.gradients, strict=True)
     )
-    return dx, dresidual, dweight, dbias, dcenter, dscale, dshift
-
-
-# Whole, in plain PyTorch.
-
-
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    center_weight: Tensor | None,
-    scale_weight: Tensor | None,
-    scale_bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    restrict: int,
-    activation: int,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, m, E and V, the last two new tensors; in training updates the running statistics."""
-    p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    running = None if running_mean is None or running_var is None else (running_mean, running_var)
-    if running is not None and not training:
-        running = running[0].clone(), running[1].clone()
-    call = Call(x, residual, p, running, training, momentum)
-    return normalise(PORTABLE, call, Options(eps, restrict, activation, slope))[:4]
-
-
-def inference(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    center_weight: Tensor | None,
-    scale_weight: Tensor | None,
-    scale_bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
-    restrict: int,
-    activation: int,
-    slope: float,
-) -> Tensor:
-    """Only y, in evaluation."""
-    p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    call = Call(x, residual, p, (running_mean, running_var), False, 0.0)
-    return normalise(PORTABLE, call, Options(eps, restrict, activation, slope))[0]
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    m: Tensor,
-    E: Tensor,
-    V: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    center_weight: Tensor | None,
-    scale_weight: Tensor | None,
-    scale_bias: Tensor | None,
-    training: bool,
-    eps: float,
-    restrict: int,
-    activation: int,
-    slope: float,
-    want_dx: bool,
-    want_dresidual: bool,
-) -> Gradients:
-    """Gradients of x, the residual and the five vectors; without elements where there is none."""
-    p = Vectors(weight, bias, center_weight, scale_weight, scale_bias)
-    options = Options(eps, restrict, activation, slope)
-    wanted = want_dx, want_dresidual
-    return differentiate(
-        PORTABLE, dy, x, residual, m, E, V, p, training, options, None, None, *wanted
-    )
+    return dx, dresidual, *dp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import NamedTuple, cast
@@ -70,14 +70,11 @@ _lock = threading.Lock()
 _active = _compiled
 
 
-def _phases(functions: Mapping[str, object]) -> Phases:
-    return cast("Phases", SimpleNamespace(**functions))
-
-
 def _of(module: object) -> Kernels:
     """Of a module that has them under their names."""
-    whole = Whole(*(getattr(module, name) for name in Whole._fields))
-    return Kernels(_phases({name: getattr(module, name) for name in PHASES}), whole)
+    return Kernels(
+        cast("Phases", module), Whole(*(getattr(module, name) for name in Whole._fields))
+    )
 
 
 def _load() -> None:
@@ -90,7 +87,7 @@ def _load() -> None:
     if "cpu" not in _compiled:
         why = _installed["cpu"].why
         plain = {name: noticed(getattr(phases, name), lambda: why) for name in PHASES}
-        _compiled["cpu"] = Kernels(_phases(plain))
+        _compiled["cpu"] = Kernels(cast("Phases", SimpleNamespace(**plain)))
 
 
 def active(device: str) -> Kernels:

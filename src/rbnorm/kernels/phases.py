@@ -31,13 +31,18 @@ if TYPE_CHECKING:
 
 PHASES: Final = ("mean", "moments", "affine", "grad_moments", "grad_affine")
 Epilogue = tuple[Tensor | None, int, float]  # residual, activation, slope
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, ...]  # of x, the residual and the five vectors
+DTYPES: Final = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
-_PLAIN: Final = {Tensor, Parameter}
+PLAIN: Final = {Tensor, Parameter}  # exactly: what is more than its numbers is a subclass
 _HALF: Final = {torch.float16, torch.bfloat16}
 _TILE: Final = 2**19  # numbers: 2 MB of float32, which stays in a processor's last cache
 
 Phase = TypeVar("Phase", bound=Callable[..., Any])
+
+
+class Unfit(Exception):  # noqa: N818 - an answer, no error
+    """A kernel's answer to what it does not take; nothing has changed."""
 
 
 class Phases(Protocol):
@@ -90,17 +95,22 @@ class Phases(Protocol):
         want_dx: bool,
         want_dresidual: bool,
         /,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """``dx = scale dz + x_scale (x - m) + u``, and ``dresidual = dz``.
 
-        What is not wanted has no elements. Without an activation dz is dy, and not to be wanted.
+        What is not wanted is None. Without an activation dz is dy, and not to be wanted.
         """
 
 
 class Whole(NamedTuple):
-    """A backend's override: the layer by one call each, with the arguments of the ops' schemas.
+    """A backend's override: the layer by one call each.
 
-    ``forward`` and ``inference`` look at their arguments themselves, at less cost than we do.
+    ``forward(x, residual, *vectors, running_mean, running_var, training, momentum, *options)``
+    gives y, m, E and V, new tensors all, and in training updates the running statistics;
+    ``inference``, without training and momentum, gives y alone;
+    ``backward(dy, x, residual, m, E, V, *vectors, training, *options, want_dx, want_dresidual)``
+    gives the gradients of x, the residual and the vectors, None where there is none.
+    They look at their arguments themselves, at less cost than we do, and raise :class:`Unfit`.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -149,7 +159,7 @@ def _is_eager(*tensors: Tensor | None) -> bool:
         return False
     recorded = torch.is_grad_enabled()
     return all(
-        t is None or (type(t) in _PLAIN and t.is_cpu and not (recorded and t.requires_grad))
+        t is None or (type(t) in PLAIN and t.is_cpu and not (recorded and t.requires_grad))
         for t in tensors
     )
 
@@ -173,8 +183,10 @@ def _by_tiles(phase: Phase) -> Phase:
         for tile in zip(*cut, strict=True):
             output = phase(*(a.float() if isinstance(a, Tensor) else a for a in tile))
             outputs = output if isinstance(output, tuple) else (output,)
-            found.append([t.to(x.dtype) if narrow else t for t in outputs])
-        joined = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+            found.append([t if t is None or not narrow else t.to(x.dtype) for t in outputs])
+        joined = tuple(
+            None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)
+        )
         return joined if isinstance(output, tuple) else joined[0]
 
     return call  # type: ignore[return-value]
@@ -301,10 +313,10 @@ def grad_affine(
     slope: float,
     want_dx: bool,
     want_dresidual: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """As :meth:`Phases.grad_affine`."""
     dz = _dz(dy, x, m, scale, shift, residual, activation, slope)
-    dx = dresidual = x.new_empty(0)
+    dx = dresidual = None
     if want_dresidual:
         dresidual = standard(dz.to(x.dtype))
     if want_dx:

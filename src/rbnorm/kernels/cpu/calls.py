@@ -1,9 +1,9 @@
 """The kernels' calls: what is allocated for the outputs of each.
 
 The kernels look at their arguments themselves, quickly. What they refuse is made to fit where that
-is a matter of layout. Else it is for the one validator, :mod:`rbnorm.kernels.checks`, which has the
-sentence for what nobody takes, and past it for the portable path: float64, and tensors that are not
-plain ones (of a subclass, fake, negative by a bit, seen by a dispatch mode).
+is a matter of layout. Else a phase goes by plain PyTorch, and the whole layer is :class:`Unfit`:
+float64, tensors that are not plain ones (of a subclass, fake, negative by a bit, seen by a dispatch
+mode), and what nobody takes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 from torch.nn import Parameter
 
-from rbnorm.kernels.checks import checked
+from rbnorm.kernels import phases
 from rbnorm.kernels.cpu import threads
-from rbnorm.kernels.phases import CHANNELS_LAST, PHASES, Gradients
+from rbnorm.kernels.phases import CHANNELS_LAST, PLAIN, Gradients, Unfit
 
 _kernels: Any = importlib.import_module("rbnorm.kernels.cpu._kernels")
 RESTRICTIONS: dict[str, int] = _kernels.restrictions
@@ -39,7 +39,6 @@ _kernels.use_torch(
     getattr(Tensor, "__dlpack_c_exchange_api__", None),  # of newer releases
 )
 
-_EXACT = {Tensor, Parameter}
 _TABLES: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
 _threads = torch.get_num_threads
 _profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
@@ -56,25 +55,24 @@ def _fitted(x: Tensor, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         form = last
     return tuple(
         t.contiguous(memory_format=form)
-        if type(t) in _EXACT and t.layout is x.layout and t.shape == x.shape
+        if type(t) in PLAIN and t.layout is x.layout and t.shape == x.shape
         else t
         for t in arguments
     )
 
 
-def _or_portable(kernel: Callable[..., Output]) -> Callable[..., Output]:
+def _refuse(*_: Any) -> Any:
+    raise Unfit
+
+
+def _offered(kernel: Callable[..., Output]) -> Callable[..., Output]:
     """A call that goes another way where the kernel refuses: see the module.
 
     It has a name in the profiler, while there is one.
     """
     name = kernel.__name__
     at = list(inspect.signature(kernel).parameters).index("x")
-    room = "rbnorm.kernels.phases" if name in PHASES else "rbnorm.engine.layer"
-
-    def portable(*args: Any) -> Any:
-        return getattr(importlib.import_module(room), name)(*args)
-
-    validated: Callable[..., Output] = checked(wraps(kernel)(portable))
+    other: Callable[..., Output] = getattr(phases, name, _refuse)
 
     @wraps(kernel)
     def call(*args: Any) -> Output:
@@ -85,10 +83,10 @@ def _or_portable(kernel: Callable[..., Output]) -> Callable[..., Output]:
 
     def attempt(*args: Any) -> Output:
         x = args[at]
-        if type(x) not in _EXACT or x.layout is not torch.strided or x.is_nested or x.ndim < 2:
-            return validated(*args)
+        if type(x) not in PLAIN or x.layout is not torch.strided or x.is_nested or x.ndim < 2:
+            return other(*args)
         if _modes() or _transforms():
-            return validated(*args)
+            return other(*args)
         try:
             return kernel(*args)
         except _kernels.Refused:
@@ -96,7 +94,7 @@ def _or_portable(kernel: Callable[..., Output]) -> Callable[..., Output]:
         if any(map(operator.is_not, fitted, args)):
             with suppress(_kernels.Refused):
                 return kernel(*fitted)
-        return validated(*args)
+        return other(*args)
 
     return call
 
@@ -111,7 +109,7 @@ def _demand(holds: bool) -> None:
         raise _kernels.Refused
 
 
-@_or_portable
+@_offered
 def forward(
     x: Tensor,
     residual: Tensor | None,
@@ -129,7 +127,7 @@ def forward(
     activation: int,
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`rbnorm.engine.layer.forward`."""
+    """As :class:`rbnorm.kernels.phases.Whole` has it."""
     if training and running_mean is not None and running_var is not None:  # both are written
         _demand(not (running_mean.requires_grad or running_var.requires_grad))
     y, m = torch.empty_like(x), _table(x)
@@ -141,7 +139,7 @@ def forward(
     return y, m, E, V
 
 
-@_or_portable
+@_offered
 def inference(
     x: Tensor,
     residual: Tensor | None,
@@ -157,7 +155,7 @@ def inference(
     activation: int,
     slope: float,
 ) -> Tensor:
-    """As :func:`rbnorm.engine.layer.inference`."""
+    """As :class:`rbnorm.kernels.phases.Whole` has it."""
     y = torch.empty_like(x)
     _kernels.forward(
         x, residual, weight, bias, center_weight, scale_weight, scale_bias, running_mean,
@@ -166,7 +164,7 @@ def inference(
     return y
 
 
-@_or_portable
+@_offered
 def backward(
     dy: Tensor,
     x: Tensor,
@@ -187,7 +185,7 @@ def backward(
     want_dx: bool,
     want_dresidual: bool,
 ) -> Gradients:
-    """As :func:`rbnorm.engine.layer.backward`."""
+    """As :class:`rbnorm.kernels.phases.Whole` has it."""
     dx = torch.empty_like(x) if want_dx else None
     dresidual = torch.empty_like(x) if want_dresidual else None
     vectors = weight, bias, center_weight, scale_weight, scale_bias
@@ -196,10 +194,10 @@ def backward(
         dy, x, residual, m, E, V, *vectors, training, eps, restrict, activation, slope, _threads(),
         dx, dresidual, *grads,
     )  # fmt: skip
-    return tuple(m.new_empty(0) if t is None else t for t in (dx, dresidual, *grads))  # type: ignore[return-value]
+    return dx, dresidual, *grads
 
 
-@_or_portable
+@_offered
 def mean(x: Tensor) -> Tensor:
     """As :meth:`rbnorm.kernels.phases.Phases.mean`."""
     m = _table(x)
@@ -207,7 +205,7 @@ def mean(x: Tensor) -> Tensor:
     return m
 
 
-@_or_portable
+@_offered
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """As :meth:`rbnorm.kernels.phases.Phases.moments`."""
     m, v = _table(x), _table(x)
@@ -215,7 +213,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return m, v
 
 
-@_or_portable
+@_offered
 def affine(
     x: Tensor,
     m: Tensor,
@@ -231,7 +229,7 @@ def affine(
     return y
 
 
-@_or_portable
+@_offered
 def grad_moments(
     dy: Tensor,
     x: Tensor,
@@ -248,7 +246,7 @@ def grad_moments(
     return S1, S2
 
 
-@_or_portable
+@_offered
 def grad_affine(
     dy: Tensor,
     x: Tensor,
@@ -262,12 +260,11 @@ def grad_affine(
     slope: float,
     want_dx: bool,
     want_dresidual: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """As :meth:`rbnorm.kernels.phases.Phases.grad_affine`."""
     dx = torch.empty_like(x) if want_dx else None
     dresidual = torch.empty_like(x) if want_dresidual else None
     _kernels.grad_affine(
         dy, x, m, scale, shift, x_scale, u, residual, activation, slope, _threads(), dx, dresidual
     )
-    none = x.new_empty(0)
-    return none if dx is None else dx, none if dresidual is None else dresidual
+    return dx, dresidual

@@ -9,12 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
-from rbnorm.kernels import phases as portable
-from rbnorm.kernels.checks import checked
-from rbnorm.kernels.phases import Whole
+from rbnorm.kernels.phases import PHASES, Whole
 
 
 def missing() -> bool:
@@ -35,10 +32,5 @@ def _deferred(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-def _phase(name: str) -> Callable[..., Any]:
-    return checked(wraps(getattr(portable, name))(_deferred("phases", name)))
-
-
-# The whole layer looks at its arguments itself; its backward trusts who saved them.
 forward, inference, backward = (_deferred("layer", name) for name in Whole._fields)
-mean, moments, affine, grad_moments, grad_affine = map(_phase, portable.PHASES)
+mean, moments, affine, grad_moments, grad_affine = (_deferred("phases", name) for name in PHASES)

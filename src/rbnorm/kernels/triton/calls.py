@@ -18,8 +18,7 @@ from torch import Tensor
 from triton import JITFunction
 
 from rbnorm import elementwise
-from rbnorm.kernels.checks import ACCEPTED, DTYPES
-from rbnorm.kernels.phases import CHANNELS_LAST, positions, table_dtype
+from rbnorm.kernels.phases import CHANNELS_LAST, DTYPES, Unfit, positions, table_dtype
 from rbnorm.kernels.triton import elementwise as functions
 from rbnorm.kernels.triton import sweeps
 from rbnorm.kernels.triton.plan import Plan, plan
@@ -122,7 +121,7 @@ class Call:
 
     def __init__(self, x: Tensor) -> None:
         if x.ndim < 2 or x.dtype not in DTYPES:
-            raise RuntimeError(f"x must have shape (N, C, ...) and be {ACCEPTED}")
+            raise Unfit
         self.layout = torch.contiguous_format
         last = CHANNELS_LAST.get(x.ndim)
         if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last):
@@ -139,7 +138,6 @@ class Call:
         self.table, self.vector = one.expand(N, C), one.expand(C)
         chunks = self.plan.chunks if self.plan else 1
         self.chunks = self.table if chunks == 1 else one.expand(chunks, N, C)
-        self._no_data, self._no_vector = x.new_empty(0), one.new_empty(0)
         self._slot = -(-chunks * N * C // 32) * 32  # a table of chunks, to a multiple of 128 bytes
         self._slots: dict[int, Tensor] = {}
 
@@ -151,11 +149,7 @@ class Call:
         residual: Tensor | None,
         *vectors: Tensor | None,
     ) -> None:
-        """Raise for what no kernel may meet: at little cost, in this order of vectors.
-
-        Raises:
-            RuntimeError: The caller's own checks name what is wrong.
-        """
+        """Raise Unfit for what no kernel may meet: at little cost, in this order of vectors."""
         for v in vectors:
             if v is not None and (
                 v.dtype is not self._wide
@@ -163,23 +157,23 @@ class Call:
                 or v.shape != self.vector.shape
                 or not v.is_contiguous()
             ):
-                raise RuntimeError("a vector must be contiguous, (C,), in the table dtype")
+                raise Unfit
         if residual is not None and (
             residual.dtype is not self._dtype
             or residual.get_device() != self._device
             or residual.shape != self._shape
         ):
-            raise RuntimeError("residual must have the shape, dtype and device of x")
+            raise Unfit
         _, _, _, scale_weight, scale_bias, *_ = vectors
         if (scale_weight is None) is not (scale_bias is None):
-            raise RuntimeError("scale_weight and scale_bias must be given together")
+            raise Unfit
         if training:  # what is written in place, and read after that
             begin = x.data_ptr()
             for v in vectors[5:]:
                 if v is not None and begin - v.nbytes < v.data_ptr() < begin + self._bytes:
-                    raise RuntimeError("running statistics must not share memory with x")
+                    raise Unfit
         if not 0 <= eps < math.inf or (training and (eps == 0 or self._is_single)):
-            raise RuntimeError("eps must be positive, and a channel have more than one value")
+            raise Unfit
 
     def arranged(self, t: Data) -> Data:
         """x, or data beside it, in the layout of all."""
@@ -217,16 +211,6 @@ class Call:
             launcher = Launcher(self._device, (self._dtype, width, last, small))
             self._launchers[key] = launcher
         return launcher, addresses if launcher.ready else tensors
-
-    def or_empty(
-        self, dx: Tensor | None, dresidual: Tensor | None, *grads: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """The gradients, those that are missing without elements."""
-        return (
-            torch.empty_like(self._no_data) if dx is None else dx,
-            torch.empty_like(self._no_data) if dresidual is None else dresidual,
-            *[torch.empty_like(self._no_vector) if g is None else g for g in grads],
-        )
 
 
 _calls: dict[Hashable, Call] = {}

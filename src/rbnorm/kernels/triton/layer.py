@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, empty_like
 
+from rbnorm.kernels.phases import Gradients
 from rbnorm.kernels.triton import evaluation, sweeps, tables
 from rbnorm.kernels.triton.calls import Call, Handle, Launcher, call_of, on_device
 from rbnorm.kernels.triton.plan import Plan
@@ -159,11 +160,11 @@ def backward(
     slope: float,
     want_dx: bool,
     want_dresidual: bool,
-) -> tuple[Tensor, ...]:
+) -> Gradients:
     """Gradients for x, the residual and the five vectors, in three launches.
 
     m, E and V are what ``forward`` returned. A gradient that is not wanted, or of a vector that is
-    absent, has no elements.
+    absent, is None.
     """
     call = call_of(x)
     plan = call.plan
@@ -173,7 +174,7 @@ def backward(
     dx = empty_like(x) if want_dx else None
     dresidual = empty_like(x) if want_dresidual else None
     if plan is None:  # sums over no values
-        return call.or_empty(dx, dresidual, *[g if g is None else g.zero_() for g in grads])
+        return dx, dresidual, *[g if g is None else g.zero_() for g in grads]
     tensors = (dy, x, residual, m, E, V, dx, dresidual, *vectors, *grads)
     launcher, handles = call.launcher(tensors, "backward", training, restrict, activation)
     dy_, x_, residual_, m_, E_, V_, dx_, dresidual_, *others = handles
@@ -196,4 +197,4 @@ def backward(
             dx_, dresidual_, *plan.sizes, slope, activation,
         )  # fmt: skip
     launcher.done()
-    return call.or_empty(dx, dresidual, *grads)
+    return dx, dresidual, *grads

@@ -139,7 +139,7 @@ def grad_affine(
     slope: float,
     want_dx: bool,
     want_dresidual: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """``dx`` and ``dresidual``."""
     call = call_of(x)
     plan = call.plan
@@ -152,5 +152,4 @@ def grad_affine(
         launcher, handles = call.launcher(tensors, "grad_affine", activation)
         launcher.sweep(sweeps.grad_affine, plan, *handles, *plan.sizes, slope, activation)
         launcher.done()
-    dx, dresidual = call.or_empty(dx, dresidual)
     return dx, dresidual
