@@ -11,8 +11,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from export_models import calibrate, converted, relative
-from models import norms, shake
+from models import calibrate, converted, norms, relative, shake
 from torch import Tensor, nn
 from torch.export import Dim
 

@@ -6,8 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
-from export_models import calibrate, converted, relative, trained
-from models import shake
+from models import calibrate, converted, relative, shake, trained
 from tolerances import assert_close
 from torch import Tensor, nn
 

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from export_models import calibrate
-from models import shake
+from models import calibrate, shake
 from tolerances import assert_close
 from torch import Tensor, nn
 

@@ -8,8 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from export_models import calibrate
-from models import shake
+from models import calibrate, shake
 from torch import nn
 
 import rbnorm
@@ -60,7 +59,12 @@ def test_every_layer_keeps_its_options(tmp_path) -> None:
         (None, "resnet18", {"num_classes": 7}, "ResNet has no BatchNorm at 'conv1.1'"),
         (None, "resnet81", {}, "name must be one of timm's models, got 'resnet81'"),
         (None, "resnet10t", {"pretrained": True}, "model_args must not have 'pretrained'"),
-        (None, "resnet10t", {"act_layer": nn.ReLU}, "model_args must be of JSON's types"),
+        (
+            None,
+            "resnet10t",
+            {"num_classes": 7, "act_layer": nn.ReLU},
+            "model_args must be of JSON's types",
+        ),
         (None, "resnet10t", {"num_classes": 10**9}, "must not have numbers above 1048576"),
     ],
 )

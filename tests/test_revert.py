@@ -6,21 +6,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from models import norms, shake, small
+from models import norms, shake, small, trained
 from torch import nn
 
 import rbnorm
-
-CALIBRATION = {"center_weight", "scale_weight", "scale_bias"}
-
-
-def train_calibration(model: nn.Module, size: float = 0.2) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if name.split(".")[-1] in CALIBRATION:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.data.add_(size * noise)
-    return model
 
 
 def test_untrained_calibration_reverts_exactly() -> None:
@@ -38,7 +27,7 @@ def test_untrained_calibration_reverts_exactly() -> None:
 
 
 def test_reported_error_is_the_measured_one() -> None:
-    model = train_calibration(rbnorm.convert_batchnorm(shake(torchvision.models.resnet18())))
+    model = trained(torchvision.models.resnet18())
     model.double().train()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     twin = copy.deepcopy(model).eval()
@@ -72,7 +61,7 @@ def test_revert_is_exact_for_instances_with_the_batch_mean() -> None:
 
 
 def test_dropping_unmeasured_calibration_warns() -> None:
-    model = train_calibration(rbnorm.convert_batchnorm(small()))
+    model = trained(small())
     with pytest.warns(UserWarning, match="of 1 layers without measuring the error; pass inputs="):
         report = rbnorm.revert_batchnorm(model)
     assert report.output is None

@@ -29,7 +29,7 @@ WEIGHTS: Final = "model.safetensors"
 _FORBIDDEN: Final = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 # No argument of a real model is larger.
 _LARGEST: Final = 2**20
-_BROKEN = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError)
+_BROKEN: Final = (KeyError, TypeError, AttributeError, ValueError, RuntimeError)
 
 
 def save(model: nn.Module, folder: Folder) -> None:
@@ -47,7 +47,7 @@ def save(model: nn.Module, folder: Folder) -> None:
         ValueError: The model has no RBN layer, one with a callable option, or a tensor that a file
             cannot hold. Nothing is written.
     """
-    _write(folder, RECORD, _json(record_layers(model)), model.state_dict())
+    _write(folder, RECORD, record_layers(model), model.state_dict())
 
 
 def load(model: Model, folder: Folder) -> Model:
@@ -92,14 +92,14 @@ def save_pretrained(model: nn.Module, folder: Folder, name: str, **model_args: o
             a callable option, or an argument cannot be kept. Nothing has been written.
     """
     config = {"architecture": name, "model_args": model_args, "rbnorm": record_layers(model)}
-    text, state = _json(config), model.state_dict()
+    state = model.state_dict()
     try:
         _check(config, state)
     except RuntimeError as error:
         raise ValueError(
             f"model must be timm's {name} with the arguments {model_args}, got {_line(error)}"
         ) from error
-    _write(folder, CONFIG, text, state)
+    _write(folder, CONFIG, config, state)
 
 
 def from_pretrained(folder: Folder) -> nn.Module:
@@ -123,18 +123,17 @@ def from_pretrained(folder: Folder) -> nn.Module:
     return model.eval()
 
 
-def _json(content: Mapping[str, object]) -> bytes:
-    try:
-        return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"model_args must be of JSON's types ({error})") from error
-
-
-def _write(folder: Folder, name: str, text: bytes, state: Mapping[str, Tensor]) -> None:
+def _write(
+    folder: Folder, name: str, content: Mapping[str, object], state: Mapping[str, Tensor]
+) -> None:
     folder, weights = Path(folder), packed(state)
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model_args must be of JSON's types ({error})") from error
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / WEIGHTS, weights)
-    replace(folder / name, text)
+    replace(folder / name, f"{text}\n".encode())
 
 
 def _read(folder: Folder, name: str) -> tuple[Any, dict[str, Tensor]]:
@@ -189,11 +188,8 @@ def _build(config: Any) -> nn.Module:
     import timm  # noqa: PLC0415 - the other functions do without
 
     name, arguments = config["architecture"], config["model_args"]
-    for argument in _FORBIDDEN:
-        if argument in arguments:
-            raise ValueError(
-                f"model_args must not have {argument!r}: the weights are in the folder"
-            )
+    for argument in set(_FORBIDDEN).intersection(arguments):
+        raise ValueError(f"model_args must not have {argument!r}: the weights are in the folder")
     numbers = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, int | float))
     if any(abs(number) > _LARGEST for number in numbers):
         raise ValueError(f"model_args must not have numbers above {_LARGEST}, got {arguments}")

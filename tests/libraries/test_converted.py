@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_models import trained
+from models import trained
 from torch import nn
 
 

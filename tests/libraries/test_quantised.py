@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from export_models import trained
+from models import trained
 from torch import Tensor, nn
 from torchao.quantization.pt2e import allow_exported_model_train_eval, move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e

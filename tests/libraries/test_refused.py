@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from export_models import trained
+from models import trained
 from torch import nn
 
 import rbnorm

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from export_models import trained
+from models import trained
 from torch import nn
 
 import rbnorm

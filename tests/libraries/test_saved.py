@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_models import calibrate, trained
+from models import calibrate, trained
 from torch import nn
 
 import rbnorm
