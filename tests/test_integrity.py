@@ -287,5 +287,6 @@ def test_intact_models_pass() -> None:
     assert rbnorm.assert_intact(rbnorm.export.fold(model, IMAGE).model) == ["3.0", "3.1"]
     assert rbnorm.assert_intact(model) == NAMES
     rbnorm.revert_batchnorm(model[3], torch.randn(2, 4, 5, 5))
+    assert rbnorm.assert_intact(copy.deepcopy(model)) == ["1"]
     assert rbnorm.assert_intact(model) == ["1"]
     assert rbnorm.assert_intact(nn.Conv2d(2, 4, 1)) == []

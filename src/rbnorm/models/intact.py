@@ -7,7 +7,6 @@ A model remembers the names of its RBN layers: that finds what got past the laye
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -25,16 +24,16 @@ _ORDINARY = (Tensor, Parameter)
 
 # Where a model keeps the names of its layers: a plain attribute, so that copies have it too.
 _MEMORY = "_rbn_layers"
-# Layers that became BatchNorm again on purpose.
-_released: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# What a layer has that became something else on purpose, and copies of it have.
+_RELEASED = "_released"
 
 
 def remember(model: nn.Module) -> None:
     """Write down in a model which of its layers are RBN."""
     layers = _layers(model)
-    _released.difference_update(layers.values())
     for layer in layers.values():
         vars(layer)[GAMMA] = _gamma(layer)
+        vars(layer).pop(_RELEASED, None)
     vars(model).pop(_MEMORY, None)
     if layers and model not in layers.values():
         vars(model)[_MEMORY] = tuple(layers)
@@ -45,7 +44,7 @@ def forget(model: nn.Module) -> None:
     for module in model.modules():
         vars(module).pop(_MEMORY, None)
         if isinstance(module, _RepresentativeBatchNorm):
-            _released.add(module)
+            vars(module)[_RELEASED] = True
 
 
 def _layers(model: nn.Module) -> dict[str, _RepresentativeBatchNorm]:
@@ -148,7 +147,8 @@ def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> li
     if expected is None:
         memories = ((name, vars(module).get(_MEMORY, ())) for name, module in modules.items())
         remembered = [_join(name, inner) for name, names in memories for inner in names]
-        expected = [name for name in remembered if modules.get(name) not in _released]
+        released = {name for name, module in modules.items() if _RELEASED in vars(module)}
+        expected = [name for name in remembered if name not in released]
     _check_lost(modules, present, list(dict.fromkeys(expected)))
     reset = [name for name, layer in layers.items() if _is_reset(layer)]
     if reset:
