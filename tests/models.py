@@ -1,4 +1,7 @@
-"""Models for the tests of conversion and of export."""
+"""Models for the tests of conversion and of export, and what must be left of one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -59,3 +62,22 @@ def converted(name: str) -> nn.Module:
 def relative(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest value."""
     return float((actual - expected).abs().max() / expected.abs().max())
+
+
+@contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Values, flags, hooks, momenta and random numbers are afterwards what they were."""
+
+    def state():
+        plain = [
+            (m.training, getattr(m, "momentum", None), [*m._forward_pre_hooks, *m._forward_hooks])
+            for m in model.modules()
+        ]
+        tensors = [tensor.clone() for tensor in model.state_dict().values()]
+        return plain, [*tensors, torch.get_rng_state()]
+
+    plain, tensors = state()
+    yield
+    found, others = state()
+    assert found == plain
+    assert all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))

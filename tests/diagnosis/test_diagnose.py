@@ -7,8 +7,7 @@ import pytest
 import timm
 import torch
 from literal import seen, statistics
-from models import norms, shake
-from test_revert import train_calibration
+from models import calibrate, norms, shake
 from tolerances import TOLERANCE
 from torch import nn
 
@@ -33,7 +32,7 @@ SHAPES = {"1d": (3, 7), "2d": (3, 5, 6), "3d": (3, 2, 3, 4)}
 def make(kind: str) -> tuple[nn.Module, list[torch.Tensor]]:
     """A layer with parameters and buffers of its own, and uneven batches off its statistics."""
     torch.manual_seed(0)
-    layer = train_calibration(shake(LAYERS[kind]()))
+    layer = calibrate(shake(LAYERS[kind]()))
     shape = SHAPES.get(kind[-2:] if kind[-1] == "d" else "2d") or SHAPES["2d"]
     batches = [
         torch.randn(n, *shape) * torch.rand(n, 3, *[1] * (len(shape) - 1)) * 3
@@ -72,7 +71,7 @@ def test_statistics_are_those_of_the_literal_computation(kind: str, dtype) -> No
 def test_other_statistics_of_an_instance(statistic: str) -> None:
     torch.manual_seed(0)
     layer = rbnorm.RepresentativeBatchNorm2d(3, statistic=statistic, dtype=torch.float64)
-    train_calibration(shake(layer))
+    calibrate(shake(layer))
     batches = [torch.randn(n, 3, 4, 5, dtype=torch.float64) for n in (3, 5)]
     found = rbnorm.diagnose(layer, batches).layers[0]
     for name, values in statistics(layer, seen(layer, layer, batches)).items():
@@ -86,7 +85,7 @@ def test_a_deep_model_layer_by_layer(layout) -> None:
         nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(True), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6)
     )
     rbnorm.convert_batchnorm(shake(model), where="4")
-    train_calibration(model).to(memory_format=layout)
+    calibrate(model).to(memory_format=layout)
     batches = [torch.randn(n, 2, 9, 9).contiguous(memory_format=layout) for n in (4, 7)]
     result = rbnorm.diagnose(model, batches)
     assert [layer.layer for layer in result.layers] == ["1", "4"]

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from models import shake, small
-from test_revert import train_calibration
+from models import calibrate, left_as_found, shake, small
 from torch import nn
 from torch.nn.utils import prune
 
@@ -18,7 +17,7 @@ from rbnorm.definition import STATISTICS
 def test_running_statistics_are_those_of_all_values(statistic: str, dtype) -> None:
     torch.manual_seed(0)
     layer = shake(rbnorm.RepresentativeBatchNorm2d(3, statistic=statistic, dtype=dtype)).eval()
-    train_calibration(layer)
+    calibrate(layer)
     x = torch.randn(14, 3, 4, 5, dtype=dtype) * 2 + torch.randn(14, 3, 1, 1, dtype=dtype) + 10
     result = rbnorm.recalibrate(layer, [(part, None) for part in x.split([5, 2, 1, 6])])
     x = x.double()
@@ -108,11 +107,8 @@ def separable() -> tuple[nn.Module, list]:
 
 def test_counterfactual_accuracies_are_those_of_a_model_without_that_part() -> None:
     model, batches = separable()
-    before, random = model.state_dict(), torch.get_rng_state()
-    before = {name: tensor.clone() for name, tensor in before.items()}
-    found = rbnorm.diagnose(model, batches, recalibration=batches).counterfactuals
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), random)
+    with left_as_found(model):
+        found = rbnorm.diagnose(model, batches, recalibration=batches).counterfactuals
     by = {c.without: c.accuracy for c in found}
     assert list(by) == ["nothing", "centring", "scaling"]
     # centring by -1 removes the mean, which is all the classes differ in

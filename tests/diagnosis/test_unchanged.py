@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from models import shake, small
+from models import left_as_found, shake, small
 from torch import nn
 
 import rbnorm
@@ -31,47 +31,24 @@ class Restless(nn.Module):
         return self.second(self.first(self.conv(x)) * self.noise)
 
 
-def snapshot(model: nn.Module):
-    return (
-        [m.training for m in model.modules()],
-        [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()],
-        {n: None if b is None else b.clone() for m in [model] for n, b in m.named_buffers()},
-        {n: p.clone() for n, p in model.named_parameters()},
-        model._buffers.get("noise"),
-        torch.get_rng_state(),
-        [getattr(m, "momentum", None) for m in model.modules()],
-    )
-
-
-def assert_same(before, after) -> None:
-    flags, hooks, buffers, parameters, noise, random, momenta = before
-    assert (flags, hooks, noise, momenta) == (after[0], after[1], after[4], after[6])
-    assert buffers.keys() == after[2].keys()
-    assert all(torch.equal(b, after[2][n]) for n, b in buffers.items())
-    assert all(torch.equal(p, after[3][n]) for n, p in parameters.items())
-    assert torch.equal(random, after[5])
-
-
 def test_the_model_is_left_as_it_was() -> None:
     model = Restless()
     buffers = {name: id(buffer) for name, buffer in model.named_buffers()}
-    before = snapshot(model)
-    rbnorm.diagnose(model, [torch.ones(3, 2, 5, 5), torch.zeros(2, 2, 5, 5)])
-    assert_same(before, snapshot(model))
+    with left_as_found(model):
+        rbnorm.diagnose(model, [torch.ones(3, 2, 5, 5), torch.zeros(2, 2, 5, 5)])
     assert {name: id(buffer) for name, buffer in model.named_buffers()} == buffers
 
 
 @pytest.mark.parametrize("function", [rbnorm.diagnose, rbnorm.recalibrate])
 def test_a_model_that_raises_is_named_and_restored(function) -> None:
     model = Restless()
-    before = snapshot(model)
     message = (
         r"^the model failed on batch 2, before its first normaliser \(this input is not finite\)$"
     )
-    with pytest.raises(RuntimeError, match=message) as caught:
-        function(model, [torch.ones(3, 2, 5, 5), torch.full((3, 2, 5, 5), math.nan)])
+    batches = [torch.ones(3, 2, 5, 5), torch.full((3, 2, 5, 5), math.nan)]
+    with left_as_found(model), pytest.raises(RuntimeError, match=message) as caught:
+        function(model, batches)
     assert isinstance(caught.value.__cause__, RuntimeError)
-    assert_same(before, snapshot(model))
 
 
 def test_a_model_that_raises_in_the_middle_says_after_which_layer() -> None:
@@ -82,15 +59,13 @@ def test_a_model_that_raises_in_the_middle_says_after_which_layer() -> None:
 
 def test_data_that_raises_restores_the_model_too() -> None:
     model = Restless()
-    before = snapshot(model)
 
     def batches():
         yield torch.ones(3, 2, 5, 5)
         raise OSError("the disk is gone")
 
-    with pytest.raises(OSError, match="the disk is gone"):
+    with left_as_found(model), pytest.raises(OSError, match="the disk is gone"):
         rbnorm.diagnose(model, batches())
-    assert_same(before, snapshot(model))
 
 
 @pytest.mark.parametrize("function", [rbnorm.diagnose, rbnorm.recalibrate])

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from models import shake
+from models import calibrate, shake
 from scipy.stats import bootstrap
-from test_revert import train_calibration
 from torch import nn
 
 import rbnorm
@@ -19,7 +18,7 @@ from rbnorm.remedy.statistics import Rebatched, mixed_statistics
 def test_mean_and_variance_are_mixed(make, shape, weight: float) -> None:
     torch.manual_seed(0)
     layer = shake(make(3).double()).eval()
-    train_calibration(layer)
+    calibrate(layer)
     x = torch.randn(shape, dtype=torch.float64) * 2 + 5
     w_m = getattr(layer, "center_weight", torch.zeros(3, dtype=torch.float64)).detach()
     z = x + w_m.view(3, 1, 1) * x.mean((2, 3), keepdim=True)

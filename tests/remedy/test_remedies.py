@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from models import left_as_found
 from planted import CLASSES, batches, images
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -43,21 +44,6 @@ def accuracy(model: nn.Module, data, prepare=lambda x: x) -> float:
     with torch.no_grad():
         right = [model(prepare(x)).argmax(1) == y for x, y in data]
     return float(torch.cat(right).double().mean())
-
-
-def state(model: nn.Module):
-    return (
-        {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        [module.training for module in model.modules()],
-        [len(module._forward_pre_hooks) for module in model.modules()],
-        torch.get_rng_state(),
-    )
-
-
-def assert_same(before, after) -> None:
-    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
-    assert before[1:3] == after[1:3]
-    assert torch.equal(before[3], after[3])
 
 
 def test_brighter_images_are_repaired_by_their_own_mean(model, first, second, tried) -> None:
@@ -216,11 +202,9 @@ SHUFFLED = DataLoader(TensorDataset(*images(80, 4)), batch_size=16, shuffle=True
 def test_what_cannot_be_measured_is_refused_and_the_model_as_found(
     model, first, second, change, message: str
 ) -> None:
-    before = state(model)
     arguments = {"first": first, "second": second, "batch_sizes": (), **change(first)}
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with left_as_found(model), pytest.raises((ValueError, RuntimeError), match=message):
         rbnorm.remedies(model, **arguments)
-    assert_same(before, state(model))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +249,6 @@ def test_a_constant_channel_leaves_the_whole_image_to_be_matched(model, first) -
 
 
 def test_a_remedy_that_fails_is_skipped_and_the_others_stand(model, first, second) -> None:
-    before = state(model)
     calls = []
 
     def forward(model, batch):
@@ -274,10 +257,10 @@ def test_a_remedy_that_fails_is_skipped_and_the_others_stand(model, first, secon
             raise RuntimeError("out of luck")
         return model(batch[0])
 
-    result = rbnorm.remedies(model, first, second, forward=forward)
+    with left_as_found(model):
+        result = rbnorm.remedies(model, first, second, forward=forward)
     assert [why.count("out of luck") for why in result.skipped.values()] == [1, 1]
     assert len(result.rows) > 4
-    assert_same(before, state(model))
 
 
 @pytest.mark.parametrize("convert", [False, True])
@@ -286,10 +269,9 @@ def test_fine_tuning_trains_copies_and_leaves_the_model_as_found(
 ) -> None:
     model = rbnorm.convert_batchnorm(model) if convert else model
     model[1].eval()
-    before = state(model)
     tuning = rbnorm.FineTuning(second, steps=20, lr=0.05)
-    result = rbnorm.remedies(model, first, second, fine_tuning=tuning, batch_sizes=(SIZE,))
-    assert_same(before, state(model))
+    with left_as_found(model):
+        result = rbnorm.remedies(model, first, second, fine_tuning=tuning, batch_sizes=(SIZE,))
     tuned = {row.name: row for row in result.rows if row.kind == "fine-tuned"}
     also = [] if convert else ["fine-tuned converted to RBN, 20 steps"]
     assert {*tuned} == {"fine-tuned as it is, 20 steps", *also}
