@@ -48,15 +48,22 @@ def _check_paths(given: dict[str, Any]) -> None:
 
 
 def _check_diagnosis(options: argparse.Namespace) -> None:
-    names.check_shifted(options.shifted)
-    names.check_weights(
-        options.model,
-        checkpoint=options.checkpoint is not None,
-        pretrained=options.pretrained,
-        random=options.random,
-    )
-    if options.fine_tune is not None and options.shifted is None:
+    given = (options.checkpoint is not None) + options.pretrained + options.random
+    if given > 1:
+        raise UsageError("give one of --checkpoint, --pretrained and --random")
+    if not given and names.model_file(options.model) is None:
+        raise UsageError(
+            f"{options.model} has no weights yet, and a diagnosis of random ones says nothing: "
+            "give --checkpoint FILE or --pretrained, or --random if you mean it"
+        )
+    shifted = options.shifted
+    if options.fine_tune is not None and shifted is None:
         raise UsageError("--fine-tune needs --shifted: a remedy is for a second data set")
+    if shifted is not None and shifted != "train" and not names.corruption(shifted):
+        if not shifted.startswith(names.FOLDER) and shifted not in names.DATA:
+            choices = (*names.DATA, "train", *names.CORRUPTIONS)
+            raise names.unknown("data of --shifted", shifted, choices)
+        names.data_name(shifted)
     if options.classes and options.classes.lstrip("-").isdecimal():
         at_least(1, classes=int(options.classes))
     elif options.classes:

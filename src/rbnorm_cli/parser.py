@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from rbnorm_cli.options import add_options
 from rbnorm_lab.errors import UsageError
-from rbnorm_lab.names import CORRUPTIONS, NETWORKS, studies
+from rbnorm_lab.names import CORRUPTIONS, studies
 
 CONTINUES: Final = "the same command again continues after the last finished run"
 UNCHANGED: Final = "no file has changed"
@@ -126,7 +126,10 @@ def _study(parser: Parser) -> None:
         data="fashion-mnist",
         data_root=None,
         model=("cifar-resnet8", "the network of all studies; as in compare"),
-        networks=list(NETWORKS),
+        networks=[
+            f"small:{name}"
+            for name in ("torchvision:mobilenet_v3_small", "timm:regnetx_002", "timm:cs3darknet_s")
+        ],
         seeds=10,
         epochs=6,
         batch_size=32,

@@ -33,14 +33,7 @@ CORRUPTIONS: Final = (
     "elastic",
 )
 SEVERITIES: Final = (1, 2, 3, 4, 5)
-DEFAULT_SEVERITY: Final = 3
 ALL: Final = "all"
-NETWORKS: Final = (
-    "small:torchvision:mobilenet_v3_small",
-    "small:timm:regnetx_002",
-    "small:timm:cs3darknet_s",
-)
-"""The further networks of the study of networks, adapted to small images."""
 LRASPP: Final = "lraspp-mobilenet-v2"
 """The one network for segmentation, with ImageNet weights in its backbone."""
 
@@ -174,7 +167,7 @@ def corruption(name: str) -> tuple[str, int] | None:
     if kind not in CORRUPTIONS:
         return None
     if not colon:
-        return kind, DEFAULT_SEVERITY
+        return kind, 3
     check_corruption(kind, int(severity) if severity.isdecimal() else severity)
     return kind, int(severity)
 
@@ -187,18 +180,6 @@ def check_corruption(kind: str, severity: int | str) -> None:
         raise UsageError(
             f"unknown severity {severity!r} of {kind}: "
             f"choose from {', '.join(map(str, SEVERITIES))}"
-        )
-
-
-def check_weights(model: str, *, checkpoint: bool, pretrained: bool, random: bool) -> None:
-    """Raise UsageError where a model to diagnose has no weights, or several."""
-    given = checkpoint + pretrained + random
-    if given > 1:
-        raise UsageError("give one of --checkpoint, --pretrained and --random")
-    if not given and model_file(model) is None:
-        raise UsageError(
-            f"{model} has no weights yet, and a diagnosis of random ones says nothing: give "
-            "--checkpoint FILE or --pretrained, or --random if you mean it"
         )
 
 
@@ -218,16 +199,6 @@ def class_names(path: Path) -> list[str]:
     if not found or len(set(found)) < len(found):
         raise UsageError(f"--classes {path} must hold a name a line, each once")
     return found
-
-
-def check_shifted(name: str | None) -> None:
-    """Raise UsageError for what is no second data set."""
-    if name is None or name == "train" or corruption(name):
-        return
-    if not name.startswith(FOLDER) and name not in DATA:
-        raise unknown("data of --shifted", name, (*DATA, "train", *CORRUPTIONS))
-    if name.startswith(FOLDER):
-        data_name(name)
 
 
 def version() -> str:

@@ -191,9 +191,13 @@ def test_peak_memory_is_what_lives_at_once():
 
 # The goals.
 
+GOAL = Goal("time", "BatchNorm", {"mode": "training"})
 
-def case_of(side, **values):
-    return replace(CASE, shape=(1, 1, 1, side), **values)
+
+def both(base, ours, side=5, **values):
+    """The rows of BatchNorm and RBN on a map of this side."""
+    case = replace(CASE, shape=(1, 1, 1, side), **values)
+    return [make_row("batchnorm", base, case), make_row("rbnorm", ours, case)]
 
 
 @pytest.mark.parametrize(
@@ -207,54 +211,34 @@ def case_of(side, **values):
     ],
 )
 def test_a_goal_is_on_the_geometric_mean_and_the_worst_case(limit, worst, verdict):
-    goal = Goal("time", "BatchNorm", {"mode": "training"}, limit=limit, worst=worst)
-    measured = [
-        row
-        for side, base, ours in ((7, 10.0, 3.125), (9, 1.0, 0.8), (8, 2.0, 1.0))
-        for row in (
-            make_row("batchnorm", base, case_of(side)),
-            make_row("rbnorm", ours, case_of(side)),
-        )
-    ]
-    measured.append(make_row("rbnorm", 99.0, case_of(7, mode="inference")))
-    ratios = goal.ratios(measured)
-    assert ratios == {case_of(7): 0.3125, case_of(9): 0.8, case_of(8): 0.5}
+    measured = [*both(10.0, 3.125, 7), *both(1.0, 0.8, 9), *both(2.0, 1.0, 8)]
+    measured += both(1.0, 99.0, mode="inference")
+    ratios = GOAL.ratios(measured)
+    assert list(ratios.values()) == [0.3125, 0.8, 0.5]
+    goal = replace(GOAL, limit=limit, worst=worst)
     assert goal.verdict(ratios) == verdict
-
-
-def test_a_goal_without_rows_is_not_measured():
-    goal = Goal("time", "BatchNorm", {}, limit=1.0)
-    assert goal.ratios([make_row("rbnorm")]) == {}
-    assert goal.verdict({}) == "not measured"
+    assert goal.verdict(GOAL.ratios([make_row("rbnorm")])) == "not measured"
 
 
 def test_a_goal_may_be_a_multiple_of_another_cost_and_need_large_inputs():
-    goal = Goal("bytes", "copies", {}, base="copy", quantity="saved_bytes", factor=2.5)
+    goal = replace(GOAL, base="copy", quantity="saved_bytes", factor=2.5)
     measured = [make_row("copy", saved_bytes=4), make_row("rbnorm", saved_bytes=20)]
     assert goal.ratios(measured) == {CASE: 2.0}
     assert not replace(goal, least_bytes=CASE.nbytes + 1).ratios(measured)
 
 
 def test_the_map_of_the_per_call_cost_is_no_part_of_the_suite():
-    measured = [
-        make_row(name, case=replace(CASE, shape=shape))
-        for shape in (CASE.shape, PER_CALL)
-        for name in ("batchnorm", "rbnorm")
-    ]
-    goal = Goal("time", "BatchNorm", {})
-    found = [goal.ratios(measured), replace(goal, where={"shape": PER_CALL}).ratios(measured)]
-    assert [[case.shape for case in ratios] for ratios in found] == [[CASE.shape], [PER_CALL]]
+    call = replace(CASE, shape=PER_CALL)
+    measured = [*both(1.0, 2.0), make_row("batchnorm", 1.0, call), make_row("rbnorm", 3.0, call)]
+    assert list(GOAL.ratios(measured).values()) == [2.0]
+    assert replace(GOAL, where={"shape": PER_CALL}).ratios(measured) == {call: 3.0}
 
 
 def test_the_parts_have_what_every_goal_needs():
     names = ("batchnorm", "rbnorm", "literal", "copy", "compiled batchnorm", "compiled rbnorm")
-    measured = [
-        make_row(name, case=case)
-        for part in PARTS.values()
-        for case in part.cases
-        for name in names
-    ]
-    assert len({row.case for row in measured}) * len(names) == len(measured)
+    every = [case for part in PARTS.values() for case in part.cases]
+    assert len(set(every)) == len(every)
+    measured = [make_row(name, case=case) for case in every for name in names]
     assert all(goal.ratios(measured) for goal in GOALS)
 
 
@@ -270,21 +254,25 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(command, "PARTS", parts)
 
 
+def bench(part, out):
+    assert main(["bench", "--parts", part, "--repeats", "2", "--out", str(out)]) == 0
+    found, machine = rows.load(out)
+    return {name: [row for row in found if row.part == name] for name in machine}
+
+
 def test_the_command_writes_rows_machine_and_figure(small_parts, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    arguments = ["bench", "--parts", "layers,models", "--repeats", "2", "--out", str(out)]
-    assert main(arguments) == 0
-    found, machine = rows.load(out)
-    half = len(found) // 2
-    assert [row.part for row in found] == ["layers"] * half + ["models"] * half
-    for by_candidate in cases.cases(found):
+    found = bench("layers,models", out)
+    assert len({len(own) for own in found.values()}) == 1
+    for by_candidate in cases.cases(row for own in found.values() for row in own):
         base = by_candidate["batchnorm"]
         for row in by_candidate.values():
             assert row.ratio_to_batchnorm == row.median_s / base.median_s
             assert 0 < row.q1_s <= row.median_s <= row.q3_s
             assert (row.rounds, row.threads) == (2, torch.get_num_threads())
-    assert machine["layers"]["rbnorm"] == rbnorm.__version__
-    assert machine["layers"]["device"] == "cpu"
+    _, machine = rows.load(out)
+    facts = machine["layers"]["rbnorm"], machine["layers"]["device"]
+    assert facts == (rbnorm.__version__, "cpu")
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "bench.svg").read_text()
     printed = capsys.readouterr().out
@@ -293,12 +281,7 @@ def test_the_command_writes_rows_machine_and_figure(small_parts, tmp_path, capsy
 
 
 def test_a_part_measured_again_replaces_its_rows_alone(small_parts, tmp_path):
-    def run(part):
-        main(["bench", "--parts", part, "--repeats", "1", "--out", str(tmp_path)])
-        found, machine = rows.load(tmp_path)
-        return {p: [row for row in found if row.part == p] for p in machine}
-
-    first, second, third = run("layers"), run("models"), run("layers")
+    first, second, third = (bench(part, tmp_path) for part in ("layers", "models", "layers"))
     assert second["layers"] == first["layers"] != third["layers"]
     assert third["models"] == second["models"]
     assert len(third["layers"]) == len(first["layers"])
@@ -315,12 +298,6 @@ def test_rows_of_another_processor_stay_where_they_are(small_parts, tmp_path, mo
     found, machine = rows.load(tmp_path / "this-fine-cpu-2-10ghz-avx2")
     assert machine["layers"]["cpu"] == "This(R) Fine CPU @ 2.10GHz"
     assert len(found) == len({row.candidate for row in found})
-
-
-def test_rows_come_back_as_they_were_written(tmp_path):
-    measured = [make_row("batchnorm"), make_row("copy", saved_bytes=None)]
-    rows.save(tmp_path, measured, {"layers": {"cores": 2}})
-    assert rows.load(tmp_path) == (measured, {"layers": {"cores": 2}})
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"part": "layers"}', "\xff"])

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -96,6 +97,10 @@ def test_refuses_a_dictionary_that_is_no_config(change, message):
         ({"pretrain_epochs": -1}, "pretrain epochs must be at least 0, not -1"),
         ({"pretrain_lr": 0.0}, "pretrain lr must be a positive number, not 0"),
         ({"shift": "some"}, "unknown shift 'some': choose from none, trained, controls"),
+        ({"decay_every": 0}, "decay every must be at least 1, not 0"),
+        ({"ema": math.nan}, "ema must be between 0 and 1, not nan"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"recipe": "adam"}, "unknown recipe 'adam': choose from one-cycle, steps"),
     ],
 )
 def test_refuses_a_value_out_of_range(change, message):

@@ -125,7 +125,8 @@ def _model(report: Report) -> Iterator[list[str]]:
     for row in report.of("model"):
         (base,) = report.of("model", how=row["how"], subject="batchnorm")
         ms, ratio, host = row["us"] / 1e3, row["us"] / base["us"], row["host_us"] / 1e3
-        name, peak = f"{row['subject']}, {row['how']}", row["peak_mib"] / 1024
+        name, peak = row["subject"], row["peak_mib"] / 1024
+        name += "" if name.startswith("compiled") else ", eager"
         yield [name, f"{ms:.1f}", f"{ratio:.3f}", f"{host:.1f}", f"{peak:.2f}"]
 
 

@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import nn
 
 import rbnorm
 from rbnorm_lab.bench import candidates
 from rbnorm_lab.bench.candidates import Subject
-from rbnorm_lab.bench.cases import BASELINE, Case
+from rbnorm_lab.bench.cases import Case
 from rbnorm_lab.bench.measure import host_seconds, measure, seconds_of
 from tools.gpu_report import ROWS, Row, append
 from tools.gpu_report.counters import CASES, counters
@@ -182,30 +181,20 @@ def _captured(subject: Subject) -> Subject:
 
 def model(case: str, device: torch.device) -> Iterator[Row]:
     """A training step of ResNet-50 in bfloat16 autocast, channels_last: time and peak memory."""
+    # where torchvision is missing, this step alone fails
+    from rbnorm_lab.bench.networks import RESNET50, SMALL_MODEL, networks  # noqa: PLC0415
+
     torch.backends.cudnn.benchmark = True
-    shape = (128, 3, 224, 224) if device.type == "cuda" else (2, 3, 8, 8)
+    cuda = device.type == "cuda"
+    shape = (128, 3, 224, 224) if cuda else (2, 3, 8, 8)
     step = Case("model", "training", "bfloat16", "channels_last", shape)
-    plain, ours, literal = (_network(device) for _ in range(3))
-    models = {BASELINE: plain, "rbn": rbnorm.convert_batchnorm(ours)}
-    models["literal"] = candidates.literally(rbnorm.convert_batchnorm(literal))
-    backend = "inductor" if case == "compiled" else "torch"
-    make = partial(candidates.network, backend=backend, case=step, device=device)
-    subjects = [make(name, network) for name, network in models.items()]
+    name = RESNET50 if cuda else SMALL_MODEL
+    subjects = networks(step, device, name, compiled=case == "compiled")
     for subject, row in zip(subjects, _measured(step, subjects, device), strict=True):
         _wait(device)
         busy = host_seconds([subject.calls[0]] * 2) / 2
         cost = {"us": row.median_s * 1e6, "host_us": busy * 1e6, "peak_mib": row.peak_bytes / 2**20}
-        yield {"subject": subject.name, "how": case, **cost}
-
-
-def _network(device: torch.device) -> nn.Module:
-    torch.manual_seed(0)
-    if device.type == "cuda":
-        import torchvision  # noqa: PLC0415 - where it is missing, this step alone fails
-
-        return torchvision.models.resnet50()  # type: ignore[no-any-return]
-    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(4, 1000))
+        yield {"subject": subject.name.replace("rbnorm", "rbn"), "how": case, **cost}
 
 
 class Step(NamedTuple):
