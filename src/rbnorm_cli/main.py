@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; None for the process's own.
 
     Returns:
-        The exit status: 0, 2 for what the user can mend, 130 when interrupted, 141 when nobody
-        reads what is printed.
+        The exit status: 0, 2 for what the user can mend, 130 when interrupted, 141 when the
+        reader of what is printed has gone.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -70,7 +70,7 @@ def load_model(spec: str, checkpoint: Path | None, *, classes: int, channels: in
         channels: Channels of the images, for a name.
 
     Raises:
-        UsageError: Something of this cannot be had.
+        UsageError: There is no such model or file, or they do not fit together.
     """
     path = model_file(spec)
     if path:

@@ -88,8 +88,8 @@ class Tensors(Dataset[Any]):
     Args:
         images: Images (N, C, H, W), or what is indexed like them.
         labels: A label for each, or for each of their pixels.
-        transform: What becomes of a batch of images.
-        together: What then becomes of the images and their labels.
+        transform: Applied to a batch of images.
+        together: Then applied to the images and their labels.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ def device_of(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} cannot be had here ({first_line(error)})") from error
+        raise UsageError(f"device {name!r} is not available here ({first_line(error)})") from error
 
 
 def device_name(device: torch.device) -> str:

@@ -192,7 +192,7 @@ def _keep_resolution(name: str, model: nn.Module) -> None:
     strided = [layer for layer in layers if layer.stride not in (1, (1, 1))]
     if not (strided and isinstance(strided[0], nn.Conv2d)):
         raise UsageError(
-            f"model {name} cannot be had: small: takes the stride from a network's first strided "
+            f"model {name} does not exist: small: takes the stride from a network's first strided "
             "convolution, and this one has none before its pooling"
         )
     for layer in strided[:1] + [layer for layer in strided[1:2] if isinstance(layer, nn.MaxPool2d)]:

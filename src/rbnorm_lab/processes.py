@@ -55,7 +55,7 @@ def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
         return Accelerator(cpu=_on_cpu(), mixed_precision=mixed_precision, **options)
     except ValueError as error:
         raise UsageError(
-            f"mixed precision {mixed_precision!r} cannot be had here ({first_line(error)})"
+            f"mixed precision {mixed_precision!r} is not available here ({first_line(error)})"
         ) from error
 
 

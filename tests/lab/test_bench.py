@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, compares and writes. What it says of time is nobody's to test."""
+"""The benchmark: what it counts, compares and writes. Times are not tested."""
 
 import importlib.util
 import json

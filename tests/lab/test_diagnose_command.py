@@ -184,7 +184,7 @@ BAD = {
     "--model cifar-resnet8 --random --shifted cifar10 --data-root .": "CIFAR10 is not in . and",
     "--model cifar-resnet8 --random --limit 0": "limit must be at least 1, not 0",
     "--model cifar-resnet8 --random --batch-size 0": "batch size must be at least 1, not 0",
-    "--model cifar-resnet8 --random --device tpu": "device 'tpu' cannot be had here",
+    "--model cifar-resnet8 --random --device tpu": "device 'tpu' is not available here",
     "--model cifar-resnet8 --random --out weights.pt": "weights.pt is a file",
     "--limit 3": "required: --model",
 }

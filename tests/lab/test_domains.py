@@ -233,7 +233,7 @@ def test_bad_input_is_refused(folder, weights, tmp_path, capsys):
     assert study(folder, weights, tmp_path, "--targets", "d") == 2
     assert "unknown domain 'd': choose from a, b, c" in capsys.readouterr().err
     assert study(folder, weights, tmp_path, "--device", "cuda:99") == 2
-    assert "device 'cuda:99' cannot be had here" in capsys.readouterr().err
+    assert "device 'cuda:99' is not available here" in capsys.readouterr().err
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     assert study(folder, tmp_path / "broken.safetensors", tmp_path) == 2
     assert "broken.safetensors" in capsys.readouterr().err

@@ -42,8 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def facts(model, data):
-    spreads = {"bn": [0.5, 0.4, 0.6], "rbn": [0.4, 0.45, 0.3]}
-    return {**layer_facts(model, data), "spreads": spreads}
+    return layer_facts(model, data)
 
 
 @pytest.fixture(scope="module")
@@ -216,11 +215,6 @@ def test_every_formula_stands_beside_its_line_of_the_definition(page):
     assert len(lines) == 6
     source = inspect.getsource(literal_rbn)
     assert all(line in source for line in lines)
-
-
-def test_the_spread_of_the_channels_is_counted(page):
-    said = page.locator("#spreads-said").inner_text()
-    assert said == "Lower with RBN in 2 of 3 layers; mean 0.38 against 0.50. One training of each."
 
 
 def test_every_channel_and_image_can_be_chosen(page, facts):

@@ -103,7 +103,7 @@ def test_models_of_torchvision_need_three_channels(name, rgb):
 
 
 def test_a_model_without_a_strided_stem_has_no_small_form():
-    with pytest.raises(UsageError, match="small:torchvision:vgg11_bn cannot be had"):
+    with pytest.raises(UsageError, match="small:torchvision:vgg11_bn does not exist"):
         build("small:torchvision:vgg11_bn", "bn")
 
 

@@ -346,10 +346,8 @@ def test_a_network_is_trained_for_segmentation():
     parts = [TensorDataset(images[a:b], labels[a:b]) for a, b in ((0, 32), (0, 32), (32, 40))]
     data = ImageData(*parts, 2, 1, (0.0,), (1.0,), segmentation(2))
     config = replace(RUN, norm="rbn", epochs=8, weight_decay=0.0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), rbnorm.RepresentativeBatchNorm2d(4), nn.ReLU(),
-        nn.Conv2d(4, 2, 1),
-    )  # fmt: skip
+    norm = rbnorm.RepresentativeBatchNorm2d(4)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(4, 2, 1))
     record = train_run(config, data, build=lambda config, data: network)
     scores = network.eval()(images[32:])
     chosen, counted = scores.argmax(1), labels[32:] != IGNORED

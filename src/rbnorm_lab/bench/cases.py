@@ -71,7 +71,7 @@ class Row(Case):
             and buffers; None where there is no backward pass.
         peak_bytes: Most bytes that were allocated at a time during a call.
         parameters: Numbers in the parameters of the network; None where a layer is measured, or
-            where nobody counted.
+            where they were not counted.
         buffers: Numbers in its buffers, likewise.
         flops: Floating-point operations of a call in convolutions and matrix products, likewise.
     """

@@ -247,22 +247,6 @@ function learnt() {
   render();
 }
 
-// The spread of the channels' mean outputs, layer by layer, of both networks.
-function spreads() {
-  const { bn, rbn: own } = data.spreads, top = 1.05 * Math.max(...bn, ...own);
-  const x = (i) => 30 + i * (WIDTH - 50) / (bn.length - 1), y = (value) => HEIGHT - value / top * (HEIGHT - 8);
-  const line = (values, colour) => `<path d="M${values.map((v, i) => `${x(i)} ${y(v)}`).join("L")}" fill="none" stroke="var(--${colour})" stroke-width="2.5"/>`;
-  byId("spreads").innerHTML = [line(bn, "grey"), line(own, "orange"),
-    `<line x1="30" x2="${WIDTH - 20}" y1="${HEIGHT}" y2="${HEIGHT}" stroke="currentColor"/>`,
-    `<text x="26" y="${HEIGHT}" text-anchor="end">0</text><text x="26" y="14" text-anchor="end">${shown(top, 1)}</text>`,
-    ...bn.map((_, i) => `<text x="${x(i)}" y="${HEIGHT + 15}" text-anchor="middle">${i + 1}</text>`)].join("");
-  const lower = own.filter((v, i) => v < bn[i]).length;
-  byId("spreads-said").textContent = say(
-    `Lower with RBN in ${lower} of ${bn.length} layers; mean ${shown(rbn.mean(own))} against ${shown(rbn.mean(bn))}. One training of each.`,
-    `${bn.length} 层中有 ${lower} 层 RBN 更低；平均为 ${shown(rbn.mean(own))}，BatchNorm 为 ${shown(rbn.mean(bn))}。各只训练一次。`);
-  byId("spreads").setAttribute("aria-label", byId("spreads-said").textContent);
-}
-
 function listen() {
   for (const name of SLIDERS) {
     byId(name).addEventListener("input", () => {
@@ -296,7 +280,6 @@ function show(language) {
   for (const option of document.querySelectorAll("option[data-en]")) {
     option.textContent = say(option.dataset.en, option.dataset.zh);
   }
-  spreads();
   render();
 }
 

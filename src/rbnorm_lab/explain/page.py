@@ -32,9 +32,8 @@ def explain(out: Path, command: str) -> None:
         UsageError: The folder cannot be written.
     """
     data = photograph_parts()
-    network = trained(data)
-    facts = {**layer_facts(network.model, data), "spreads": network.spreads}
-    page = write_page(facts, network.accuracy, command)
+    model, accuracy = trained(data)
+    page = write_page(layer_facts(model, data), accuracy, command)
     make_folder(out)
     replace(out / PAGE, page.encode())
     terminal().print(f"Page: {out / PAGE}", soft_wrap=True)
@@ -65,8 +64,7 @@ def write_page(facts: dict[str, Any], accuracy: float, command: str) -> str:
     """The page as text: one file that needs no network.
 
     Args:
-        facts: See :func:`rbnorm_lab.explain.network.layer_facts`, with the ``spreads`` of
-            :class:`rbnorm_lab.explain.network.Trained`.
+        facts: See :func:`rbnorm_lab.explain.network.layer_facts`.
         accuracy: Of the network on held-out parts.
         command: The command line that makes this page again.
     """

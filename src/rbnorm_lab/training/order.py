@@ -58,11 +58,12 @@ class Order(Sampler[Draw]):
         for step in self.steps:
             while epoch < step // per_epoch:
                 epoch += 1
-                torch.empty((), dtype=torch.int64).random_(generator=generator)  # for workers
+                # a DataLoader draws a seed for its workers before the order, and an order more
+                torch.empty((), dtype=torch.int64).random_(generator=generator)
                 order = torch.randperm(self.images, generator=generator)
+                torch.randperm(self.images, generator=generator)
                 if config.in_order:
                     order = torch.arange(self.images)
-                torch.randperm(self.images, generator=generator)  # of which it takes nothing
             start = step % per_epoch * config.batch_size + self.rank * share
             seed = derive(config.seed, AUGMENTATION, step, self.rank)
             yield Draw(order[start : start + share].tolist(), seed)
