@@ -125,9 +125,10 @@ def _uri(values: Tensor, **colours: Any) -> str:
 class _Search:
     """The strongest pair of each case so far, and the batch that is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: rbnorm.Thresholds) -> None:
         self.found: dict[str, Extreme] = {}
-        self.most = dict.fromkeys(CASES, 0.0)
+        beyond = (limits.mean, limits.mean, limits.log_var, limits.log_var)
+        self.most = dict(zip(CASES, beyond, strict=True))
         self.images = torch.empty(0)
         self.seen = 0  # images of the batches before
 
@@ -180,8 +181,8 @@ def _pictures(layer: _BatchNorm, x: Tensor, E: Tensor, V: Tensor) -> tuple[Tenso
 
 
 def extremes(model: nn.Module, result: rbnorm.Diagnosis, batches: Iterable[Any]) -> list[Extreme]:
-    """The strongest pair of image and channel of each case, from one pass over the data."""
-    search = _Search()
+    """The strongest pair of image and channel of each case that there is, from one pass."""
+    search = _Search(result.thresholds)
     reached = [layer.layer for layer in result.layers if layer.instances]
     with unchanged(model):
         model.eval()

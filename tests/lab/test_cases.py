@@ -49,7 +49,8 @@ def test_after_rbn_stands_what_its_calibration_makes(images) -> None:
     assert found.calibrated
 
 
-def test_maps_too_small_for_a_picture_are_left_out() -> None:
+@pytest.mark.parametrize(("side", "scale"), [(2, 9), (16, 1)])
+def test_maps_too_small_and_images_in_no_case_have_no_picture(side: int, scale: float) -> None:
     model = nn.BatchNorm2d(2).eval()
-    x = torch.randn(3, 2, 2, 2)
+    x = scale * torch.randn(3, 2, side, side, generator=torch.Generator().manual_seed(0))
     assert extremes(model, rbnorm.diagnose(model, [x]), [x]) == []
