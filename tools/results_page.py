@@ -21,7 +21,7 @@ from rbnorm_lab.store import Store
 from rbnorm_lab.studies.command import Plans
 from rbnorm_lab.studies.learnt import Learnt, learnt, sentence
 from rbnorm_lab.studies.results import Compared, Results, collect
-from rbnorm_lab.studies.sentences import NOT_RUN, answer, side
+from rbnorm_lab.studies.sentences import NOT_RUN, answer
 from rbnorm_lab.studies.study import Settings
 from rbnorm_lab.studies.words import chinese, close
 from rbnorm_lab.text import Text, interval, joined, p_value, points
@@ -158,7 +158,7 @@ def _of(question: Question, results: Results) -> Compared:
 def _named(compared: Compared, several: bool) -> Text:
     of = compared.comparison
     measure, group = _SHORT[of.measure], of.group if several else None
-    t, c = side(of.treatment, of.statistics), side(of.control, of.control_statistics)
+    t, c = of.sides
     en, zh = (f", {group}", f"，{chinese(group)}") if group else ("", "")
     return Text(
         f"{measure.en}{en}: {t.en} − {c.en}", close(f"{measure.zh}{zh}：{t.zh} − {c.zh}").strip()

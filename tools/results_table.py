@@ -107,7 +107,7 @@ def table(results: Path) -> dict[str, str]:
 
 def domain_results(results: Path) -> Results:
     """What the records of the study of domains show."""
-    options = vars(make_parser("").parse_args(["study domains"]))
+    options = vars(make_parser("").parse_args(["study domains", "--epochs", "1"]))
     store = Store(results)
     plans = Plans(["domains"], completed(settings_of(options), None, store), store)
     return collect(plans.studies()[0], store)

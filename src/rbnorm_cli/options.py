@@ -32,7 +32,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "clean_only": {**_FLAG, "help": "do not test on corrupted images"},
     "counterfactuals": {**_FLAG, "help": "accuracies without centring and without scaling"},
-    "cut": {**_FLAG, "help": "take fewer epochs where all would not fit"},
     "data": {"help": f"one of {', '.join(DATA)}"},
     "data_root": {
         **_PATH,
@@ -77,7 +76,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "metavar": "MODEL",
         "help": "further networks of the study networks",
     },
-    "no_page": {**_FLAG, "help": "draw no page, only run"},
     "no_run": {**_FLAG, "help": "run nothing, only draw the pages"},
     "norm": {"help": "one of the norms of compare, with its options"},
     "norms": {

@@ -172,11 +172,9 @@ def _study_domains(parser: Parser) -> None:
         device=("cpu", "cpu, cuda, ..."),
         processes=1,
         minutes=None,
-        cut=False,
         estimate=False,
         keep_models=False,
         no_run=False,
-        no_page=False,
         out=(Path("rbnorm-study"), "folder of records and page"),
     )
 

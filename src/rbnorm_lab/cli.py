@@ -6,7 +6,7 @@ import argparse
 import time
 from dataclasses import fields
 
-from rbnorm_lab.errors import UsageError
+from rbnorm_lab.errors import UsageError, positive
 from rbnorm_lab.finished import shown_again
 from rbnorm_lab.names import LRASPP, corruption, items, study_names
 
@@ -36,7 +36,6 @@ def compare(options: argparse.Namespace, command: str) -> None:
     how = module.How(
         Sources(root=options.data_root),
         keep=lambda config: saved_path(folder, config) if options.save_models else None,
-        check=True,
         together=True,
     )
     module.study(["compare"], settings, options.out, command, how)
@@ -70,15 +69,14 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
     from rbnorm_lab.studies import command as module
 
     settings = own.settings_of(vars(options))
-    values = ("processes", "minutes", "cut")
+    positive(minutes=options.minutes)
     how = module.How(
         own.Sources() if options.no_run else own.sources_of(options),
-        **{name: getattr(options, name) for name in values},
+        processes=options.processes,
+        deadline=start + 60 * options.minutes if options.minutes else None,
         only_estimate=options.estimate,
         run=not options.no_run,
-        page=not options.no_page,
         keep=own.kept_in(options.out) if options.keep_models else lambda config: None,
-        start=start,
     )
     settings = own.completed(settings, how.sources.images, Store(options.out))
     module.study(["domains"], settings, options.out, command, how)

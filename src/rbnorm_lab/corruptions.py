@@ -6,7 +6,6 @@
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -57,16 +56,6 @@ def _block_means(side: int, strength: float) -> Tensor:
     return same / same.sum(1, keepdim=True)
 
 
-def _contrast(image: Tensor, strength: float) -> Tensor:
-    """A share ``strength`` of every value's distance from the mean of the grey image."""
-    return v2.functional.adjust_contrast(image, strength)
-
-
-def _brightness(image: Tensor, strength: float) -> Tensor:
-    """A share ``strength`` of the light."""
-    return v2.functional.adjust_brightness(image, strength)
-
-
 def _jpeg(image: Tensor, strength: float) -> Tensor:
     """JPEG of quality ``strength``, by Pillow: torchvision's own is deprecated."""
     levels = v2.functional.to_dtype(image, torch.uint8, scale=True)
@@ -93,24 +82,20 @@ def _side(image: Tensor) -> int:
     return min(image.shape[-2:])
 
 
-@dataclass(frozen=True)
-class _Corruption:
-    """``change`` maps an image (C, H, W) and a strength to an image; strengths are by severity."""
-
-    change: Callable[[Tensor, float], Tensor]
-    strengths: tuple[float, float, float, float, float]
-
-
-_TABLE: Final = {
-    "noise": _Corruption(_noise, (0.04, 0.06, 0.08, 0.12, 0.18)),
-    "impulse": _Corruption(_impulse, (0.01, 0.02, 0.04, 0.07, 0.12)),
-    "blur": _Corruption(_blur, (0.018, 0.026, 0.036, 0.048, 0.065)),
-    "pixelate": _Corruption(_pixelate, (0.75, 0.60, 0.46, 0.36, 0.25)),
-    "contrast": _Corruption(_contrast, (0.90, 0.80, 0.70, 0.50, 0.30)),
-    "brightness": _Corruption(_brightness, (0.80, 0.65, 0.50, 0.35, 0.20)),
-    "jpeg": _Corruption(_jpeg, (40, 20, 12, 7, 4)),
-    "elastic": _Corruption(_elastic, (0.015, 0.028, 0.042, 0.060, 0.080)),
+Change = Callable[[Tensor, float], Tensor]
+_TABLE: Final[dict[str, tuple[Change, tuple[float, ...]]]] = {
+    "noise": (_noise, (0.04, 0.06, 0.08, 0.12, 0.18)),
+    "impulse": (_impulse, (0.01, 0.02, 0.04, 0.07, 0.12)),
+    "blur": (_blur, (0.018, 0.026, 0.036, 0.048, 0.065)),
+    "pixelate": (_pixelate, (0.75, 0.60, 0.46, 0.36, 0.25)),
+    "contrast": (v2.functional.adjust_contrast, (0.90, 0.80, 0.70, 0.50, 0.30)),
+    "brightness": (v2.functional.adjust_brightness, (0.80, 0.65, 0.50, 0.35, 0.20)),
+    "jpeg": (_jpeg, (40, 20, 12, 7, 4)),
+    "elastic": (_elastic, (0.015, 0.028, 0.042, 0.060, 0.080)),
 }
+"""What becomes of an image (C, H, W), and how strongly at each severity. Contrast is the share of
+every value's distance from the mean of the grey image that is left, brightness the share of the
+light."""
 
 
 def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int = 0) -> Tensor:
@@ -138,17 +123,14 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int, *, first: int =
     """
     check_corruption(kind, severity)
     _check_images(images)
-    if min(seed, first) < 0:
-        raise UsageError(f"a seed and the number of an image are 0 or more, not {seed} and {first}")
-    corruption = _TABLE[kind]
-    strength = corruption.strengths[severity - 1]
+    change, strengths = _TABLE[kind]
     plain = images.detach().to("cpu", torch.float32).contiguous()  # draws fill memory in its order
     out = torch.empty_like(images)
     with torch.random.fork_rng(devices=()):
         for i, image in enumerate(plain):
             state = np.random.SeedSequence((seed, first + i)).generate_state(1)
             torch.default_generator.manual_seed(int(state[0]))
-            out[i] = corruption.change(image, strength).clamp(0, 1)
+            out[i] = change(image, strengths[severity - 1]).clamp(0, 1)
     return out
 
 
@@ -159,8 +141,6 @@ def _check_images(images: Tensor) -> None:
             f"images to corrupt have shape (N, 1 or 3, H, W) with sides of {_LEAST_SIDE} or more, "
             f"not {shape}"
         )
-    if not images.is_floating_point():
-        raise UsageError(f"images to corrupt are of a floating type, not {images.dtype}")
     # written so that NaN fails
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
         raise UsageError(

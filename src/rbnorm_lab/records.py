@@ -4,12 +4,12 @@ import math
 import os
 import platform
 import subprocess
-import traceback
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from traceback import format_exception
 from typing import Any, Final
 
 import torch
@@ -109,14 +109,6 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def told(error: Exception) -> tuple[str, str]:
-    """An error in one line, and where it was raised."""
-    return (
-        f"{type(error).__name__}: {first_line(error)}",
-        "".join(traceback.format_exception(error)),
-    )
-
-
 @cache
 def environment() -> dict[str, str | None]:
     """Versions, platform and threads, and the commit of this library if it is a checkout."""
@@ -171,3 +163,9 @@ class Failure:
     trace: str
     environment: dict[str, str | None]
     created: str
+
+    @classmethod
+    def of(cls, config: RunConfig, error: Exception) -> "Failure":
+        """What is kept of a run that raised this error just now."""
+        said = f"{type(error).__name__}: {first_line(error)}"
+        return cls(config, said, "".join(format_exception(error)), environment(), now())

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,8 @@ STATISTICS: Final = (TRAINED, RE_ESTIMATED, TEST_BATCH, *TEST_BATCHES)
 images after training, and those of each batch of test images, of 250 or as many as the name says.
 """
 
-_IMAGES: Final = 2000
+IMAGES: Final = 2000
+"""Fixed test images, where not all are tested."""
 _BATCH: Final = 250
 _KEPT_BYTES: Final = 2**29
 
@@ -62,7 +63,7 @@ def shifted_accuracy(
         For each of these statistics the accuracy under each of ``config.tested_on()``.
     """
     models = {TRAINED: (model.eval(), _BATCH)}
-    limit = None if config.shift in WHOLE else _IMAGES
+    limit = None if config.shift in WHOLE else IMAGES
     if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         for name in statistics_of(config.shift)[1:]:
             own = _re_estimated(model, data, device) if name == RE_ESTIMATED else _by_batch(model)
@@ -71,7 +72,7 @@ def shifted_accuracy(
     for condition in config.tested_on():
         batches = _batches(data, condition, limit)
         for statistics, (candidate, size) in models.items():
-            found[statistics][condition] = _accuracy(candidate, batches, size, device)
+            found[statistics][condition] = accuracy(candidate, batches, size, device)
     return found
 
 
@@ -82,7 +83,7 @@ def mean_corruption_accuracy(accuracies: dict[str, float]) -> float:
 
 
 def _re_estimated(model: nn.Module, data: ImageData, device: torch.device) -> nn.Module:
-    loader = loader_of(data.plain, _BATCH, _IMAGES)
+    loader = loader_of(data.plain, _BATCH, IMAGES)
     return recalibrate(copy.deepcopy(model), (on(device, images) for images, _ in loader))
 
 
@@ -94,15 +95,26 @@ def _by_batch(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _accuracy(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], size: int, device: torch.device
+def accuracy(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    size: int,
+    device: torch.device,
 ) -> float:
-    right = total = 0
+    """Share of images that are classified correctly.
+
+    Args:
+        forward: From images to scores.
+        batches: Images and labels.
+        size: Images of a batch, into which these are cut.
+        device: Where ``forward`` expects them.
+    """
+    right, total = torch.zeros((), dtype=torch.int64, device=device), 0
     for batch in batches:
         for images, labels in zip(*(part.split(size) for part in batch), strict=True):
-            right += int((model(on(device, images)).argmax(1).cpu() == labels).sum())
+            right += (forward(on(device, images)).argmax(1) == labels.to(device)).sum()
             total += len(labels)
-    return right / total
+    return int(right) / max(total, 1)
 
 
 def _batches(data: ImageData, condition: str, limit: int | None) -> Iterable[tuple[Tensor, Tensor]]:

@@ -30,7 +30,8 @@ def make_study(primary=(), groups=("whole",), seeds=SEEDS, **values):
 
 
 def comparison(treatment="rbn", measure="clean", group="whole"):
-    return Comparison(Text(f"the {measure} one", f"{measure} 项"), group, treatment, "bn", measure)
+    name = Text(f"the {measure} one", f"{measure} 项")
+    return Comparison(group, treatment, "bn", measure, called=name)
 
 
 def corrupted(value, **kinds):

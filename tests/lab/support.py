@@ -3,9 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
+import pytest
+
+from rbnorm_cli.main import main
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.records import Epoch, Record
 
@@ -40,6 +45,16 @@ def command(*arguments):
 
 def run(*arguments, cwd: Path, timeout=600):
     return execute(command(*arguments), cwd, timeout)
+
+
+def called(*arguments, cwd: Path):
+    """The command in this process: what :func:`run` gives, without starting another."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setenv("COLUMNS", "120")
+        status = main(list(map(str, arguments)))
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def execute(argv, cwd: Path, timeout=600):

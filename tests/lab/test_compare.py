@@ -1,14 +1,11 @@
-"""The whole command: run, killed and continued, on two processes, and its page in a browser."""
+"""The whole command: run, given again, on two processes, its verdict, and its page in a browser."""
 
-import subprocess
 import sys
-import time
 
 import pytest
 from simulated import records_of, results_of
-from support import VIEWPORTS, assert_fits, command, environment, execute, opened, run
+from support import VIEWPORTS, assert_fits, called, execute, opened, run
 
-from rbnorm_cli.main import main
 from rbnorm_cli.parser import make_parser
 from rbnorm_lab.catalogue import compare
 from rbnorm_lab.store import Store
@@ -27,24 +24,6 @@ SMALL = (
     "--limit",
     "320",
 )
-
-
-def results(folder):
-    """What records say of their runs, without what a clock or another machine would change."""
-    return {
-        key: (
-            [(e.train_loss, e.train_accuracy, e.test_loss, e.test_accuracy) for e in record.epochs],
-            record.channel_mean_std,
-            record.shifted,
-            record.calibration,
-        )
-        for key, record in Store(folder).records.items()
-    }
-
-
-def lines(folder):
-    path = folder / "records.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -78,26 +57,20 @@ def test_it_learns_and_is_tested_under_loss_of_contrast_with_all_statistics(demo
 
 def test_it_leaves_these_files_and_no_others(demo):
     names = sorted(path.name for path in demo[0].iterdir() if path.suffix != ".lock")
-    figures = ("channel-means", "clean", "shifted", "statistics")  # two epochs are no curve
+    figures = ("channel-means", "clean", "shifted", "statistics")
     drawn = [f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
     assert names == sorted([".finished", *drawn, "records.jsonl", "report.html"])
 
 
-def test_the_same_command_again_repeats_its_answer_and_draws_what_is_missing(
-    demo, monkeypatch, capsys
-):
+def test_the_same_command_again_repeats_its_answer_and_draws_what_is_missing(demo, monkeypatch):
     out, done = demo
     before = {path: path.read_bytes() for path in out.iterdir()}
-    again = [*SMALL, "--seeds", "2", "--out", "out"]
-    monkeypatch.chdir(out.parent)
-    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(work, "train_run", None)  # a run would fail and be recorded so
-    said = "Nothing left to run: out has every run.\n" + done.stdout
     for missing in ((), ("report.html", "clean.png")):
         for name in missing:
             (out / name).unlink()
-        assert main(again) == 0
-        assert capsys.readouterr().out == said
+        again = called(*SMALL, "--seeds", 2, "--out", "out", cwd=out.parent)
+        assert again.stdout == "Nothing left to run: out has every run.\n" + done.stdout
         assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -107,24 +80,6 @@ def test_an_answer_that_is_repeated_needs_no_torch(demo):
     done = execute([sys.executable, "-c", code, *arguments], cwd=demo[0].parent)
     assert done.stdout.startswith("Nothing left to run")
     assert "torch" not in done.stdout.splitlines()[-1].split()
-
-
-def test_a_killed_study_continues_to_the_same_records(demo, tmp_path):
-    arguments = (*SMALL, "--seeds", "2", "--out", "out")
-    victim = subprocess.Popen(
-        command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while lines(tmp_path / "out") < 3 and time.monotonic() < deadline:
-            time.sleep(0.02)
-    finally:
-        victim.kill()
-        victim.wait()
-    assert 3 <= lines(tmp_path / "out") < 8
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert results(tmp_path / "out") == results(demo[0])
 
 
 def test_two_processes_train_data_parallel(tmp_path):
@@ -164,11 +119,9 @@ def test_the_page_fits_and_shows_every_figure_in_both_languages(demo, browser, v
 
 def test_norms_spelt_differently_are_one_and_every_model_is_kept(tmp_path):
     norms = "frn,rbn:statistic=max:restrict=tanh,rbn:restrict=tanh:statistic=max"
-    done = run(
-        *("compare", "--norms", norms, "--batch-sizes", 16, "--epochs", 1, "--limit", 32),
-        *("--seeds", 1, "--shifted", "noise", "blur:1", "--save-models", "--out", "out"),
-        cwd=tmp_path,
-    )
+    options = f"--norms {norms} --batch-sizes 16 --epochs 1 --limit 32 --seeds 1 --out out"
+    shifted = ("--shifted", "noise", "blur:1", "--save-models")
+    done = called("compare", *options.split(), *shifted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = list(Store(tmp_path / "out").records.values())
     assert [r.config.norm for r in records] == ["frn", "rbn:restrict=tanh:statistic=max"]

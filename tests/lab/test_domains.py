@@ -4,7 +4,6 @@ import copy
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +15,14 @@ from rbnorm_cli.main import main
 from rbnorm_lab.checkpoints import load_model
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.domains.images import load_domains, unchanged
-from rbnorm_lab.domains.run import Weights, fine_tune, pretrained
+from rbnorm_lab.domains.run import Weights, own_parts, pretrained
 from rbnorm_lab.domains.testing import accuracies
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.runner import Runner
 from rbnorm_lab.studies.work import Processes, Sources
+from rbnorm_lab.train import train_run
 from rbnorm_lab.training.order import Augmented, Draw
 
 MODEL = "timm:test_resnet"
@@ -121,8 +121,8 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 
 def tuned(run, images, weights):
-    models = []
-    record = fine_tune(run, images, Weights(MODEL, weights), on_trained=models.append)
+    models, own = [], own_parts(run, images, Weights(MODEL, weights))
+    record = train_run(run, images.without(run.target), on_trained=models.append, **own)
     return models[0], record
 
 
@@ -146,7 +146,6 @@ def test_fine_tuning_repeats_itself_learns_and_is_tested_on_the_target(images, w
     expected = accuracies(model, images, images.target_test("c"), remedies=False)
     assert record.shifted == {"trained": {"c": expected["trained"]}}
     assert record.accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)  # of four held-out images
-    assert record.facts["images"] == images.digest
 
 
 def study(folder, weights, out, *more):
@@ -160,55 +159,51 @@ def study(folder, weights, out, *more):
     )  # fmt: skip
 
 
-def test_the_study_runs_stops_in_time_and_goes_on(folder, weights, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert study(folder, weights, out, "--minutes", "0.001", "--no-page", "--targets", "c") == 0
-    assert "The time is up" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def ran(folder, weights, tmp_path_factory):
+    """The folder of a study of one target, made by two processes."""
+    out = tmp_path_factory.mktemp("study") / "out"
     assert study(folder, weights, out, "--processes", "2", "--targets", "c", "--keep-models") == 0
-    said = capsys.readouterr()
-    assert "4 of 4: " in said.err
-    assert "domains: " in said.out
-    records = list(Store(out).records.values())
+    return out
+
+
+def test_the_study_runs_keeps_its_model_and_has_nothing_left(ran, folder, weights, capsys):
+    records = list(Store(ran).records.values())
     assert len(records) == 7  # with one rate BN at the rate of RBN is the run of BN itself
-    (kept,) = out.glob("*.safetensors")
+    (kept,) = ran.glob("*.safetensors")
     assert kept.name == "bn-c-seed0.safetensors"
     assert load_model(str(kept), None, classes=2, channels=3)
+    assert {r.facts["images"] for r in records} == {load_domains(folder, 32).digest}
     tested = {len(r.shifted) for r in records if r.config.norm == "rbn:preserve=yes"}
     assert tested == {0, 9}
-    page = (out / "domains" / "report.html").read_text()
-    assert "全部目标域" in page
-    assert study(folder, weights, out, "--estimate", "--targets", "c") == 0
+    page = (ran / "domains" / "report.html").read_text()
+    assert study(folder, weights, ran, "--estimate", "--targets", "c") == 0
     assert "0 runs of 1 epochs are missing and take about 0.0 minutes" in capsys.readouterr().out
-    assert study(folder, weights, out, "--no-run", "--targets", "c") == 0
-    assert (out / "domains" / "report.html").read_text() == page
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """The page of the committed records."""
-    out = tmp_path_factory.mktemp("report")
-    records = Path(__file__).parents[2] / "results" / "studies" / "records.jsonl"
-    lines = [line for line in records.read_text().splitlines(True) if '"target"' in line]
-    (out / "records.jsonl").write_text("".join(lines))
-    assert main(["study", "domains", "--no-run", "--out", str(out)]) == 0
-    return out / "domains" / "report.html"
+    assert study(folder, weights, ran, "--no-run", "--targets", "c") == 0
+    assert "domains: " in capsys.readouterr().out
+    assert (ran / "domains" / "report.html").read_text() == page
 
 
 @pytest.mark.parametrize("viewport", VIEWPORTS)
-def test_nothing_of_the_page_is_off_it_or_scrolls_sideways(report, browser, viewport):
-    page = opened(browser, report, viewport)
-    assert page.locator("#arms-target tbody tr").count() == 5 * (1 + 4)
+def test_nothing_of_the_page_is_off_it_or_scrolls_sideways(ran, browser, viewport):
+    page = opened(browser, ran / "domains" / "report.html", viewport)
+    assert page.locator("#arms-target tbody tr").count() == 5 * (1 + 1)
+    assert "全部目标域" in page.content()
     assert_fits(page)
     assert page.errors == []
     page.close()
 
 
-def test_the_time_is_estimated_and_epochs_are_cut(folder, weights, tmp_path, capsys):
+def test_a_study_stops_in_time(folder, weights, tmp_path, capsys):
+    assert study(folder, weights, tmp_path, "--minutes", "0.001", "--targets", "c") == 0
+    assert "The time is up" in capsys.readouterr().err
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_the_time_is_estimated(folder, weights, tmp_path, capsys):
     assert study(folder, weights, tmp_path, "--estimate", "--epochs", "2") == 0
     assert "domains: 21 runs of 2 epochs are missing and take about" in capsys.readouterr().out
     assert not (tmp_path / "records.jsonl").exists()
-    assert study(folder, weights, tmp_path, "--cut") == 2
-    assert "--cut needs --minutes" in capsys.readouterr().err
 
 
 def test_processes_that_were_killed_are_said_and_no_run_is_blamed(folder, weights, tmp_path):

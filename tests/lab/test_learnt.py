@@ -15,7 +15,7 @@ from rbnorm_lab.studies.study import Arm, Study
 from rbnorm_lab.text import Text
 
 
-def results_of(*seeds, norm="rbn", spreads=(0.1, 0.2)):
+def results_of(*seeds, norm="rbn"):
     """A study of one network whose two layers have these w_m, w_v and w_b, for each seed."""
     config = replace(CONFIG, norm=norm)
     records = {}
@@ -26,7 +26,7 @@ def results_of(*seeds, norm="rbn", spreads=(0.1, 0.2)):
                 layer.center_weight.copy_(torch.tensor(w_m))
                 layer.scale_weight.copy_(torch.tensor(w_v))
                 layer.scale_bias.fill_(w_b)
-        record = make_record(norm=norm, seed=seed, spreads=spreads)
+        record = make_record(norm=norm, seed=seed)
         record = replace(record, calibration=calibration_summary(model))
         records[record.config.key] = record
     arm = Arm("net", norm, config, None)
@@ -44,7 +44,6 @@ def test_quantiles_are_means_over_seeds_and_gates_of_their_mean_bias():
     assert (found.group, found.seeds) == ("net", 2)
     assert found.center[1] == pytest.approx([0.255, -1.5])
     assert found.gate[1] == pytest.approx([1 / (1 + 2.718281828**-1.0)] * 2)
-    assert found.spread["rbn"] == pytest.approx([0.1, 0.2])
 
 
 def test_inert_are_the_weights_near_zero():
@@ -67,19 +66,14 @@ def test_records_without_the_share_say_nothing_of_it():
     assert "within" not in sentence(found).en
 
 
-def test_a_figure_has_a_row_for_each_network_and_no_spread_where_none_was_measured():
-    figure = learnt_figure(learnt(results_of(ONE, spreads=())))
-    assert len(figure.axes) == 2
-    (line,) = figure.axes[0].lines[1:]
+def test_a_figure_has_a_row_for_each_network():
+    (found,) = learnt(results_of(ONE))
+    figure = learnt_figure([found, found])
+    assert len(figure.axes) == 4
+    (line,) = figure.axes[2].lines[1:]
     assert line.get_ydata() == pytest.approx([0.51, -1])
-
-
-def test_networks_with_and_without_a_spread_share_a_figure():
-    found = [*learnt(results_of(ONE)), *learnt(results_of(ONE, spreads=()))]
-    figure = learnt_figure(found)
-    assert [axes.axison for axes in figure.axes] == [True, True, True, True, True, False]
-    (line,) = figure.axes[2].lines
-    assert line.get_ydata() == pytest.approx([0.1, 0.2])
+    (line,) = figure.axes[3].lines
+    assert line.get_ydata() == pytest.approx(found.gate[1])
 
 
 def test_without_rbn_there_is_nothing():

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
-from rbnorm_lab.studies.study import Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Settings, Study
 
 
-def maker(name: str) -> Callable[[Settings, Rate], Study]:
+def maker(name: str) -> Callable[[Settings, Rates], Study]:
     """What makes the study of this name."""
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    return cast(Callable[[Settings, Rate], Study], module.study)
+    return cast(Callable[[Settings, Rates], Study], module.study)

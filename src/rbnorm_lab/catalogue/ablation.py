@@ -3,7 +3,8 @@
 from typing import Final
 
 from rbnorm_lab.studies import limits, words
-from rbnorm_lab.studies.study import Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Settings, Study
 from rbnorm_lab.studies.variants import (
     arms_of,
     at_rate_of_rbn,
@@ -33,7 +34,7 @@ words.PHRASES.update(
 )
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """What each part of RBN contributes."""
     group, measures = "whole batch", ("clean", "shifted")
     alike = at_rate_of_rbn(settings, rate, group, "neither")

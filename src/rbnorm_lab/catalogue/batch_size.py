@@ -3,7 +3,8 @@
 from typing import Final
 
 from rbnorm_lab.studies import limits, words
-from rbnorm_lab.studies.study import Comparison, Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Comparison, Settings, Study
 from rbnorm_lab.studies.variants import (
     arms_of,
     at_rate_of_batch,
@@ -22,7 +23,7 @@ words.PHRASES.update(
 )
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """Few images normalised together, at a constant number of images per optimiser step."""
     norms = {"bn": "bn", "rbn": "rbn"}
     arms = list(arms_of(settings, rate, "whole batch", {**norms, "gn": "gn"}))

@@ -1,7 +1,7 @@
 """Where the centring weight should begin, beside images of equal mean and contrast."""
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from rbnorm_lab.plots import NARROW, RC, legend, styles_of
 from rbnorm_lab.studies import limits, words
 from rbnorm_lab.studies.figures import AXIS
+from rbnorm_lab.studies.rates import Rates
 from rbnorm_lab.studies.results import CLEAN, SHIFTED, ArmResult, Results
-from rbnorm_lab.studies.study import Rate, Settings, Study
+from rbnorm_lab.studies.study import Settings, Study
 from rbnorm_lab.studies.variants import MATCHED, arms_of, comparisons_of, matched_arms
 from rbnorm_lab.templates import Section
 from rbnorm_lab.text import Text
@@ -38,7 +39,7 @@ def label(where: str, value: str) -> str:
     return f"{where}, w_m = −{value}"
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """Where the centring weight should begin, beside images of equal mean and contrast."""
     begun = {
         label(where, value): spec.format(f"-{value}")
@@ -124,7 +125,7 @@ def front_figure(results: Results, *, narrow: bool = False) -> Figure:
             x, y = ([100 * r.accuracy[m].mean for r in of] for m in (CLEAN, SHIFTED))
             margins = [[_margin(r, m) for r in of] for m in (CLEAN, SHIFTED)]
             axes.plot(x, y, color=color, ls=dashes, marker=marker, markersize=6, label=name)
-            bars = {"fmt": "none", "ecolor": color, "elinewidth": 0.8, "alpha": 0.5}
+            bars: dict[str, Any] = {"fmt": "none", "ecolor": color, "elinewidth": 0.8, "alpha": 0.5}
             axes.errorbar(x, y, xerr=margins[0], yerr=margins[1], **bars)
         axes.set_xlabel(AXIS[CLEAN])
         axes.set_ylabel(AXIS[SHIFTED])

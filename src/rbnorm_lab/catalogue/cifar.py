@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from rbnorm_lab.studies import limits, words
-from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Arm, Settings, Study
 from rbnorm_lab.studies.variants import MATCHED, comparisons_of
 from rbnorm_lab.text import Text
 
@@ -32,7 +33,7 @@ words.PHRASES.update(
 )
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """A network that readers know, on all of its images, and images of equal mean and contrast."""
     group, few = "whole batch", 3
 

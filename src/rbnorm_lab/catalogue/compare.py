@@ -8,21 +8,23 @@ from typing import Final
 from rbnorm_lab.config import LR_BATCH_SIZE
 from rbnorm_lab.shift import TRAINED
 from rbnorm_lab.studies import limits
+from rbnorm_lab.studies.rates import Rates
 from rbnorm_lab.studies.results import CLEAN, SHIFTED, ArmResult, Results, controls
 from rbnorm_lab.studies.sentences import SUBJECT, evidence_of, verdict
-from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
+from rbnorm_lab.studies.study import Arm, Settings, Study
 from rbnorm_lab.studies.variants import comparisons_of
 from rbnorm_lab.studies.words import KINDS, STATISTICS, chinese
 from rbnorm_lab.text import Text, joined, percent, same
 
 COMMAND: Final = "compare"
+_ON_CLEAN: Final = Text("on clean images", "在干净图像上")
 UNTUNED: Final = Text(
     "Nothing was tuned for any one norm: the learning rate is in proportion to the batch size.",
     "没有为任何一种归一化单独调参：学习率与批大小成正比。",
 )
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """One arm for every norm and batch size; nothing is tuned."""
     shared = settings.run
     arms = [
@@ -72,9 +74,8 @@ def clauses(results: Results) -> Sequence[Text]:
         by_norm = {result.arm.label: result for result in arms if SHIFTED in result.accuracy}
         if "bn" in by_norm:
             said = [_loss(by_norm["bn"]), _best(results, by_norm)]
-            if SUBJECT in by_norm:
-                said += [_subject(by_norm[SUBJECT], measure) for measure in (SHIFTED, CLEAN)]
-            of = joined((clause for clause in said if clause), ", ", "，")
+            said += _of_subject(by_norm[SUBJECT]) if SUBJECT in by_norm else []
+            of = joined(said, ", ", "，")
             found.append(Text(f"{group}: {of.en}", f"{chinese(group)}：{of.zh}"))
     return found
 
@@ -113,10 +114,12 @@ def _best(results: Results, by_norm: dict[str, ArmResult]) -> Text:
     )
 
 
-def _subject(rbn: ArmResult, measure: str) -> Text | None:
-    if measure not in rbn.gain:
-        return None
-    said = verdict(same(SUBJECT), same("bn"), rbn.gain[measure].estimate)
-    evidence = evidence_of(rbn.gain[measure])
-    en, zh = ("there ", "此时") if measure == SHIFTED else ("on clean images ", "在干净图像上")
-    return Text(f"{en}{said.en} ({evidence.en})", f"{zh} {said.zh}（{evidence.zh}）")
+def _of_subject(rbn: ArmResult) -> list[Text]:
+    """Whether RBN wins it back, and what it does on clean images."""
+    found = []
+    for measure, where in ((SHIFTED, Text("there", "此时")), (CLEAN, _ON_CLEAN)):
+        if gain := rbn.gain.get(measure):
+            said, evidence = verdict(same(SUBJECT), same("bn"), gain.estimate), evidence_of(gain)
+            en, zh = f"{where.en} {said.en}", f"{where.zh} {said.zh}"
+            found.append(Text(f"{en} ({evidence.en})", f"{zh}（{evidence.zh}）"))
+    return found

@@ -11,9 +11,10 @@ from rbnorm_lab.bench.networks import SMALL_MODEL
 from rbnorm_lab.bench.rows import MACHINE, ROWS, load
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.studies.figures import Ratio, ratios_figure
+from rbnorm_lab.studies.rates import Rates
 from rbnorm_lab.studies.results import Results
 from rbnorm_lab.studies.sentences import NOT_RUN, SUBJECT
-from rbnorm_lab.studies.study import Rate, Settings, Study
+from rbnorm_lab.studies.study import Settings, Study
 from rbnorm_lab.templates import Section, Table
 from rbnorm_lab.text import Text
 
@@ -106,7 +107,7 @@ def _count(row: Row, name: str) -> int:
     return int(getattr(row, name))
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """Nothing is trained: the page is drawn from the rows there are."""
     return Study(
         "cost",

@@ -4,10 +4,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from rbnorm_lab.domains.testing import MIXED, PRIOR, RE_ESTIMATED, SIZES, TENT, TEST_BATCH
+from rbnorm_lab.shift import TRAINED
 from rbnorm_lab.studies import words
+from rbnorm_lab.studies.rates import Rates
 from rbnorm_lab.studies.results import TARGET, TOTAL
-from rbnorm_lab.studies.study import Arm, Comparison, Rate, Settings, Study
-from rbnorm_lab.studies.variants import comparison
+from rbnorm_lab.studies.study import Arm, Comparison, Settings, Study
 from rbnorm_lab.text import Text
 
 COMMAND: Final = "study domains"
@@ -16,7 +17,6 @@ FROZEN, AT_RATE_OF_RBN = "BN, frozen statistics", "BN, RBN's learning rate"
 words.PHRASES.update({RE_ESTIMATED: "在目标域上重新估计", "test batch of ": "测试批 "})
 words.PHRASES.update({"mixed, ": "混合，", TENT: f"TENT，测试批 {SIZES[0]}"})
 words.PHRASES.update({", centring only": "（仅中心化）", TOTAL: "全部目标域"})
-words.PHRASES.update({", frozen statistics": "（冻结统计量）"})
 words.STATISTICS.update(
     {
         RE_ESTIMATED: Text("statistics re-estimated on the target", "在目标域上重新估计的统计量"),
@@ -61,12 +61,12 @@ LIMITS: Final = (
 )
 
 
-def _same_rates(rate: Rate, model: str, target: str) -> bool:
+def _same_rates(rate: Rates, model: str, target: str) -> bool:
     """Whether BN at RBN's rate is BN: then one run serves both."""
     return rate(model, "bn", target=target) == rate(model, "rbn", target=target)
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """Every arm for every target, of which BN and RBN have most seeds and all statistics."""
     model, few = settings.model, settings.few_seeds
 
@@ -102,8 +102,8 @@ def study(settings: Settings, rate: Rate) -> Study:
         )
     ]
 
-    def against(treatment: str, control: str, **statistics: str) -> Comparison:
-        return comparison(None, treatment, control, TARGET, **statistics)
+    def against(treatment: str, control: str, statistics: str = TRAINED) -> Comparison:
+        return Comparison(None, treatment, control, TARGET, statistics=statistics)
 
     return Study(
         "domains",
@@ -117,15 +117,12 @@ def study(settings: Settings, rate: Rate) -> Study:
         LIMITS,
         tuple(arms),
         settings.all_seeds,
-        (replace(against(RBN, BN), name=words.MEASURES[TARGET]),),
+        (replace(against(RBN, BN), called=words.MEASURES[TARGET]),),
         others=(
             against(RBN, AT_RATE_OF_RBN),
             against(CENTRING, BN),
             against(FROZEN, BN),
-            *(
-                against(BN, BN, statistics=name)
-                for name in (RE_ESTIMATED, TEST_BATCH[SIZES[0]], TENT)
-            ),
+            *(against(BN, BN, name) for name in (RE_ESTIMATED, TEST_BATCH[SIZES[0]], TENT)),
         ),
         blocks=Text("targets", "目标域"),
     )

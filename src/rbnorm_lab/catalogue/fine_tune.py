@@ -3,7 +3,8 @@
 from typing import Final
 
 from rbnorm_lab.studies import limits, words
-from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Arm, Settings, Study
 from rbnorm_lab.text import Text
 
 _FINE_TUNE: Final = 0.1  # of the learning rate of training
@@ -21,7 +22,7 @@ words.PHRASES.update(
 )
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """A network trained with BatchNorm, converted and trained on."""
     trained = rate(settings.model, "bn")
     values = {

@@ -3,7 +3,8 @@
 from typing import Final
 
 from rbnorm_lab.studies import limits, words
-from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Arm, Settings, Study
 from rbnorm_lab.studies.variants import (
     arms_of,
 )
@@ -30,7 +31,7 @@ words.PHRASES.update(
 )
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """How the calibration should begin, and whether it should decay."""
     group = "whole batch"
     arms = arms_of(settings, rate, group, {"bn": "bn", **INIT}, baseline="w_b = 1")

@@ -3,14 +3,15 @@
 from typing import Final
 
 from rbnorm_lab.studies import learnt, limits
-from rbnorm_lab.studies.study import Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Settings, Study
 from rbnorm_lab.studies.variants import arms_of
 from rbnorm_lab.text import Text
 
 NETWORK_NORMS: Final = ("bn", "gn", "ln", "ln2d", "in", "iebn", "frn", "evonorm-s0", "rbn")
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """Every norm in every network."""
 
     def own(model: str, norm: str) -> float:

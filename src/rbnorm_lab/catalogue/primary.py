@@ -3,7 +3,8 @@
 from typing import Final
 
 from rbnorm_lab.studies import limits
-from rbnorm_lab.studies.study import Comparison, Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Comparison, Settings, Study
 from rbnorm_lab.studies.variants import (
     arms_of,
     at_rate_of_rbn,
@@ -14,7 +15,7 @@ from rbnorm_lab.text import Text
 SMALL_BATCH: Final = 2
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """The comparisons that the project's claims rest on."""
     whole, small = "whole batch", f"normalisation batch {SMALL_BATCH}"
     alike = (
@@ -49,7 +50,7 @@ def study(settings: Settings, rate: Rate) -> Study:
         arms,
         settings.all_seeds,
         tuple(
-            Comparison(Text(en, zh), group, "rbn", "bn", measure)
+            Comparison(group, "rbn", "bn", measure, called=Text(en, zh))
             for group, measure, en, zh in comparisons
         ),
         others=tuple(

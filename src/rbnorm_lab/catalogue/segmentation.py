@@ -6,7 +6,8 @@ from rbnorm_lab.camvid import CAMVID
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.names import LRASPP
 from rbnorm_lab.studies import limits, words
-from rbnorm_lab.studies.study import Arm, Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Arm, Settings, Study
 from rbnorm_lab.studies.variants import (
     arms_of,
     comparisons_of,
@@ -36,12 +37,11 @@ SYNCHRONISED: Final = Text(
 words.PHRASES.update(
     {
         ", video order": "，视频顺序",
-        ", frozen statistics": "（冻结统计量）",
     }
 )
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """A pretrained network for street scenes, where few images are normalised together."""
     if (settings.run.data, settings.model) != (CAMVID, LRASPP):
         raise UsageError(

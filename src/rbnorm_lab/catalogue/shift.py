@@ -1,12 +1,13 @@
 """Corrupted test images, with other statistics as controls."""
 
 from rbnorm_lab.studies import limits
-from rbnorm_lab.studies.study import Rate, Settings, Study
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Settings, Study
 from rbnorm_lab.studies.variants import MATCHED, SHIFT_NORMS, arms_of, comparisons_of, matched_arms
 from rbnorm_lab.text import Text
 
 
-def study(settings: Settings, rate: Rate) -> Study:
+def study(settings: Settings, rate: Rates) -> Study:
     """Corrupted test images, with other statistics as controls."""
     group = "whole batch"
     arms = arms_of(settings, rate, group, {norm: norm for norm in SHIFT_NORMS})

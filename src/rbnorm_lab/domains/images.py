@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
 from rbnorm_lab.data import ImageData, Tensors
@@ -22,7 +22,8 @@ from rbnorm_lab.imagenet import IMAGENET_MOMENTS
 _HELD_OUT: Final = 10  # one image of so many
 _SPLIT_SEED: Final = 0
 _LEAST_SIDE: Final = 0.7  # of the image's, for a random crop
-_TEST_BATCH: Final = 512
+TEST_IMAGES: Final = 512
+"""Images that are tested at a time."""
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,21 @@ def load_domains(folder: Path, side: int) -> DomainImages:
             f"{folder} must hold DOMAIN/CLASS/IMAGE with two domains and two classes or more, "
             f"not {len(domains)} domains and {len(classes)} classes"
         )
-    files, labels, of, held_out = [], [], [], []
+    files: list[Path] = []
+    labels: list[int] = []
+    of: list[int] = []
+    held_out: list[bool] = []
+    numbers = {name: c for c, name in enumerate(classes)}
     for d, domain in enumerate(domains):
-        for c, name in enumerate(classes):
-            found = sorted(
-                path
-                for path in (folder / domain / name).glob("*")
-                if path.suffix.lower() in IMG_EXTENSIONS
-            )
-            if not found:
-                raise UsageError(f"{folder / domain / name} has no image: every domain needs one")
-            files += found
-            labels += [c] * len(found)
-            of += [d] * len(found)
-            held_out += _kept_back(len(found))
+        try:
+            found = make_dataset(str(folder / domain), numbers, IMG_EXTENSIONS)
+        except FileNotFoundError as error:  # a class that has none
+            raise UsageError(f"every domain needs images, {folder / domain} lacks some") from error
+        files += [Path(path) for path, _ in found]
+        own = [label for _, label in found]
+        labels += own
+        of += [d] * len(found)
+        held_out += [kept for c in numbers.values() for kept in _kept_back(own.count(c))]
     sizes = "".join(f"{path.relative_to(folder)} {path.stat().st_size}\n" for path in files)
     return DomainImages(
         folder.name,
@@ -177,5 +179,5 @@ _PLAIN: Final = v2.Compose([_DECODED, _STANDARDISED])
 
 def unchanged(images: DomainImages, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """These images in this order, with labels, in large batches."""
-    for part in chosen.split(_TEST_BATCH):
+    for part in chosen.split(TEST_IMAGES):
         yield on(part.device, _PLAIN(images.images[part])), images.labels[part]

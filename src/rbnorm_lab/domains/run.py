@@ -1,12 +1,9 @@
 """Fine-tuning on all domains but one: a pretrained network becomes a record."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -14,14 +11,11 @@ import rbnorm
 from rbnorm.models.tuning import parameter_groups
 from rbnorm_lab.checkpoints import read_weights
 from rbnorm_lab.config import RunConfig
-from rbnorm_lab.devices import device_name
 from rbnorm_lab.domains.images import DomainImages
 from rbnorm_lab.domains.testing import accuracies
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
 from rbnorm_lab.norms import swap
-from rbnorm_lab.records import Record
-from rbnorm_lab.train import train_run
 
 
 class Weights:
@@ -79,58 +73,45 @@ def pretrained(config: RunConfig, classes: int, weights: Weights) -> nn.Module:
     return swap(model, config.norm)
 
 
-def groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """The groups of parameters: the calibration has a learning rate of its own."""
-    calibration = {"lr": config.lr * config.calibration_rate}
-    return parameter_groups(module, config.weight_decay, calibration=calibration)
+def own_parts(config: RunConfig, images: DomainImages, weights: Weights) -> dict[str, Any]:
+    """What the training of such a run has in place of what others have.
 
-
-def fine_tune(
-    config: RunConfig,
-    images: DomainImages,
-    weights: Weights,
-    on_step: Callable[[], None] = lambda: None,
-    on_trained: Callable[[nn.Module], None] = lambda model: None,
-) -> Record:
-    """Train on all domains but the target, test on it and on held-out images of the others.
-
-    Stochastic gradient descent with Nesterov momentum, a one-cycle learning rate and cross-entropy.
-    The same run has the same images in the same order, cropped and flipped alike, on every device.
+    Stochastic gradient descent with Nesterov momentum, a one-cycle learning rate and cross-entropy;
+    the calibration has a learning rate of its own. Images come in the same order, cropped and
+    flipped alike, on every device. The model is tested on the target as trained, or, where
+    ``shift`` asks for controls, with all of :data:`rbnorm_lab.domains.testing.STATISTICS`.
 
     Args:
-        config: The run; ``shift`` asks for the target's accuracy as trained, or with all
-            statistics of :data:`rbnorm_lab.domains.testing.STATISTICS`.
+        config: The run.
         images: All images, on the device to run on.
         weights: The pretrained weights.
-        on_step: Called after every optimiser step.
-        on_trained: Called with the trained model.
+
+    Returns:
+        Arguments of :func:`rbnorm_lab.train.train_run`.
     """
     assert config.target is not None
-    target, device = config.target, images.images.device
+    target, calibration = config.target, {"lr": config.lr * config.calibration_rate}
 
     def measure(model: nn.Module, *_: object) -> dict[str, dict[str, float]]:
         chosen, remedies = images.target_test(target), config.shift == "controls"
         found = accuracies(model, images, chosen, remedies=remedies)
         return {statistics: {target: value} for statistics, value in found.items()}
 
-    record = train_run(
-        config,
-        images.without(target),
-        on_step,
-        on_trained,
-        build=lambda config, data: pretrained(config, data.classes, weights),
-        groups=groups,
-        measure=measure,
-    )
-    facts = {
+    return {
+        "build": lambda config, data: pretrained(config, data.classes, weights),
+        "groups": lambda module, config: parameter_groups(
+            module, config.weight_decay, calibration=calibration
+        ),
+        "measure": measure,
+    }
+
+
+def facts_of(images: DomainImages, weights: Weights) -> dict[str, str]:
+    """What else the numbers of such runs depend on."""
+    backend = rbnorm.backends().get(images.images.device.type)
+    return {
         "images": images.digest,
         "weights": weights.digest,
-        "backend": _backend(device),
+        "backend": backend.name if backend else "portable",
         "layout": "channels last",
     }
-    return replace(record, device=device_name(device), facts=facts)
-
-
-def _backend(device: torch.device) -> str:
-    backends = rbnorm.backends()
-    return backends[device.type].name if device.type in backends else "portable"

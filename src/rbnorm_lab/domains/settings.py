@@ -42,40 +42,23 @@ def sources_of(options: argparse.Namespace) -> Sources:
 
 
 def completed(settings: Settings, images: DomainImages | None, store: Store) -> Settings:
-    """With the targets, by default all; without images, as the records were made.
+    """With the targets: by default all, or without images those that have records.
 
     Raises:
         UsageError: There is no such domain, or the records are of other images.
     """
     records = [record for record in store.records.values() if record.config.target]
-    if images is None:
-        return _recorded(settings, [record.config for record in records])
-    if any(record.facts["images"] != images.digest for record in records):
+    known = images.domains if images else sorted({str(r.config.target) for r in records})
+    if images and any(record.facts["images"] != images.digest for record in records):
         raise UsageError(
             f"the records in {store.folder} are of other images than those of {images.name} now: "
             "choose another --out"
         )
-    targets = settings.targets or images.domains
+    targets = settings.targets or tuple(known)
     for name in targets:
-        if name not in images.domains:
-            raise UsageError(f"unknown domain {name!r}: choose from {', '.join(images.domains)}")
+        if name not in known:
+            raise UsageError(f"unknown domain {name!r}: choose from {', '.join(known)}")
     return replace(settings, targets=targets)
-
-
-def _recorded(settings: Settings, configs: list[RunConfig]) -> Settings:
-    """As far as the records show; those of the most epochs are taken."""
-    if not configs:
-        return settings
-    own = [c for c in configs if c.epochs == max(config.epochs for config in configs)]
-    shared = replace(
-        settings.run,
-        **{
-            name: getattr(own[0], name)
-            for name in ("data", "model", "epochs", "batch_size", "weight_decay", "image_size")
-        },
-    )
-    targets = tuple(sorted({config.target for config in own if config.target}))
-    return replace(settings, run=shared, targets=targets)
 
 
 def kept_in(out: Path) -> Callable[[RunConfig], Path | None]:

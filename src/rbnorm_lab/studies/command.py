@@ -1,11 +1,9 @@
 """``rbnorm study`` and ``rbnorm compare``: choose rates, run, and draw the pages."""
 
-import math
 import shlex
-import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +14,7 @@ from rich.table import Table
 
 from rbnorm_lab.catalogue import maker
 from rbnorm_lab.config import RunConfig
-from rbnorm_lab.errors import UsageError, at_least, positive
+from rbnorm_lab.errors import UsageError
 from rbnorm_lab.finished import nothing_left, remember
 from rbnorm_lab.folders import check_folder, make_folder
 from rbnorm_lab.processes import count_processes, make_accelerator
@@ -38,9 +36,8 @@ _WAIT: Final = (
     "The learning rates wait for the tuning runs of other shards: when these have ended, give the "
     "same command again."
 )
-_USABLE: Final = 0.9  # of the time there is: estimates err
 _ELSEWHERE: Final = ("--shard", "--ray", "--out", "--device", "--processes", "--minutes")
-_FLAGS: Final = ("--no-run", "--no-page", "--cut", "--keep-models", "--save-models")
+_FLAGS: Final = ("--no-run", "--keep-models", "--save-models")
 
 
 @dataclass(frozen=True)
@@ -52,36 +49,23 @@ class How:
         shard: ``i/n`` for the i-th of n parts of the runs.
         ray: The Ray cluster to run on, or None.
         processes: How many runs are made side by side, or None for one after the other, here.
-        minutes: Stop so many minutes after the start; None for when all is done.
-        cut: Take fewer epochs where all would not fit into these minutes.
+        deadline: When to stop, by ``time.monotonic``; None for when all is done.
         only_estimate: Say how long the runs would take, and do nothing else.
         run: Whether to run anything, or only draw.
-        page: Whether to draw.
         keep: In which file a run's model is kept, if it is.
-        check: Whether to try every arm beforehand, or only each study's first.
-        together: Whether several processes may make each run together.
-        start: When the command was started, by ``time.monotonic``.
+        together: Whether several processes may make each run together; then each arm is tried
+            beforehand, otherwise each study's first.
     """
 
     sources: Sources
     shard: str = "1/1"
     ray: str | None = None
     processes: int | None = None
-    minutes: float | None = None
-    cut: bool = False
+    deadline: float | None = None
     only_estimate: bool = False
     run: bool = True
-    page: bool = True
     keep: Callable[[RunConfig], Path | None] = lambda config: None
-    check: bool = False
     together: bool = False
-    start: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least(1, processes=self.processes)
-        positive(minutes=self.minutes)
-        if self.cut and self.minutes is None:
-            raise UsageError("--cut needs --minutes, into which the epochs are to fit")
 
     def executor(self) -> Here:
         """Where runs happen."""
@@ -138,29 +122,27 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     """
     check_folder(out)
     shard = Shard.parse(how.shard)
-    together = count_processes() if how.run else 1
-    if together > 1 and not how.together:
+    count = count_processes() if how.run else 1
+    if count > 1 and not how.together:
         raise UsageError(
             "rbnorm study trains in one process, not under torchrun: give the runs to several "
             "processes with --shard or --ray"
         )
     accelerator = make_accelerator(settings.run.mixed_precision) if how.together else None
-    main = together == 1 or PartialState().is_main_process
+    main = count == 1 or PartialState().is_main_process
     store = Store(out)
     plans, finished = Plans(names, settings, store), False
     if how.run or how.only_estimate:
         check_plans(plans, how)
         with how.executor() if plans.runs() else nullcontext(Here(how.sources)) as executor:
-            deadline = how.start + 60 * how.minutes if how.minutes else None
-            runner = Runner(store, executor, shard, deadline, how.keep, main)
-            if how.only_estimate or how.cut:
-                plans = fitted(plans, runner, how)
+            runner = Runner(store, executor, shard, how.deadline, how.keep, main)
             if how.only_estimate:
+                say_time(plans, runner)
                 return
             if accelerator:
                 accelerator.wait_for_everyone()  # nobody writes before everybody has read
             finished = run(plans, runner)
-    if main and how.page:
+    if main:
         said = draw(plans, out, reproducing(command))
         store.check_kept()
         if finished:
@@ -172,13 +154,12 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
 def check_plans(plans: Plans, how: How) -> None:
     """Load the data and try a step of each study, or arm, before anything is written."""
     device = torch.device(how.sources.device or "cpu")
-    missing = Runner(plans.store, Here(how.sources), keep=how.keep)
+    runner = Runner(plans.store, Here(how.sources), keep=how.keep)
     for study in plans.studies():
         firsts = [arm.runs(study.seeds)[0] for arm in study.arms]
-        for config in missing.missing(firsts) if how.check else firsts[:1]:
+        for config in runner.missing(firsts) if how.together else firsts[:1]:
             if config.target is None:
-                data = data_of(config, how.sources.root)
-                check_run(config, data, device)
+                check_run(config, data_of(config, how.sources.root), device)
 
 
 def run(plans: Plans, runner: Runner) -> bool:
@@ -200,29 +181,18 @@ def run(plans: Plans, runner: Runner) -> bool:
     return done and plans.complete and not runner.missing(plans.runs())
 
 
-def fitted(plans: Plans, runner: Runner, how: How) -> Plans:
-    """The plans with as many epochs as fit, if they are to be cut, after saying what fits."""
-    for epochs in range(plans.settings.run.epochs, 0, -1):
-        shared = replace(plans.settings.run, epochs=epochs)
-        plans = Plans(plans.names, replace(plans.settings, run=shared), plans.store)
-        seconds, done = 0.0, set[str]()
-        for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
-            wanted = runner.missing([*rates.runs(), *study.runs()])
-            missing = [config for config in wanted if config.key not in done]
-            done |= {config.key for config in missing}
-            own = estimate(missing, runner.executor)
-            if not rates.complete and rates.runs():
-                own *= (len(missing) + rates.expected() - len(rates.runs())) / len(missing)
-            seconds += own
-            terminal().print(
-                f"{study.name}: {len(missing)} runs of {epochs} epochs are missing and take about "
-                f"{own / 60:.1f} minutes in {runner.executor.slots} processes",
-                soft_wrap=True,
-            )
-        left = math.inf if runner.deadline is None else runner.deadline - time.monotonic()
-        if not how.cut or seconds <= _USABLE * left:
-            break
-    return plans
+def say_time(plans: Plans, runner: Runner) -> None:
+    """Print how long the missing runs of every study take that the studies before it lack."""
+    done = set[str]()
+    for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
+        wanted = runner.missing([*rates.runs(), *study.runs()])
+        missing = [config for config in wanted if config.key not in done]
+        done |= {config.key for config in missing}
+        print(
+            f"{study.name}: {len(missing)} runs of {plans.settings.run.epochs} epochs are missing "
+            f"and take about {estimate(missing, runner.executor) / 60:.1f} minutes in "
+            f"{runner.executor.slots} processes"
+        )
 
 
 def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:

@@ -152,61 +152,15 @@ def statistics_figure(
     return figure
 
 
-def curves_figure(results: Results, *, narrow: bool = False) -> Figure:
-    """Test accuracy and loss after every epoch: mean over seeds, band from least to most."""
-    groups = _traced(results)
-    styles = styles_of(label for arms in groups.values() for label in arms)
-    quantities = (("test_accuracy", "test accuracy (%)", 100), ("test_loss", "test loss", 1))
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=size_of(2.8, 2, len(groups), narrow=narrow), layout="constrained")
-        panels = panels_of(figure, 2, len(groups), narrow=narrow)
-        for row, (quantity, label, factor) in zip(panels, quantities, strict=True):
-            for axes, arms in zip(row, groups.values(), strict=True):
-                for name, records in arms.items():
-                    _curves(axes, name, records, quantity, factor, styles[name])
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if quantity == "test_accuracy":
-                row[0].set_ylim(_up_to_100(*row[0].get_ylim()))
-            for axes in row if narrow else row[:1]:
-                axes.set_ylabel(label)
-        for row in panels if narrow else panels[:1]:
-            for axes, group in zip(row, groups, strict=True):
-                axes.set_title(group, loc="left", fontsize=10)
-        for axes in panels[0]:
-            axes.tick_params(labelbottom=narrow)
-        for axes in panels[1]:
-            axes.set_xlabel("epoch")
-        legend(figure, panels[0, 0], narrow=narrow)
-    return figure
-
-
-def _traced(results: Results) -> dict[str, dict[str, list[Record]]]:
-    """By group and arm the runs that were tested after every epoch."""
-    found: dict[str, dict[str, list[Record]]] = {}
-    for result in results.arms:
-        if records := [r for r in result.records.values() if r.config.trace and r.epochs]:
-            found.setdefault(result.arm.group, {})[result.arm.label] = records
-    return found
-
-
-def _curves(
-    axes: Axes, name: str, records: Sequence[Record], quantity: str, factor: float, style: Style
-) -> None:
-    color, marker, dashes = style
-    rows = [[getattr(epoch, quantity) for epoch in record.epochs] for record in records]
-    curves = factor * np.array(rows, dtype=float)
-    epochs = np.arange(1, curves.shape[1] + 1)
-    axes.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.12, lw=0)
-    line: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "ls": dashes}
-    axes.plot(epochs, curves.mean(0), label=name, **line)
-
-
 def channel_figure(results: Results, *, narrow: bool = False) -> Figure:
     """Standard deviation of the channel means, layer by layer: every seed thin, the mean thick.
 
     Shown are BatchNorm and RBN, or every arm in a study that has neither.
     """
-    groups = _traced(results)
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for result in results.arms:
+        if records := [r for r in result.records.values() if r.channel_mean_std]:
+            groups.setdefault(result.arm.group, {})[result.arm.label] = records
     labels = list(dict.fromkeys(label for arms in groups.values() for label in arms))
     styles = styles_of(labels)
     chosen = [label for label in ("bn", SUBJECT) if label in styles] or labels

@@ -7,10 +7,9 @@ from typing import Final
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rbnorm_lab.plots import BASELINE_MARK, INK, NARROW, RC, SUBJECT_MARK
+from rbnorm_lab.plots import INK, RC, SUBJECT_MARK, size_of
 from rbnorm_lab.records import Record
 from rbnorm_lab.studies.results import Results
 from rbnorm_lab.studies.sentences import SUBJECT
@@ -18,7 +17,7 @@ from rbnorm_lab.templates import Section
 from rbnorm_lab.text import Text, signed
 
 CENTER, SCALE, GATE = "center_weight", "scale_weight", "scale_bias"
-_LOW, _MIDDLE, _HIGH = _BAND = ("q0.05", "q0.50", "q0.95")
+_QUANTILES: Final = ("q0.05", "q0.50", "q0.95")
 Array = npt.NDArray[np.float64]
 _FEW: Final = 2  # layers, below which there is no depth
 
@@ -34,7 +33,6 @@ class Learnt:
         gate: Likewise of R(w_b), the gate of an image that is like the average.
         inert: The share of all channels whose w_m, and whose w_v, is within 0.05 of 0; empty where
             the records do not have it.
-        spread: By norm the spread of the channel means of every layer's output, where measured.
     """
 
     group: str
@@ -42,59 +40,38 @@ class Learnt:
     center: Array
     gate: Array
     inert: dict[str, float]
-    spread: dict[str, Array]
+
+    @classmethod
+    def of(cls, group: str, records: Sequence[Record]) -> "Learnt":
+        """What these runs of a network learnt."""
+
+        def quantiles(name: str) -> Array:
+            every = [
+                [[layer[name][q] for layer in record.calibration.values()] for q in _QUANTILES]
+                for record in records
+            ]
+            mean: Array = np.asarray(every, dtype=float).mean(0)
+            return mean
+
+        layers = [layer for record in records for layer in record.calibration.values()]
+        known = all("inert" in layer[CENTER] for layer in layers)
+        inert = {
+            name: float(np.mean([layer[name]["inert"] or 0.0 for layer in layers]))
+            for name in (CENTER, SCALE)
+            if known
+        }
+        gate = 1 / (1 + np.exp(-quantiles(GATE)))
+        return cls(group, len(records), quantiles(CENTER), gate, inert)
 
 
 def learnt(results: Results) -> list[Learnt]:
     """What the arm named ``rbn`` learnt in each group that has runs of it."""
-    found = []
-    for group, arms in results.groups().items():
-        by_label = {arm.arm.label: list(arm.records.values()) for arm in arms}
-        records = by_label.get(SUBJECT, [])
-        if records and len(records[0].calibration) >= _FEW:
-            spread = {
-                label: _spread(of)
-                for label in ("bn", SUBJECT)
-                if (of := [r for r in by_label.get(label, []) if r.channel_mean_std])
-            }
-            found.append(
-                Learnt(
-                    group,
-                    len(records),
-                    _quantiles(records, CENTER),
-                    1 / (1 + np.exp(-_quantiles(records, GATE))),
-                    _inert(records),
-                    spread,
-                )
-            )
-    return found
-
-
-def _quantiles(records: Sequence[Record], name: str) -> Array:
-    """Of shape (3, layers)."""
-    values = [
-        [[layer[name][q] for layer in record.calibration.values()] for q in _BAND]
-        for record in records
+    runs = {r.arm.group: list(r.records.values()) for r in results.of(SUBJECT)}
+    return [
+        Learnt.of(group, records)
+        for group, records in runs.items()
+        if records and len(records[0].calibration) >= _FEW
     ]
-    mean: Array = np.asarray(values, dtype=float).mean(0)
-    return mean
-
-
-def _inert(records: Sequence[Record]) -> dict[str, float]:
-    """Means over layers, which count alike whatever their channels."""
-    layers = [layer for record in records for layer in record.calibration.values()]
-    if any("inert" not in layer[CENTER] for layer in layers):
-        return {}
-    return {
-        name: float(np.mean([layer[name]["inert"] or 0.0 for layer in layers]))
-        for name in (CENTER, SCALE)
-    }
-
-
-def _spread(records: Sequence[Record]) -> Array:
-    values = [list(record.channel_mean_std.values()) for record in records]
-    mean: Array = np.asarray(values, dtype=float).mean(0)
-    return mean
 
 
 def sections(results: Results) -> list[Section]:
@@ -107,13 +84,11 @@ def sections(results: Results) -> list[Section]:
             Text("What RBN learnt", "RBN 学到了什么"),
             figure=("learnt", lambda narrow: learnt_figure(found, narrow=narrow)),
             caption=Text(
-                "Three panels for each network, means over the seeds. First: w_m of the layers, "
+                "Two panels for each network, means over the seeds. First: w_m of the layers, "
                 "median over channels and the range of nine in ten. Second: likewise the gate "
-                "R(w_b) of an image that is like the average. Third, where it was measured: the "
-                "spread over channels of the channel means of each layer's output.",
-                "每个网络三幅图，为各种子的均值。第一幅：各层的 w_m，通道中位数与九成通道的范围。"
-                "第二幅：同样方式给出与平均图像相同时的门控 R(w_b)。"
-                "第三幅（有测量时）：各层输出的通道均值在通道之间的离散程度。",
+                "R(w_b) of an image that is like the average.",
+                "每个网络两幅图，为各种子的均值。第一幅：各层的 w_m，通道中位数与九成通道的范围。"
+                "第二幅：同样方式给出与平均图像相同时的门控 R(w_b)。",
             ),
             lines=[sentence(of) for of in found],
         )
@@ -143,41 +118,19 @@ def sentence(of: Learnt) -> Text:
 
 
 def learnt_figure(found: Sequence[Learnt], *, narrow: bool = False) -> Figure:
-    """A row for each network: w_m, the gate and the spread of the channel means, by depth."""
-    columns = 3 if any(of.spread for of in found) else 2
+    """A row for each network: w_m and the gate, by depth."""
     with mpl.rc_context(RC):
-        height = 2.3 * len(found)
-        size = (NARROW, columns * height) if narrow else (3.4 * columns, height + 0.4)
+        size = size_of(2.5, len(found), 2, narrow=narrow)
         figure = Figure(figsize=size, layout="constrained")
-        shape = (len(found) * columns, 1) if narrow else (len(found), columns)
-        rows = figure.subplots(*shape, squeeze=False).reshape(len(found), columns)
-        for (center, gate, *spreads), of in zip(rows, found, strict=True):
+        rows = figure.subplots(*((2 * len(found), 1) if narrow else (len(found), 2)), squeeze=False)
+        for (center, gate), of in zip(rows.reshape(-1, 2), found, strict=True):
             center.axhline(0, color=INK, linewidth=1)
-            _band(center, of.center)
-            _band(gate, of.gate)
             center.set_title(of.group, loc="left", fontsize=10)
-            center.set_ylabel("w_m")
-            gate.set_ylabel("R(w_b)")
-            for spread in spreads:
-                _spreads(spread, of.spread)
-        for axes in rows[-1]:
-            axes.set_xlabel("layer, from input to output")
+            for axes, name, quantiles in ((center, "w_m", of.center), (gate, "R(w_b)", of.gate)):
+                low, middle, high = quantiles
+                depth, color = range(len(middle)), SUBJECT_MARK[0]
+                axes.fill_between(depth, low, high, color=color, alpha=0.2, linewidth=0)
+                axes.plot(depth, middle, color=color, marker=SUBJECT_MARK[1], markersize=3)
+                axes.set_ylabel(name)
+                axes.set_xlabel("layer, from input to output")
     return figure
-
-
-def _spreads(axes: Axes, spread: dict[str, Array]) -> None:
-    for label, mark in (("bn", BASELINE_MARK), (SUBJECT, SUBJECT_MARK)):
-        if label in spread:
-            axes.plot(spread[label], color=mark[0], marker=mark[1], markersize=3, label=label)
-    if not spread:
-        axes.set_axis_off()
-        return
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_ylabel("std of channel means")
-
-
-def _band(axes: Axes, quantiles: Array) -> None:
-    low, middle, high = quantiles
-    depth = range(len(middle))
-    axes.fill_between(depth, low, high, color=SUBJECT_MARK[0], alpha=0.2, linewidth=0)
-    axes.plot(depth, middle, color=SUBJECT_MARK[0], marker=SUBJECT_MARK[1], markersize=3)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,17 +12,16 @@ from rbnorm_lab.shift import TRAINED, mean_corruption_accuracy
 from rbnorm_lab.statistics import estimate
 from rbnorm_lab.studies.figures import (
     channel_figure,
-    curves_figure,
     statistics_figure,
     study_figure,
 )
 from rbnorm_lab.studies.rates import Candidate
-from rbnorm_lab.studies.results import ArmResult, Compared, Results, controls, value_of
+from rbnorm_lab.studies.results import ArmResult, Compared, Results, controls
 from rbnorm_lab.studies.sentences import answer
 from rbnorm_lab.studies.study import Arm
 from rbnorm_lab.studies.words import KINDS, MEASURES, STATISTICS, chinese
 from rbnorm_lab.templates import Cell, Section, Table, environments, write_page
-from rbnorm_lab.text import Text, bracketed, p_value, percent, same, with_margin
+from rbnorm_lab.text import Text, bracketed, p_value, percent, with_margin
 
 Row = list[Cell]
 Tuning = Sequence[tuple[Candidate, bool]]
@@ -59,6 +57,7 @@ def write_study(results: Results, tuning: Tuning, out: Path, commands: Sequence[
     if records:
         facts["runs"] = f"{len(records)}, {max(record.created for record in records)}"
     sections = list(_sections(results, tuning)) if records else []
+    sections += [_failures(results)] if results.failed else []
     write_page(
         out,
         [*sections, *study.sections(results), *_run(results)],
@@ -72,7 +71,7 @@ def write_study(results: Results, tuning: Tuning, out: Path, commands: Sequence[
 
 
 def _name(name: str) -> Text:
-    return Text(name, chinese(name))
+    return Text(name, chinese(name).replace(": ", "："))
 
 
 def _sections(results: Results, tuning: Tuning) -> Iterator[Section]:
@@ -83,7 +82,8 @@ def _sections(results: Results, tuning: Tuning) -> Iterator[Section]:
     yield Section(None, note=_HOW_TO_READ)
     if results.others:
         yield _others(results.others)
-    yield from _traces(results)
+    if any(record.channel_mean_std for record in results.records):
+        yield _channels(results)
     if corruptions := _corruptions(results):
         yield Section(
             Text("By kind of corruption", "按退化类型"),
@@ -95,11 +95,8 @@ def _sections(results: Results, tuning: Tuning) -> Iterator[Section]:
         )
     if controls(results):
         yield _statistics(results)
-    yield _seeds(results)
     if tuning:
         yield _tuning(tuning)
-    if results.failed:
-        yield _failures(results)
 
 
 def _difference(result: Compared) -> list[Cell]:
@@ -193,38 +190,20 @@ def _others(results: Sequence[Compared]) -> Section:
     return Section(Text("Further comparisons", "其他比较"), tables=[Table("others", head, rows)])
 
 
-def _traces(results: Results) -> Iterator[Section]:
-    traced = [r for r in results.records if r.config.trace and r.epochs]
-    if len({len(record.epochs) for record in traced}) != 1:
-        return
-    if len(traced[0].epochs) > 2:  # a line through two points is no curve
-        yield Section(
-            Text("Training", "训练过程"),
-            figure=("curves", partial(_drawn, curves_figure, results)),
-            caption=Text(
-                "Test accuracy and test loss after every epoch: the line is the mean over seeds, "
-                "the band goes from the least to the greatest.",
-                "每个训练周期之后的测试准确率与测试损失：线是各种子的均值，色带从最小值到最大值。",
-            ),
-        )
-    if all(record.channel_mean_std for record in traced):
-        yield Section(
-            Text("How even the channels are", "各通道是否均匀"),
-            figure=("channel-means", partial(_drawn, channel_figure, results)),
-            caption=Text(
-                "For every normalisation layer of the trained network: each channel's mean output "
-                "over all test images and positions, then the standard deviation of these means "
-                "over the channels. A smaller value means channels that contribute more evenly. "
-                "Thin lines are seeds, the thick line is their mean.",
-                "训练好的网络的每个归一化层：先对所有测试图像和位置求各通道输出的均值，"
-                "再求这些均值在通道之间的标准差。数值越小，各通道的贡献越均匀。"
-                "细线是各个种子，粗线是其均值。",
-            ),
-        )
-
-
-def _drawn(draw: Any, results: Results, narrow: bool) -> Any:
-    return draw(results, narrow=narrow)
+def _channels(results: Results) -> Section:
+    return Section(
+        Text("How even the channels are", "各通道是否均匀"),
+        figure=("channel-means", lambda narrow: channel_figure(results, narrow=narrow)),
+        caption=Text(
+            "For every normalisation layer of the trained network: each channel's mean output "
+            "over all test images and positions, then the standard deviation of these means "
+            "over the channels. A smaller value means channels that contribute more evenly. "
+            "Thin lines are seeds, the thick line is their mean.",
+            "训练好的网络的每个归一化层：先对所有测试图像和位置求各通道输出的均值，"
+            "再求这些均值在通道之间的标准差。数值越小，各通道的贡献越均匀。"
+            "细线是各个种子，粗线是其均值。",
+        ),
+    )
 
 
 def _corruptions(results: Results) -> list[Table]:
@@ -287,40 +266,16 @@ def _statistics(results: Results) -> Section:
     )
 
 
-def _seeds(results: Results) -> Section:
-    measures, rows = results.measures(), []
-    for result in results.arms:
-        for seed, record in result.records.items():
-            row: list[Cell] = [_name(result.arm.group), _name(result.arm.label), str(seed)]
-            row += [percent(value_of(record, measure)) for measure in measures]
-            diverged = Text("yes", "是") if record.diverged else ""
-            rows.append([*row, diverged, f"{record.seconds:.1f}", record.config.key])
-    values = [Text(f"{MEASURES[m].en}, %", f"{MEASURES[m].zh}，%") for m in measures]
-    head = [_GROUP, _ARM, Text("seed", "种子"), *values, Text("diverged", "发散")]
-    head += [Text("seconds", "秒"), Text("record", "记录")]
-    return Section(
-        Text("Every seed's values", "每个种子的数值"),
-        tables=[Table("seeds", head, rows, names=2)],
-        folded=True,
-    )
-
-
 def _tuning(tuning: Tuning) -> Section:
     rows: list[Row] = []
     for row, best in tuning:
         of = row.wanted
-        norm = same(of.norm)
-        if of.norm_batch:
-            norm = Text(
-                f"{of.norm} (normalisation batch {of.norm_batch})",
-                f"{of.norm}（归一化批量 {of.norm_batch}）",
-            )
-        if of.frozen:
-            norm = Text(f"{norm.en} (frozen statistics)", f"{norm.zh}（冻结统计量）")
-        if of.target:
-            norm = Text(f"{norm.en}, without {of.target}", f"{norm.zh}，不含 {of.target}")
+        batch = f"normalisation batch {of.norm_batch}" if of.norm_batch else ""
+        frozen = "frozen statistics" if of.frozen else ""
+        without = f"without {of.target}" if of.target else ""
+        norm = ", ".join(filter(None, (of.norm, batch, frozen, without)))
         lr = str(row.lr) if row.calibration == 1 else f"{row.lr} × {row.calibration:g}"
-        rows.append([of.model, norm, lr, percent(row.accuracy), "✓" if best else ""])
+        rows.append([of.model, _name(norm), lr, percent(row.accuracy), "✓" if best else ""])
     held_out, chosen = Text("held-out accuracy, %", "留出准确率，%"), Text("chosen", "选用")
     head = (Text("network", "网络"), Text("norm", "归一化"), Text("learning rate", "学习率"))
     return Section(
@@ -338,18 +293,12 @@ def _tuning(tuning: Tuning) -> Section:
 
 def _failures(results: Results) -> Section:
     rows: list[Row] = [
-        [
-            Text(
-                f"{result.arm.group}: {result.arm.label}, seed {seed}",
-                chinese(f"{result.arm.group}：{result.arm.label}，种子 {seed}"),
-            ),
-            failure.error,
-            failure.created,
-        ]
+        [_name(f"{result.arm.group}: {result.arm.label}"), str(seed), failure.error]
         for result in results.arms
         for seed, failure in result.failures.items()
     ]
-    return Section(Text("Failed runs", "失败的运行"), tables=[Table("failures", (), rows)])
+    head = (_ARM, Text("seed", "种子"), Text("error", "错误"))
+    return Section(Text("Failed runs", "失败的运行"), tables=[Table("failures", head, rows)])
 
 
 def _run(results: Results) -> Iterator[Section]:
@@ -357,15 +306,12 @@ def _run(results: Results) -> Iterator[Section]:
     if not study.arms:
         return
     common, own = settings(study.arms)
-
-    def said(values: dict[str, Any]) -> str:
-        return ", ".join(f"{name}={value}" for name, value in values.items())
-
-    rows: list[list[Cell]] = [
-        [Text(f"{a.group}: {a.label}", chinese(f"{a.group}：{a.label}")), said(values)]
-        for a, values in zip(study.arms, own, strict=True)
+    named = {_name(f"{a.group}: {a.label}"): of for a, of in zip(study.arms, own, strict=True)}
+    named[Text("all arms", "全部实验组")] = common
+    rows: list[Row] = [
+        [name, ", ".join(f"{key}={value}" for key, value in of.items())]
+        for name, of in named.items()
     ]
-    rows.append([Text("all arms", "全部实验组"), said(common)])
     seeds = ", ".join(map(str, study.seeds))
     done = Text("What was run", "运行内容"), Text("What is to be run", "待运行内容")
     yield Section(done[not results.records], lines=[Text(f"Seeds: {seeds}", f"种子：{seeds}")])

@@ -100,8 +100,9 @@ class Rates:
 
     def best(self, wanted: Wanted) -> Candidate | None:
         """What is chosen, once all candidates are known."""
-        candidates = self._candidates(wanted)
-        return _best(candidates) if len(candidates) == self._count(wanted) else None
+        found = self._candidates(wanted)
+        every = len(self._rates) + len(self._calibrations(wanted)) - 1
+        return _best(found) if len(found) == every else None
 
     def runs(self) -> list[RunConfig]:
         """The tuning runs of all that was asked for, as far as they are known yet."""
@@ -111,13 +112,6 @@ class Rates:
             for candidate in self._candidates(wanted)
             for run in self._runs(wanted, candidate.lr, candidate.calibration)
         ]
-
-    def expected(self) -> int:
-        """How many tuning runs there will be in all."""
-        return sum(map(self._count, self.wanted)) * self.settings.tuning_seeds
-
-    def _count(self, wanted: Wanted) -> int:
-        return len(self._rates) + len(self._calibrations(wanted)) - 1
 
     def table(self) -> list[tuple[Candidate, bool]]:
         """Every candidate of what was asked for and is tuned, and whether it is the best."""

@@ -1,10 +1,9 @@
 """From the records of a study to the numbers that its page shows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from rbnorm_lab.names import LRASPP
 from rbnorm_lab.records import Failure, Record
@@ -13,7 +12,6 @@ from rbnorm_lab.statistics import Estimate, blocked, estimate, holm, sign_flip
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.study import Arm, Comparison, Study
 
-Found = TypeVar("Found")
 ALPHA: Final = 0.05
 CLEAN, SHIFTED, IOU, SOURCE, TARGET = MEASURES = ("clean", "shifted", "iou", "source", "target")
 """Accuracy on the test images; its mean over corruptions; the mean IoU of a segmentation; and after
@@ -155,29 +153,18 @@ class Results:
         return [result for result in self.arms if result.arm.label == label]
 
 
-Named = Mapping[tuple[str, str | None], ArmResult]
-
-
 def collect(study: Study, store: Store) -> Results:
     """The results of a study, of whose runs the store may have others, too."""
     ran = [_ran(arm, study.seeds, store) for arm in study.arms]
-    by_name: Named = {(result.arm.group, result.arm.label): result for result in ran}
-    arms = tuple(
-        replace(
-            result,
-            accuracy=_each(partial(estimate_of, [result])),
-            gain=_each(partial(_gain, [result], by_name)),
-        )
-        for result in ran
-    )
     primary, others = ([_compared(c, ran) for c in cs] for cs in (study.primary, study.others))
     if study.paired_t:
         primary = [d and replace(d, p=_p_of_t(d.estimate)) for d in primary]
     adjusted = holm([1.0 if d is None else d.p for d in primary])
+    labels = dict.fromkeys(arm.label for arm in study.arms) if study.blocks else ()
     return Results(
         study,
-        arms,
-        _totals(ran, by_name) if study.blocks else (),
+        tuple(_measured([result], ran, result.arm.group) for result in ran),
+        tuple(_measured([r for r in ran if r.arm.label == label], ran, None) for label in labels),
         tuple(
             Compared(c, d, p, len(primary), study.paired_t)
             for c, d, p in zip(study.primary, primary, adjusted, strict=True)
@@ -203,86 +190,84 @@ def _ran(arm: Arm, seeds: Sequence[int], store: Store) -> ArmResult:
     return ArmResult(arm, own, failed, missing, {}, {})
 
 
-def _totals(arms: Sequence[ArmResult], by_name: Named) -> tuple[ArmResult, ...]:
-    """Means over the groups: only of what every group has, so that all have the same groups."""
-    groups = len({result.arm.group for result in arms})
-    labels = {r.arm.label: [q for q in arms if q.arm.label == r.arm.label] for r in arms}
-    found = []
-    for own in labels.values():
-        accuracy = _each(partial(estimate_of, own))
-        gain = _each(partial(_gain, own, by_name))
-        found.append(
-            ArmResult(
-                replace(own[0].arm, group=TOTAL),
-                {},
-                {},
-                (),
-                {m: e for m, e in accuracy.items() if _blocks(e) == groups},
-                {m: d for m, d in gain.items() if _blocks(d.estimate) == groups},
-            )
-        )
-    return tuple(found)
+def _measured(own: Sequence[ArmResult], ran: Sequence[ArmResult], group: str | None) -> ArmResult:
+    """One arm with its numbers; or the means of a label's arms over all groups, which are blocks.
+
+    Means are only of what every group has, so that all have the same groups.
+    """
+    arm, accuracy, gain = own[0].arm, {}, {}
+    groups = 1 if group else len({result.arm.group for result in ran})
+    for measure in MEASURES:
+        found = estimate_of(own, measure)
+        if found and _blocks(found) == groups:
+            accuracy[measure] = found
+        if arm.baseline and (d := difference_of(ran, group, arm.label, arm.baseline, measure)):
+            gain[measure] = d
+    if group is None:
+        return ArmResult(replace(arm, group=TOTAL), {}, {}, (), accuracy, gain)
+    return replace(own[0], accuracy=accuracy, gain=gain)
 
 
 def _blocks(found: Estimate) -> int:
     return len(found.blocks) or 1
 
 
-def _each(value: Callable[[str], Found | None]) -> dict[str, Found]:
-    found = {measure: value(measure) for measure in MEASURES}
-    return {measure: one for measure, one in found.items() if one is not None}
-
-
 def estimate_of(
     arms: Sequence[ArmResult], measure: str, statistics: str = TRAINED
 ) -> Estimate | None:
     """Mean over the seeds of one arm, or over the blocks that several arms are of."""
-    blocks = {r.arm.group: [*r.values(measure, statistics).values()] for r in arms}
-    blocks = {group: values for group, values in blocks.items() if values}
+    return _mean({r.arm.group: [*r.values(measure, statistics).values()] for r in arms})
+
+
+def _mean(groups: Mapping[str, Sequence[float]]) -> Estimate | None:
+    blocks = {group: values for group, values in groups.items() if values}
     if not blocks:
         return None
-    return blocked(blocks) if len(arms) > 1 else estimate(next(iter(blocks.values())))
+    return blocked(blocks) if len(groups) > 1 else estimate(next(iter(blocks.values())))
 
 
-def _gain(arms: Sequence[ArmResult], by_name: Named, measure: str) -> Difference | None:
-    controls = [by_name.get((r.arm.group, r.arm.baseline)) for r in arms]
-    return paired(
-        {r.arm.group: r.values(measure) for r in arms},
-        {c.arm.group: c.values(measure) for c in controls if c},
-    )
-
-
-def paired(
-    treatment: Mapping[str, Mapping[int, float]], control: Mapping[str, Mapping[int, float]]
+def difference_of(
+    arms: Sequence[ArmResult],
+    group: str | None,
+    treatment: str,
+    control: str,
+    measure: str,
+    control_statistics: str = TRAINED,
+    statistics: str = TRAINED,
 ) -> Difference | None:
-    """Treatment minus control over the seeds that both have, by group, if there are any."""
-    pairs = {
-        group: [v - control[group][seed] for seed, v in of.items() if seed in control[group]]
-        for group, of in treatment.items()
-        if group in control
-    }
-    blocks = {group: values for group, values in pairs.items() if values}
-    if not blocks:
+    """Treatment minus control over the seeds that both have.
+
+    Args:
+        arms: All arms of a study.
+        group: The group of both; None for the mean over all groups, each of which must have pairs.
+        treatment: Label of an arm.
+        control: Label of another.
+        measure: One of :data:`MEASURES`.
+        control_statistics: Those that the control is tested with.
+        statistics: Likewise the treatment.
+    """
+
+    def values(label: str, with_: str) -> dict[str, dict[int, float]]:
+        chosen = [r for r in arms if r.arm.label == label and group in (None, r.arm.group)]
+        return {r.arm.group: r.values(measure, with_) for r in chosen}
+
+    treated, controlled = values(treatment, statistics), values(control, control_statistics)
+    found = _mean(
+        {
+            name: [v - controlled[name][seed] for seed, v in of.items() if seed in controlled[name]]
+            for name, of in treated.items()
+            if name in controlled
+        }
+    )
+    groups = 1 if group else len({result.arm.group for result in arms})
+    if found is None or _blocks(found) != groups:
         return None
-    found = blocked(blocks) if len(treatment) > 1 else estimate(next(iter(blocks.values())))
     return Difference(found, sign_flip(found.values))
 
 
-def _compared(comparison: Comparison, arms: Sequence[ArmResult]) -> Difference | None:
-    def values(label: str, statistics: str) -> dict[str, dict[int, float]]:
-        chosen = [
-            result
-            for result in arms
-            if result.arm.label == label and comparison.group in (None, result.arm.group)
-        ]
-        return {r.arm.group: r.values(comparison.measure, statistics) for r in chosen}
-
-    found = paired(
-        values(comparison.treatment, comparison.statistics),
-        values(comparison.control, comparison.control_statistics),
-    )
-    groups = 1 if comparison.group else len({result.arm.group for result in arms})
-    return found if found and _blocks(found.estimate) == groups else None
+def _compared(of: Comparison, arms: Sequence[ArmResult]) -> Difference | None:
+    sides = of.group, of.treatment, of.control
+    return difference_of(arms, *sides, of.measure, of.control_statistics, of.statistics)
 
 
 def value_of(record: Record, measure: str, statistics: str = TRAINED) -> float | None:
@@ -316,17 +301,13 @@ class Control:
 
 def controls(results: Results) -> list[Control]:
     """Every arm that was tested with other statistics than those of training."""
-    if results.study.blocks:
-        arms = [(total, results.of(total.arm.label)) for total in results.totals]
-    else:
-        arms = [(result, [result]) for result in results.arms]
     measure, found = results.shifted, []
-    for shown, own in arms:
-        trained = {r.arm.group: r.values(measure) for r in own}
+    for shown in results.totals or results.arms:
+        label, group = shown.arm.label, None if results.totals else shown.arm.group
+        own = [r for r in results.of(label) if group in (None, r.arm.group)]
         for name in dict.fromkeys(name for r in own for name in r.statistics if name != TRAINED):
             accuracy = estimate_of(own, measure, name)
-            gain = paired({r.arm.group: r.values(measure, name) for r in own}, trained)
-            assert accuracy is not None
-            assert gain is not None  # whoever has others has those of training
-            found.append(Control(shown, name, accuracy, gain))
+            gain = difference_of(results.arms, group, label, label, measure, TRAINED, name)
+            if accuracy and gain:
+                found.append(Control(shown, name, accuracy, gain))
     return found

@@ -10,8 +10,9 @@ from pathlib import Path
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.progress import Report
+from rbnorm_lab.records import Failure
 from rbnorm_lab.store import Store
-from rbnorm_lab.studies.work import ENDED, Here, Result, failure
+from rbnorm_lab.studies.work import ENDED, Here, Result
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Runner:
         except BrokenProcessPool as error:
             raise UsageError(ENDED) from error
         except Exception as error:  # the process that ran it is gone
-            result = failure(config, error)
+            result = Failure.of(config, error)
         self.ran += 1
         self.store.append(result, durably=self.main)
         return result

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from rbnorm_lab.shift import TRAINED
 from rbnorm_lab.statistics import Estimate
 from rbnorm_lab.studies.results import ArmResult, Compared, Control, Difference, Results, controls
-from rbnorm_lab.studies.study import Comparison
 from rbnorm_lab.studies.words import MEASURES, STATISTICS, chinese, close
 from rbnorm_lab.text import Text, bracketed, interval, joined, p_value, points
 
@@ -65,7 +63,7 @@ def _primary(result: Compared) -> Text:
     name, difference = result.comparison.name, result.difference
     if difference is None:
         return Text(f"{name.en}: not run", f"{name.zh}：未运行")
-    treatment, control = _sides(result.comparison)
+    treatment, control = result.comparison.sides
     evidence = evidence_of(difference)
     p = p_value(result.adjusted)
     en = f"({evidence.en}, Holm-adjusted p = {p})"
@@ -86,12 +84,12 @@ def _other(result: Compared, several_groups: bool) -> Text | None:
         return None
     estimate, measure = difference.estimate, MEASURES[comparison.measure]
     if comparison.group is None:  # all have the measure of the primary comparison
-        treatment, control = _sides(comparison)
+        treatment, control = comparison.sides
         return Text(
             f"{treatment.en} minus {control.en}: {bracketed(estimate)}",
             f"{treatment.zh}减{control.zh}：{bracketed(estimate)}",
         )
-    said = verdict(*_sides(comparison), estimate)
+    said = verdict(*comparison.sides, estimate)
     evidence = evidence_of(difference)
     group = comparison.group if several_groups else None
     en, zh = (f"{group}, ", f"{chinese(group)}，") if group else ("", "")
@@ -99,23 +97,6 @@ def _other(result: Compared, several_groups: bool) -> Text | None:
         f"{en}{measure.en}: {said.en} ({evidence.en})",
         f"{zh}{measure.zh}：{said.zh}（{evidence.zh}）",
     )
-
-
-def _sides(comparison: Comparison) -> tuple[Text, Text]:
-    """Treatment and control in words."""
-    return (
-        side(comparison.treatment, comparison.statistics),
-        side(comparison.control, comparison.control_statistics),
-    )
-
-
-def side(label: str, statistics: str) -> Text:
-    """An arm in words, with the statistics that it is tested with if not those of training."""
-    name = Text(label, f" {chinese(label)} ")
-    if statistics == TRAINED:
-        return name
-    tested = STATISTICS[statistics]
-    return Text(f"{name.en} with {tested.en}", f"{name.zh}（{tested.zh}）")
 
 
 def verdict(

@@ -1,8 +1,8 @@
 """What a study is made of, and the settings that all studies share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError, at_least
@@ -10,6 +10,7 @@ from rbnorm_lab.models import model_name
 from rbnorm_lab.names import items, numbers
 from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.shift import TRAINED
+from rbnorm_lab.studies.words import MEASURES, close, side
 from rbnorm_lab.text import Text
 
 if TYPE_CHECKING:
@@ -51,22 +52,38 @@ class Comparison:
     """A comparison of two arms, named before the runs.
 
     Attributes:
-        name: What is compared, in words.
         group: The group of both arms; None for all groups of a study whose groups are blocks.
         treatment: Label of the arm whose gain is asked for.
         control: Label of the arm it is compared with.
         measure: One of :data:`rbnorm_lab.studies.results.MEASURES`.
         control_statistics: One of those that the control is tested with.
         statistics: Likewise of the treatment.
+        called: What is compared, where it has a name of its own.
     """
 
-    name: Text
     group: str | None
     treatment: str
     control: str
     measure: str
     control_statistics: str = TRAINED
     statistics: str = TRAINED
+    called: Text | None = field(default=None, kw_only=True)
+
+    @property
+    def name(self) -> Text:
+        """What is compared, in words."""
+        ours, other = self.sides
+        words = MEASURES[self.measure]
+        zh = close(f"{ours.zh}减{other.zh}，{words.zh}").strip()
+        return self.called or Text(f"{ours.en} minus {other.en}, {words.en}", zh)
+
+    @property
+    def sides(self) -> tuple[Text, Text]:
+        """Treatment and control in words, each with the statistics it is tested with."""
+        return (
+            side(self.treatment, self.statistics),
+            side(self.control, self.control_statistics),
+        )
 
 
 @dataclass(frozen=True)
@@ -207,24 +224,3 @@ class Settings:
             UsageError: A value is out of range.
         """
         return replace(self.run, norm=norm, lr=lr, **values)
-
-
-class Rate(Protocol):
-    """The learning rate of a model and a norm."""
-
-    def __call__(
-        self,
-        model: str,
-        norm: str,
-        norm_batch: int | None = None,
-        frozen: bool = False,
-        target: str | None = None,
-    ) -> float:
-        """The rate, chosen while so many images are normalised together; None for all.
-
-        ``frozen`` asks for that of training with pretrained statistics, which are kept; ``target``
-        for that of fine-tuning on all domains but this one.
-        """
-
-    def calibration(self, model: str, norm: str, *, target: str | None) -> float:
-        """The rate of RBN's calibration in multiples of the other, where it is chosen, too."""

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from rbnorm_lab.shift import TRAINED
-from rbnorm_lab.studies.study import Arm, Comparison, Rate, Settings
-from rbnorm_lab.studies.words import MEASURES, STATISTICS, chinese, close
-from rbnorm_lab.text import Text
+from rbnorm_lab.studies.rates import Rates
+from rbnorm_lab.studies.study import Arm, Comparison, Settings
 
 SHIFT_NORMS: Final = ("bn", "rbn", "rbn-center", "rbn-scale", "gn")
 MATCHED: Final = ", mean and contrast set"
@@ -44,7 +42,7 @@ def arms_of(
 
 
 def at_rate_of_rbn(
-    settings: Settings, rate: Rate, group: str, baseline: str, **values: Any
+    settings: Settings, rate: Rates, group: str, baseline: str, **values: Any
 ) -> tuple[Arm, ...]:
     """BatchNorm at RBN's learning rate, unless that is its own: what the rate does by itself."""
     if rate(settings.model, "bn") == rate(settings.model, "rbn"):
@@ -69,7 +67,7 @@ def matched_arms(
 
 
 def at_rate_of_batch(
-    settings: Settings, rate: Rate, group: str, arms: Sequence[Arm], size: int
+    settings: Settings, rate: Rates, group: str, arms: Sequence[Arm], size: int
 ) -> tuple[dict[str, str], tuple[Arm, ...]]:
     """BatchNorm and RBN at the rates chosen for so many images normalised together.
 
@@ -96,39 +94,14 @@ def at_rate_of_batch(
 
 
 def comparisons_of(group: str, compared: Sequence[tuple[str, ...]]) -> tuple[Comparison, ...]:
-    """Comparisons within a group, named by what they compare.
+    """Comparisons within a group.
 
     Args:
         group: The group.
         compared: Labels of treatment and control, the measure, and the control's statistics if
             they are not those of training.
     """
-    return tuple(comparison(group, *names) for names in compared)
-
-
-def comparison(
-    group: str | None,
-    treatment: str,
-    control: str,
-    measure: str,
-    control_statistics: str = TRAINED,
-    statistics: str = TRAINED,
-) -> Comparison:
-    """A comparison that is named by what it compares."""
-    words = MEASURES[measure]
-    with_own, with_other = _with(statistics), _with(control_statistics)
-    name = Text(
-        f"{treatment}{with_own.en} minus {control}{with_other.en}, {words.en}",
-        close(
-            f"{chinese(treatment)}{with_own.zh} 减 {chinese(control)}{with_other.zh}，{words.zh}"
-        ),
-    )
-    return Comparison(name, group, treatment, control, measure, control_statistics, statistics)
-
-
-def _with(statistics: str) -> Text:
-    tested = STATISTICS[statistics]
-    return Text("", "") if statistics == TRAINED else Text(f" with {tested.en}", f"（{tested.zh}）")
+    return tuple(Comparison(group, *names) for names in compared)
 
 
 def _shift(settings: Settings, norm: str, values: dict[str, Any]) -> str:

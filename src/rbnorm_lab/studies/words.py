@@ -11,13 +11,12 @@ PHRASES: Final = {
     ", RBN's learning rate": "（RBN 的学习率）",
     ", BatchNorm's learning rate": "（BatchNorm 的学习率）",
     "centring only": "仅中心化",
+    ", frozen statistics": "（冻结统计量）",
+    ", without ": "，不含 ",
     "scaling only": "仅缩放",
     ", mean and contrast set": "（图像的均值与对比度已统一）",
     "test accuracy (%)": "测试准确率（%）",
-    "test loss": "测试损失",
     "layer, from input to output": "层，从输入到输出",
-    "std of channel means": "通道均值的标准差",
-    "epoch": "训练周期",
     "batch size": "批大小",
     "normalisation layer, input to output": "归一化层，从输入到输出",
     "std over channels of": "各通道输出均值",
@@ -76,6 +75,15 @@ def chinese(name: str) -> str:
     """A name with the phrases that it is made of in Chinese; norms keep their names."""
     longest = sorted(PHRASES, key=len, reverse=True)
     return re.sub("|".join(map(re.escape, longest)), lambda match: PHRASES[match[0]], name)
+
+
+def side(label: str, statistics: str) -> Text:
+    """One arm of a comparison, and the statistics it is tested with if not those of training."""
+    name = Text(label, f" {chinese(label)} ")
+    if statistics == "trained":
+        return name
+    tested = STATISTICS[statistics]
+    return Text(f"{name.en} with {tested.en}", f"{name.zh}（{tested.zh}）")
 
 
 def close(sentence: str) -> str:

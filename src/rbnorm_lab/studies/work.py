@@ -18,12 +18,13 @@ from torch import nn
 from rbnorm_lab.checkpoints import save_model
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData, load_data
+from rbnorm_lab.devices import device_name
 from rbnorm_lab.domains.images import DomainImages
-from rbnorm_lab.domains.run import Weights, fine_tune
+from rbnorm_lab.domains.run import Weights, facts_of, own_parts
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.models import needs_rgb
 from rbnorm_lab.processes import choose_threads
-from rbnorm_lab.records import Failure, Record, environment, now, told
+from rbnorm_lab.records import Failure, Record
 from rbnorm_lab.train import train_run
 
 T = TypeVar("T")
@@ -68,6 +69,18 @@ def data_of(config: RunConfig, root: Path | None) -> ImageData:
 _loaded: dict[tuple[Any, ...], ImageData] = {}
 
 
+def parts_of(config: RunConfig, sources: Sources) -> tuple[ImageData, dict[str, Any]]:
+    """The data of a run, and what its training has in place of what others have."""
+    if config.target is None:
+        data = data_of(config, sources.root)
+        choose_threads(data)
+        return data, {}
+    assert sources.images is not None
+    assert sources.weights is not None
+    data = sources.images.without(config.target)
+    return data, own_parts(config, sources.images, sources.weights)
+
+
 def make_run(
     config: RunConfig,
     sources: Sources,
@@ -82,21 +95,17 @@ def make_run(
         keep: File of safetensors to keep the trained model in.
         on_step: Called after every optimiser step.
     """
-    if config.target is not None:
-        assert sources.images is not None
-        assert sources.weights is not None
-        data = sources.images.without(config.target)
-    else:
-        data = data_of(config, sources.root)
-        choose_threads(data)
+    data, own = parts_of(config, sources)
 
     def trained(model: nn.Module) -> None:
         if keep:
             save_model(model, config, data, keep)
 
-    if sources.images and sources.weights:
-        return fine_tune(config, sources.images, sources.weights, on_step, trained)
-    return train_run(config, data, on_step, trained)
+    record = train_run(config, data, on_step, trained, **own)
+    if not (sources.images and sources.weights):
+        return record
+    device = device_name(sources.images.images.device)
+    return replace(record, device=device, facts=facts_of(sources.images, sources.weights))
 
 
 def attempt(
@@ -109,12 +118,7 @@ def attempt(
     try:
         return make_run(config, sources, keep, on_step)
     except Exception as error:  # whatever it is, the other runs can go on
-        return failure(config, error)
-
-
-def failure(config: RunConfig, error: Exception) -> Failure:
-    """What is kept of a run that raised an error."""
-    return Failure(config, *told(error), environment(), now())
+        return Failure.of(config, error)
 
 
 class Here:
