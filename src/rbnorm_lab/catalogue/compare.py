@@ -106,11 +106,14 @@ def _best(results: Results, by_norm: dict[str, ArmResult]) -> Text:
         if SHIFTED in result.gain and not norm.startswith(SUBJECT)
     ]
     name, most = max(tried, key=lambda one: one[1].estimate.mean)
-    if not (most.estimate.detectable and most.estimate.mean > 0):
+    if most.estimate.mean <= 0:
         return Text("nothing that was tried wins it back", "尝试过的办法都未能挽回")
-    evidence = evidence_of(most)
+    evidence, doubt = evidence_of(most), Text("", "")
+    if not most.estimate.detectable:
+        doubt = Text(", too few seeds to be sure", "，种子太少，尚不能确定")
     return Text(
-        f"most is won back by {name.en} ({evidence.en})", f"挽回最多的是{name.zh}（{evidence.zh}）"
+        f"most is won back by {name.en} ({evidence.en}{doubt.en})",
+        f"挽回最多的是{name.zh}（{evidence.zh}{doubt.zh}）",
     )
 
 
