@@ -25,6 +25,7 @@ from rbnorm_lab.studies.sentences import NOT_RUN, answer
 from rbnorm_lab.studies.study import Settings
 from rbnorm_lab.studies.words import chinese, close
 from rbnorm_lab.text import Text, interval, joined, p_value, points
+from tools import costs
 from tools.marks import put
 from tools.questions import QUESTIONS, Question
 from tools.results_table import ROOT, domain_results
@@ -100,12 +101,14 @@ def drawn(results: Path) -> dict[str, dict[str, str]]:
                 networks += [_named_by_network(source, one) for one in learnt(of)]
     found["domains"] = domain_results(results / STUDIES.folder)
     said = joined(map(sentence, networks), " ", "") if networks else NOT_RUN
+    cost = costs.sentence(results / STUDIES.folder)
     shown = {n: of for n, of in found.items() if n not in ONE_LINE and not n.endswith("-cifar10")}
     return {
         language: {
             SUMMARY: _summary(found, language),
             **{name: _found(of, language) for name, of in shown.items()},
             "learnt": _boxed(said, language),
+            "cost": _boxed(cost, language),
         }
         for language in PAGES
     }

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from rbnorm_cli.parser import make_parser
-from rbnorm_lab.catalogue.cost import Costs, load_costs
 from rbnorm_lab.catalogue.domains import BN, CENTRING, RBN
 from rbnorm_lab.config import WHOLE
 from rbnorm_lab.domains.settings import completed, settings_of
@@ -30,6 +29,7 @@ from rbnorm_lab.studies.rates import Rates
 from rbnorm_lab.studies.results import TARGET, Results, collect, estimate_of
 from rbnorm_lab.studies.study import Settings
 from rbnorm_lab.text import Text, with_margin
+from tools.costs import norms_of, ratios
 from tools.marks import put
 
 NAME: Final = "results"
@@ -86,12 +86,13 @@ def table(results: Path) -> dict[str, str]:
     store = Store(results)
     every, rate = store.records, Rates(settings, store)
     of_domains = domain_results(results)
-    costs = load_costs(results)
+    norms = norms_of(results)
     rows = []
     for row in ROWS:
         lr = rate(settings.run.model, row.rate_of)
         whole, small = (_runs(every, settings, row.norm, lr, size) for size in (None, SMALL))
         as_trained = row.statistics == TRAINED
+        candidate = "batchnorm" if row.norm == "bn" else row.norm
         together = whole if row.norm == "gn" else small  # no part changes what GroupNorm computes
         rows.append(
             (
@@ -99,7 +100,7 @@ def table(results: Path) -> dict[str, str]:
                 *(_over_seeds(accuracies(whole, row.statistics, c)) for c in (CLEAN, None)),
                 _domain(of_domains, row.arm, as_trained),
                 _over_seeds([r.accuracy for r in together]) if as_trained else NONE,
-                _cost(costs, row.norm) if as_trained else NEEDS_BATCHES,
+                ratios(norms, candidate) if as_trained else NEEDS_BATCHES,
             )
         )
     return {language: _drawn(rows, language) for language in READMES}
@@ -161,13 +162,6 @@ def _domain(results: Results, arm: str | None, as_trained: bool) -> str:
     return with_margin(
         estimate_of(results.of(arm), TARGET, TRAINED if as_trained else TEST_BATCH[64]), 1
     )
-
-
-def _cost(costs: Costs | None, norm: str) -> str:
-    if costs is None:
-        return NONE
-    ratios = costs.ratios("batchnorm" if norm == "bn" else norm)
-    return " / ".join(f"{ratios[name][0]:.2f}" for name in ("step", "inference"))
 
 
 def write(results: Path, readmes: Mapping[str, Path]) -> None:

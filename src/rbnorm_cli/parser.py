@@ -118,7 +118,7 @@ def _study(parser: Parser) -> None:
         "names",
         nargs="+",
         help=f"{', '.join(studies())}, or all; all leaves out segmentation and cifar, which have "
-        "data of their own; cost draws what rbnorm bench --parts norms has measured",
+        "data of their own",
         metavar="NAME",
     )
     add_options(

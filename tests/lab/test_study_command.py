@@ -50,12 +50,6 @@ def test_every_study_ends_with_an_answer_and_a_page(everything):
     assert not Store(out).failures
 
 
-def test_all_studies_measure_no_costs(everything):
-    out, done = everything
-    assert "cost: Not run." in done.stdout
-    assert not (out / "bench").exists()
-
-
 def test_the_same_command_again_repeats_what_it_said(everything):
     out, done = everything
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

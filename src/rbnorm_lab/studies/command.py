@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Callable, Container, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -134,7 +133,7 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     plans, finished = Plans(names, settings, store), False
     if how.run or how.only_estimate:
         check_plans(plans, how)
-        with how.executor() if plans.runs() else nullcontext(Here(how.sources)) as executor:
+        with how.executor() as executor:
             runner = Runner(store, executor, shard, how.deadline, how.keep, main)
             if how.only_estimate:
                 say_time(plans, runner)
@@ -176,7 +175,7 @@ def run(plans: Plans, runner: Runner) -> bool:
         done = runner.run(plans.runs, "runs")
     if not done:
         terminal(stderr=True).print("The time is up: the same command again goes on.")
-    elif not runner.ran and runner.main and plans.runs():
+    elif not runner.ran and runner.main:
         print(nothing_left(plans.store.folder))
     return done and plans.complete and not runner.missing(plans.runs())
 

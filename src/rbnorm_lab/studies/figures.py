@@ -14,7 +14,6 @@ from rbnorm_lab.plots import (
     BASELINE_MARK,
     INK,
     NARROW,
-    OTHER_MARK,
     RC,
     SUBJECT_MARK,
     Style,
@@ -42,8 +41,6 @@ AXIS: Final = {
 _GAIN: Final = "minus the baseline of the same seed (points)"
 _GAIN_SHORT: Final = "minus the baseline (points)"
 _ROW: Final = 0.42  # inches
-Ratio = tuple[float, tuple[float, float] | None]
-"""A ratio, and its range where it has one."""
 
 
 def study_figure(results: Results, measure: str, *, narrow: bool = False) -> Figure:
@@ -188,36 +185,3 @@ def _layer_lines(axes: Axes, label: str, records: Sequence[Record], style: Style
     line: dict[str, Any] = {"color": color, "ls": dashes}
     axes.plot(layers, lines.T, lw=0.8, alpha=0.35, **line)
     axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=label, **line)
-
-
-def ratios_figure(
-    rows: Mapping[str, Mapping[str, Ratio]],
-    *,
-    baseline: str,
-    narrow: bool = False,
-) -> Figure:
-    """Ratios to a baseline, a panel for each kind of them; the line at 1 is the baseline's.
-
-    Args:
-        rows: By kind, as the panel's title, and name the ratio and its range, if it has one.
-        baseline: Name of what the others are compared with.
-        narrow: For a phone.
-    """
-    names = list(next(iter(rows.values())))
-    lines, columns = (2, len(rows) // 2) if narrow else (1, len(rows))
-    height = lines * (0.32 * len(names) + 1.1)
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=(NARROW if narrow else 10, height), layout="constrained")
-        panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
-        for axes, (title, ratios) in zip(panels, rows.items(), strict=True):
-            axes.axvline(1, color=INK, linewidth=1)
-            for y, (name, (value, within)) in enumerate(ratios.items()):
-                mark = SUBJECT_MARK if name.startswith(SUBJECT) else OTHER_MARK
-                interval(axes, value, y, within, BASELINE_MARK if name == baseline else mark)
-            axes.margins(x=0.1)
-            axes.set_xlim(left=0)
-            axes.set_title(title, loc="left", fontsize=10)
-            axes.set_xlabel("/ BatchNorm's")
-        panels[0].set_yticks(range(len(names)), names)
-        panels[0].set_ylim(len(names) - 0.5, -0.5)
-    return figure

@@ -95,7 +95,7 @@ class Study:
         title: Its heading.
         question: What it asks.
         limits: What its answer does not say.
-        arms: What is trained; nothing for a study of the benchmark's rows.
+        arms: What is trained.
         seeds: With which seeds.
         primary: The comparisons that are tested together.
         others: Exploratory comparisons, those that answer the question first.
