@@ -283,7 +283,7 @@ def blocks():
         (comparison(group=None, measure="target"),),
         ("a", "b"),
         (0, 1, 2),
-        blocks=Text("targets", "目标域"),
+        blocks=True,
         others=(comparison("gn", measure="target", group=None),),
     )
     arms = [

@@ -124,5 +124,5 @@ def study(settings: Settings, rate: Rates) -> Study:
             against(FROZEN, BN),
             *(against(BN, BN, name) for name in (RE_ESTIMATED, TEST_BATCH[SIZES[0]], TENT)),
         ),
-        blocks=Text("targets", "目标域"),
+        blocks=True,
     )

@@ -70,15 +70,7 @@ class Rates:
         frozen: bool = False,
         target: str | None = None,
     ) -> float:
-        """The chosen rate, or the first candidate while none is chosen.
-
-        Args:
-            model: The network.
-            norm: The norm.
-            norm_batch: Images that are normalised together while it is chosen.
-            frozen: Whether pretrained statistics are kept while it is chosen.
-            target: The domain that is left out while it is chosen.
-        """
+        """The chosen rate, or the first candidate while none is chosen; see :class:`Wanted`."""
         return self._choice(model, norm, norm_batch, frozen, target)[0]
 
     def calibration(self, model: str, norm: str, *, target: str | None) -> float:

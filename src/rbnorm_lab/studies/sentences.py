@@ -30,7 +30,8 @@ def answer(results: Results) -> Text:
             Text("no seed has both runs of a comparison", "还没有任何种子完成一对可比较的运行")
         ]
     found, start = joined(clauses), _progress(results)
-    return Text(f"{_capital(start.en + found.en)}.", close(f"{start.zh}{found.zh}。"))
+    said = start.en + found.en
+    return Text(f"{said[:1].upper()}{said[1:]}.", close(f"{start.zh}{found.zh}。"))
 
 
 def _clauses(results: Results) -> list[Text]:
@@ -45,7 +46,8 @@ def _clauses(results: Results) -> list[Text]:
             for clause in named
         ]
     of_arms = [c for m in results.measures() if (c := _exploratory(results.arms, m))]
-    of_controls = [_control(c) for c in _baselines(results)] if study.controls else []
+    tested = controls(results) if study.controls else []
+    of_controls = [_control(c) for c in tested if c.result.arm.baseline is None]
     return (named[:_MOST_NAMED] or of_arms) + of_controls
 
 
@@ -143,29 +145,24 @@ def _exploratory(arms: Sequence[ArmResult], measure: str) -> Text | None:
         return None
     several = len({result.arm.group for result in arms}) > 1
     gains.sort(key=lambda gain: (gain[0].arm.config.norm != SUBJECT, -abs(gain[1].mean)))
-    named = [(_name(result, several), estimate) for result, estimate in gains]
-    more = [_item(*item) for item in named if item[1].detectable and item[1].mean > 0]
-    less = [_item(*item) for item in named if item[1].detectable and item[1].mean < 0]
-    same = [_item(*item) for item in named if not item[1].detectable]
+    more: list[str] = []
+    less: list[str] = []
+    same: list[str] = []
+    for result, found in gains:
+        kind = (more if found.mean > 0 else less) if found.detectable else same
+        group = f"{result.arm.group}: " if several else ""
+        kind.append(f"{group}{result.arm.label} {bracketed(found)}")
     parts = [
         _part(more, "more accurate than the baseline", "高于基线"),
         _part(less, "less accurate", "低于基线"),
         _part(same, "no detectable difference", "没有可检测的差异"),
     ]
-    found = joined([part for part in parts if part], ", ", "，")
+    said = joined([part for part in parts if part], ", ", "，")
     words = MEASURES[measure]
     return Text(
-        f"{words.en} (exploratory, points with 95 % intervals): {found.en}",
-        f"{words.zh}（探索性，百分点及 95% 区间）：{found.zh}",
+        f"{words.en} (exploratory, points with 95 % intervals): {said.en}",
+        f"{words.zh}（探索性，百分点及 95% 区间）：{said.zh}",
     )
-
-
-def _name(result: ArmResult, several_groups: bool) -> str:
-    return f"{result.arm.group}: {result.arm.label}" if several_groups else result.arm.label
-
-
-def _item(name: str, estimate: Estimate) -> str:
-    return f"{name} {bracketed(estimate)}"
 
 
 def _part(items: Sequence[str], en: str, zh: str) -> Text | None:
@@ -179,10 +176,6 @@ def _part(items: Sequence[str], en: str, zh: str) -> Text | None:
     )
 
 
-def _baselines(results: Results) -> list[Control]:
-    return [c for c in controls(results) if c.result.arm.baseline is None]
-
-
 def _control(control: Control) -> Text:
     name, words = control.result.arm.label, STATISTICS[control.statistics]
     evidence = evidence_of(control.gain)
@@ -190,7 +183,3 @@ def _control(control: Control) -> Text:
         f"{name} with {words.en} against {name} as trained, under corruptions: {evidence.en}",
         f"图像退化时，{chinese(name)} 由训练时的统计量改用{words.zh}，变化为 {evidence.zh}",
     )
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]

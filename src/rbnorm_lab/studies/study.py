@@ -103,8 +103,8 @@ class Study:
         paired_t: Whether the primary comparisons are judged by the paired t test. Otherwise by the
             exact sign-flip test, which cannot detect anything with five seeds: its p value is
             1/16 at least.
-        blocks: What the groups are in words, where they are blocks of one comparison: differences
-            are averaged over them, and intervals have them as fixed effects.
+        blocks: Whether the groups are blocks of one comparison: differences are averaged over
+            them, and intervals have them as fixed effects.
         clauses: What it found, in place of the general sentence; none where that has to do.
         sections: What its page shows beside what all pages show.
     """
@@ -119,7 +119,7 @@ class Study:
     others: tuple[Comparison, ...] = ()
     controls: bool = False
     paired_t: bool = False
-    blocks: Text | None = None
+    blocks: bool = False
     clauses: "Callable[[Results], Sequence[Text]]" = lambda results: ()
     sections: "Callable[[Results], Sequence[Section]]" = lambda results: ()
 

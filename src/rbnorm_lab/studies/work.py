@@ -81,13 +81,13 @@ def parts_of(config: RunConfig, sources: Sources) -> tuple[ImageData, dict[str, 
     return data, own_parts(config, sources.images, sources.weights)
 
 
-def make_run(
+def attempt(
     config: RunConfig,
     sources: Sources,
     keep: Path | None = None,
     on_step: Callable[[], None] = lambda: None,
-) -> Record:
-    """What a config says.
+) -> Result:
+    """One run, or the error it raised.
 
     Args:
         config: The run.
@@ -95,30 +95,20 @@ def make_run(
         keep: File of safetensors to keep the trained model in.
         on_step: Called after every optimiser step.
     """
-    data, own = parts_of(config, sources)
+    try:
+        data, own = parts_of(config, sources)
 
-    def trained(model: nn.Module) -> None:
-        if keep:
-            save_model(model, config, data, keep)
+        def trained(model: nn.Module) -> None:
+            if keep:
+                save_model(model, config, data, keep)
 
-    record = train_run(config, data, on_step, trained, **own)
+        record = train_run(config, data, on_step, trained, **own)
+    except Exception as error:  # whatever it is, the other runs can go on
+        return Failure.of(config, error)
     if not (sources.images and sources.weights):
         return record
     device = device_name(sources.images.images.device)
     return replace(record, device=device, facts=facts_of(sources.images, sources.weights))
-
-
-def attempt(
-    config: RunConfig,
-    sources: Sources,
-    keep: Path | None = None,
-    on_step: Callable[[], None] = lambda: None,
-) -> Result:
-    """One run, or the error it raised."""
-    try:
-        return make_run(config, sources, keep, on_step)
-    except Exception as error:  # whatever it is, the other runs can go on
-        return Failure.of(config, error)
 
 
 class Here:
