@@ -5,11 +5,11 @@ It needs no torch, which takes longer to import than this to answer.
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Final
 
-from rbnorm_lab.folders import make_folder
 from rbnorm_lab.names import version
 
 _FILE: Final = ".finished"
@@ -25,18 +25,18 @@ def shown_again(out: Path, command: str) -> bool:
     """Print what the command printed last, if all files in the folder are as it left them."""
     try:
         state, _, said = (out / _FILE).read_text(encoding="utf-8").partition("\n")
-    except OSError:
+        again = state == _state(out, command)
+    except OSError:  # there is none, or another process is at work here
         return False
-    again = state == _state(out, command)
-    if again:
+    if again and os.environ.get("RANK", "0") == "0":  # of several processes the first one prints
         print(nothing_left(out), said, sep="\n", end="")
     return again
 
 
 def remember(out: Path, command: str, said: str) -> None:
     """Keep what a command printed that has written all of its files and has nothing left to do."""
-    make_folder(out)
-    (out / _FILE).write_text(f"{_state(out, command)}\n{said}", encoding="utf-8")
+    with suppress(OSError):  # it only saves time
+        (out / _FILE).write_text(f"{_state(out, command)}\n{said}", encoding="utf-8")
 
 
 def _state(out: Path, command: str) -> str:

@@ -144,7 +144,7 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     if main:
         said = draw(plans, out, reproducing(command))
         store.check_kept()
-        if finished:
+        if finished and not how.sources.images:  # which may change without the folder
             remember(out, command, said)
     if accelerator:
         accelerator.end_training()

@@ -78,13 +78,14 @@ def _accuracies(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
     for y, result in enumerate(arms):
         mark = BASELINE_MARK if _is_baseline(result) else SUBJECT_MARK
         _row(axes, y, result.accuracy[measure], mark)
-    axes.set_xlim(_up_to_100(*axes.get_xlim()))
+    axes.set_xlim(_of_shares(*axes.get_xlim()))
     axes.grid(visible=False, axis="y")
 
 
-def _up_to_100(low: float, high: float) -> tuple[float, float]:
-    """The ends of an axis of per cent, past 100 by half a mark at most."""
-    return low, min(high, 100 + 0.015 * (100 - low))
+def _of_shares(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis of per cent, past 0 and 100 by half a mark at most."""
+    half = 0.015 * (min(high, 100) - max(low, 0))
+    return max(low, -half), min(high, 100 + half)
 
 
 def _gains(axes: Axes, arms: Sequence[ArmResult], measure: str) -> None:
@@ -142,7 +143,7 @@ def statistics_figure(
             axes.set_title(group, loc="left", fontsize=10)
             axes.set_yticks(range(len(rows)), [names[name] for name in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_xlim(_up_to_100(*axes.get_xlim()))
+            axes.set_xlim(_of_shares(*axes.get_xlim()))
             axes.grid(visible=False, axis="y")
         panels[-1].set_xlabel(AXIS[measure])
         legend(figure, panels[0], narrow=narrow)
