@@ -299,7 +299,7 @@ def test_each_norm_gets_the_rate_that_is_best_on_held_out_images(tuned):
         0.1,
         0.1,
     ]
-    assert [(c.wanted.norm, c.lr, chosen) for c, chosen in rates.table()] == [
+    assert [(c.config.norm, c.config.lr, chosen) for c, chosen in rates.table()] == [
         ("bn", 0.1, False),
         ("bn", 0.2, True),
         ("rbn", 0.1, True),
@@ -312,7 +312,8 @@ def test_the_calibrations_rate_is_chosen_after_the_other_at_that_one(tuned):
     rates = tuned(lambda norm, lr, c: lr / 2 + c / 1000, settings=settings, target="a")
     assert rates("cifar-resnet8", "rbn", target="a") == 0.2
     assert rates.calibration("cifar-resnet8", "rbn", target="a") == 30
-    tried = [(c.wanted.norm, c.lr, c.calibration) for c, _ in rates.table()]
+    configs = [c.config for c, _ in rates.table()]
+    tried = [(c.norm, c.lr, c.calibration_rate) for c in configs]
     assert tried == [
         *[("bn", 0.1, 1.0), ("bn", 0.2, 1.0)],
         *[("rbn:preserve=yes", 0.1, 10.0), ("rbn:preserve=yes", 0.2, 10.0)],
@@ -335,7 +336,7 @@ def test_a_rate_whose_run_failed_is_not_chosen(tuned):
 def test_nothing_is_chosen_before_all_candidates_were_tried(tuned):
     rates = tuned(lambda *_: 0.5, missing=[("rbn", 0.2)])
     assert not rates.complete
-    assert [c.wanted.norm for c, _ in rates.table()] == ["bn", "bn"]
+    assert [c.config.norm for c, _ in rates.table()] == ["bn", "bn"]
 
 
 def test_tuning_sees_no_test_image_and_no_reported_seed(tuned):

@@ -1,20 +1,22 @@
 """The page of a study in a browser: from simulated records, and without any."""
 
+from dataclasses import replace
+
 import pytest
 from simulated import comparison, corrupted, failures_of, make_study, records_of, results_of
-from support import VIEWPORTS, assert_fits, opened
+from support import CONFIG, VIEWPORTS, assert_fits, opened
 
 from rbnorm_lab.names import NORMS
 from rbnorm_lab.plots import styles_of
 from rbnorm_lab.studies.page import write_study
-from rbnorm_lab.studies.rates import Candidate, Wanted
+from rbnorm_lab.studies.rates import Candidate
 from rbnorm_lab.studies.sentences import answer
 from rbnorm_lab.text import bracketed, with_margin
 
 COMMAND = "rbnorm study simulated --out out"
 TUNING = [
-    (Candidate(Wanted("cifar-resnet8", "bn"), 0.05, 1.0, 0.8812), False),
-    (Candidate(Wanted("m", "bn", 2), 0.1, 1.0, 0.9), True),
+    (Candidate(replace(CONFIG, lr=0.05), 0.8812), False),
+    (Candidate(replace(CONFIG, norm_batch=2), 0.9), True),
 ]
 STUDY = make_study((comparison(), comparison(measure="shifted")), groups=("whole", "half"))
 EFFECT = {"bn": 0.0, "gn": -0.03, "rbn": 0.01}

@@ -269,12 +269,12 @@ def _statistics(results: Results) -> Section:
 def _tuning(tuning: Tuning) -> Section:
     rows: list[Row] = []
     for row, best in tuning:
-        of = row.wanted
+        of = row.config
         batch = f"normalisation batch {of.norm_batch}" if of.norm_batch else ""
         frozen = "frozen statistics" if of.frozen else ""
         without = f"without {of.target}" if of.target else ""
         norm = ", ".join(filter(None, (of.norm, batch, frozen, without)))
-        lr = str(row.lr) if row.calibration == 1 else f"{row.lr} × {row.calibration:g}"
+        lr = str(of.lr) if of.calibration_rate == 1 else f"{of.lr} × {of.calibration_rate:g}"
         rows.append([of.model, _name(norm), lr, percent(row.accuracy), "✓" if best else ""])
     held_out, chosen = Text("held-out accuracy, %", "留出准确率，%"), Text("chosen", "选用")
     head = (Text("network", "网络"), Text("norm", "归一化"), Text("learning rate", "学习率"))

@@ -1,8 +1,7 @@
 """The learning rate of every norm, chosen on held-out training images and other seeds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import NamedTuple
 
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.names import LRASPP
@@ -10,39 +9,18 @@ from rbnorm_lab.store import Store
 from rbnorm_lab.studies.study import FIRST_TUNING_SEED, Settings
 
 
-class Wanted(NamedTuple):
-    """What a learning rate is chosen for.
-
-    Attributes:
-        model: The network.
-        norm: The norm.
-        norm_batch: Images that are normalised together; None for the whole batch.
-        frozen: Whether pretrained statistics are kept.
-        target: The domain that is left out.
-    """
-
-    model: str
-    norm: str
-    norm_batch: int | None = None
-    frozen: bool = False
-    target: str | None = None
-
-
 @dataclass(frozen=True)
 class Candidate:
     """One choice of rates.
 
     Attributes:
-        wanted: What it is for.
-        lr: The peak learning rate.
-        calibration: That of RBN's calibration, in multiples.
+        config: The run of the first tuning seed, with this learning rate and that of RBN's
+            calibration.
         accuracy: Mean accuracy on the held-out training images, over the tuning seeds; None while
             some of these runs have not ended.
     """
 
-    wanted: Wanted
-    lr: float
-    calibration: float
+    config: RunConfig
     accuracy: float | None
 
 
@@ -56,11 +34,14 @@ class Rates:
     Args:
         settings: What the studies share.
         store: The runs that ended.
+
+    Attributes:
+        wanted: For each rate that was asked for the run that tries the first candidates.
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings, self.store = settings, store
-        self.wanted: dict[Wanted, None] = {}
+        self.wanted: dict[RunConfig, None] = {}
 
     def __call__(
         self,
@@ -70,30 +51,48 @@ class Rates:
         frozen: bool = False,
         target: str | None = None,
     ) -> float:
-        """The chosen rate, or the first candidate while none is chosen; see :class:`Wanted`."""
-        return self._choice(model, norm, norm_batch, frozen, target)[0]
+        """The chosen rate, or the first candidate while none is chosen.
+
+        Args:
+            model: The network.
+            norm: The norm.
+            norm_batch: Images that are normalised together while it is chosen.
+            frozen: Whether pretrained statistics are kept while it is chosen.
+            target: The domain that is left out while it is chosen.
+        """
+        return self._chosen(model, norm, norm_batch, frozen, target).lr
 
     def calibration(self, model: str, norm: str, *, target: str | None) -> float:
         """Likewise of RBN's calibration, in multiples of the other."""
-        return self._choice(model, norm, None, False, target)[1]
+        return self._chosen(model, norm, None, False, target).calibration_rate
 
-    def _choice(
+    def _chosen(
         self, model: str, norm: str, norm_batch: int | None, frozen: bool, target: str | None
-    ) -> tuple[float, float]:
+    ) -> RunConfig:
         name = norm.partition(":")[0].removesuffix("-center").removesuffix("-scale")
         # pretrained weights are of BatchNorm: RBN starts from its function
         if name == "rbn" and (model == LRASPP or target):
             name = "rbn:preserve=yes"
-        wanted = Wanted(model, name, norm_batch, frozen, target)
-        self.wanted[wanted] = None
-        best = self.best(wanted)
-        first = self.settings.rates[0], self._calibrations(wanted)[0]
-        return (best.lr, best.calibration) if best else first
+        first = self.settings.config(
+            name,
+            self.settings.rates[0],
+            model=model,
+            norm_batch=norm_batch,
+            frozen=frozen,
+            target=target,
+            seed=FIRST_TUNING_SEED,
+            held_out=True,
+            epochs=self.settings.tuning_epochs or self.settings.run.epochs,
+            calibration_rate=self._calibrations(name)[0],
+        )
+        self.wanted[first] = None
+        best = self.best(first)
+        return best.config if best else first
 
-    def best(self, wanted: Wanted) -> Candidate | None:
+    def best(self, wanted: RunConfig) -> Candidate | None:
         """What is chosen, once all candidates are known."""
         found = self._candidates(wanted)
-        every = len(self._rates) + len(self._calibrations(wanted)) - 1
+        every = len(set(self.settings.rates)) + len(self._calibrations(wanted.norm)) - 1
         return _best(found) if len(found) == every else None
 
     def runs(self) -> list[RunConfig]:
@@ -102,7 +101,7 @@ class Rates:
             run
             for wanted in self.wanted
             for candidate in self._candidates(wanted)
-            for run in self._runs(wanted, candidate.lr, candidate.calibration)
+            for run in self._runs(candidate.config)
         ]
 
     def table(self) -> list[tuple[Candidate, bool]]:
@@ -119,36 +118,28 @@ class Rates:
         """Whether every rate that was asked for is chosen."""
         return all(map(self.best, self.wanted))
 
-    @property
-    def _rates(self) -> tuple[float, ...]:
-        return tuple(dict.fromkeys(self.settings.rates))
-
-    def _calibrations(self, wanted: Wanted) -> tuple[float, ...]:
-        own = wanted.norm.startswith("rbn")
+    def _calibrations(self, norm: str) -> tuple[float, ...]:
+        own = norm.startswith("rbn")
         return tuple(dict.fromkeys(self.settings.calibration_rates)) if own else (1.0,)
 
-    def _runs(self, wanted: Wanted, lr: float, calibration: float) -> list[RunConfig]:
+    def _runs(self, config: RunConfig) -> list[RunConfig]:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.settings.tuning_seeds)
-        values = {
-            **wanted._asdict(),
-            "epochs": self.settings.tuning_epochs or self.settings.run.epochs,
-            "calibration_rate": calibration,
-        }
-        return [self.settings.config(lr=lr, seed=s, held_out=True, **values) for s in seeds]
+        return [replace(config, seed=seed) for seed in seeds]
 
-    def _candidates(self, wanted: Wanted) -> list[Candidate]:
-        first, *others = self._calibrations(wanted)
-        found = [self._candidate(wanted, lr, first) for lr in self._rates]
-        best = _best(found)
-        if best and others:
-            found += [self._candidate(wanted, best.lr, other) for other in others]
+    def _candidates(self, wanted: RunConfig) -> list[Candidate]:
+        rates = dict.fromkeys(self.settings.rates)
+        found = [self._candidate(replace(wanted, lr=lr)) for lr in rates]
+        if best := _best(found):
+            found += [
+                self._candidate(replace(best.config, calibration_rate=other))
+                for other in self._calibrations(wanted.norm)[1:]
+            ]
         return found
 
-    def _candidate(self, wanted: Wanted, lr: float, calibration: float) -> Candidate:
-        known = [self._accuracy(run) for run in self._runs(wanted, lr, calibration)]
+    def _candidate(self, config: RunConfig) -> Candidate:
+        known = [self._accuracy(run) for run in self._runs(config)]
         values = [accuracy for accuracy in known if accuracy is not None]
-        mean = fmean(values) if len(values) == len(known) else None
-        return Candidate(wanted, lr, calibration, mean)
+        return Candidate(config, fmean(values) if len(values) == len(known) else None)
 
     def _accuracy(self, run: RunConfig) -> float | None:
         if run.key in self.store.records:
@@ -160,4 +151,8 @@ def _best(candidates: list[Candidate]) -> Candidate | None:
     """That of the highest accuracy, the smallest of these; None while one is not known."""
     if any(candidate.accuracy is None for candidate in candidates):
         return None
-    return max(candidates, key=lambda c: (c.accuracy or 0.0, -c.lr, -c.calibration))
+
+    def rank(of: Candidate) -> tuple[float, ...]:
+        return of.accuracy or 0.0, -of.config.lr, -of.config.calibration_rate
+
+    return max(candidates, key=rank)
