@@ -188,7 +188,7 @@ def test_processes_that_append_at_once_lose_and_double_nothing(store):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join()
     assert sorted(r.config.seed for r in loaded(store).values()) == list(range(45))
     assert store.path.read_bytes().count(b"\n") == 45
 
