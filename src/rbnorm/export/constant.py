@@ -26,11 +26,9 @@ class Observed:
 
     Attributes:
         count: Values per channel.
-        like: An empty input, for rank and dtype.
         size: Values of an instance.
     """
 
-    like: Tensor
     size: int
 
     def __init__(self, layer: _RepresentativeBatchNorm) -> None:
@@ -41,7 +39,7 @@ class Observed:
 
     def __call__(self, layer: nn.Module, x: Tensor) -> None:
         """Take in an input, as a listener of :func:`rbnorm.diagnosis.passes.run`."""
-        self.size, self.like = x[:1].numel(), x[:0]
+        self.size = x[:1].numel()
         y = _RepresentativeBatchNorm.forward(self._layer, x).double()
         x = x.double() - self._origin.reshape(-1, *(1,) * (x.ndim - 2))
         positions = tuple(range(2, x.ndim))
@@ -125,7 +123,7 @@ def approximate(
     for name, observed in seen.items():
         parts = None if layers[name].outcome.constant else observed.without(what)
         if parts is not None:
-            tried[name] = layers[name].folded(parts, observed.like)
+            tried[name] = layers[name].folded(parts)
 
     def effect(names: Sequence[str]) -> float:
         before = {name: layers[name].put(model, tried[name]) for name in names}

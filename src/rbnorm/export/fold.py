@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rbnorm.diagnosis.passes import run
 from rbnorm.export.constant import CONSTANTS, Observed, approximate, variation
+from rbnorm.export.layer import split
 from rbnorm.export.trial import TOLERANCE, LayerFold, Trial, difference
 from rbnorm.models.intact import forget
 from rbnorm.models.report import Report, number, paragraph, table
@@ -126,8 +127,8 @@ def fold(
     if tolerance is not None and seen:
         run(folded, batches, outputs, seen)
     for layer in layers.values():
-        if layer.new:
-            layer.put(folded, layer.new)
+        if layer.outcome.into is not None:
+            layer.put(folded, layer.folded(split(layer.norm)))
 
     def found() -> list[list[Tensor]]:
         return [outputs(folded, batch) for batch in batches]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -81,7 +81,7 @@ class Candidate:
         outcome: What becomes of it.
         source: What its static part, or constants, can go into.
         pair: What stands in the model in the places of the two.
-        new: What can stand there; None where only constants could be in it.
+        like: An empty input, for rank and dtype.
         reached: Whether it was called.
     """
 
@@ -89,7 +89,7 @@ class Candidate:
     outcome: LayerFold = LayerFold(None, False, None, "was not reached by the inputs")
     source: Source | None = None
     pair: Pair | None = None
-    new: Pair | None = None
+    like: Tensor = field(init=False)
     reached: bool = False
 
     def stay(self, reason: str, error: float | None = None) -> None:
@@ -107,11 +107,11 @@ class Candidate:
                     parent._modules[name] = places[id(child)]
         return old
 
-    def folded(self, parts: Parts, x: Tensor) -> Pair:
-        """The pair for these parts and inputs like ``x``."""
+    def folded(self, parts: Parts) -> Pair:
+        """The pair for these parts."""
         assert self.source is not None
         scaled = _scaled(self.source.module, parts.gain, parts.offset)
-        return Pair(scaled, FoldedRepresentativeBatchNorm(self.norm, parts, x))
+        return Pair(scaled, FoldedRepresentativeBatchNorm(self.norm, parts, self.like))
 
     def compare(
         self, source: Source, x: Tensor, run: Callable[[Pair], Tensor], expected: Tensor
@@ -124,12 +124,11 @@ class Candidate:
             self.stay(f"follows {source.name}, whose weight is not its own parameter")
             return
         parts, statistic = split(self.norm), self.norm.calibration.statistic
-        self.source, self.pair = source, Pair(source.module, self.norm)
+        self.source, self.pair, self.like = source, Pair(source.module, self.norm), x[:0]
         if parts.instance and statistic != "mean":
             self.outcome = replace(self.outcome, reason=f"has the statistic {statistic!r}")
             return
-        self.new = self.folded(parts, x)
-        error = difference(run(self.new), expected)
+        error = difference(run(self.folded(parts)), expected)
         self.outcome = LayerFold(source.name, not parts.instance, error, None)
         if not error <= TOLERANCE[x.dtype]:
             self.stay(f"follows {source.name}, and differs after folding", error)
