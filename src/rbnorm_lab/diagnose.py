@@ -3,14 +3,13 @@
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, TaskID
+from rich.progress import Progress
 from torch import nn
 
 import rbnorm
@@ -25,11 +24,12 @@ from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.findings import findings
 from rbnorm_lab.folders import make_folder
 from rbnorm_lab.names import model_file
-from rbnorm_lab.progress import terminal
+from rbnorm_lab.progress import progress_of_runs
 from rbnorm_lab.records import environment
 from rbnorm_lab.subject import Request, first_batches, load_subject, shifted_batches
 
 _TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
+_WIDTH: Final = 32  # of what stands before a bar
 _PARTS: Final = 3  # of the calibration: nothing, centring and scaling left out
 
 
@@ -55,9 +55,7 @@ def diagnose(request: Request, out: Path, command: str) -> None:
         )
     data, model = load_subject(request)
     console = Console(file=sys.stdout)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    bars = terminal(stderr=True)
-    with Progress(*columns, console=bars, disable=not bars.is_terminal) as progress:
+    with progress_of_runs(_WIDTH) as progress:
         try:
             measured = _Measurement(request, data, model.to(device), progress)
             report = measured.report(_title(request, saved), command)
@@ -113,16 +111,13 @@ class _Measurement:
         if self.request.counterfactuals:
             images = loader_of(self.data.train, self.request.batch_size, _TRAINING_IMAGES)
             training, passes = self.tracked(images, "recalibrating", _PARTS), 1 + _PARTS
-        given = [self.tracked(self.first, "measuring", passes)]
-        if self.second is not None:
-            given.append(self.tracked(self.second, "shifted"))
-        result = rbnorm.diagnose(
-            self.model, given[0], shifted=[*given, None][1], recalibration=training
-        )
+        first = self.tracked(self.first, "measuring", passes)
+        second = None if self.second is None else self.tracked(self.second, "shifted")
+        result = rbnorm.diagnose(self.model, first, shifted=second, recalibration=training)
         worst = self.first if self.second is None else self.second
         return Report(
             result,
-            findings(result, [batches.images for batches in given]),
+            findings(result, [of.images for of in (first, second) if of is not None]),
             extremes(self.model, result, self.tracked(worst, "the four cases")),
             self.remedies(),
             title,
@@ -146,7 +141,9 @@ class _Measurement:
             self.second,
             fine_tuning=tuning,
             budget=request.budget,
-            on_trial=_advance(self.progress, task),
+            on_trial=lambda name, share: self.progress.update(
+                task, completed=round(100 * share), description=f"remedies: {name}"
+            ),
         )
         self.progress.update(task, completed=100, description="remedies")
         if math.isnan(found.unchanged.agreement[1]):
@@ -155,10 +152,3 @@ class _Measurement:
                 "compared: give --no-remedies"
             )
         return found
-
-
-def _advance(progress: Progress, task: TaskID) -> Callable[[str, float], None]:
-    def on_trial(name: str, share: float) -> None:
-        progress.update(task, completed=round(100 * share), description=f"remedies: {name}")
-
-    return on_trial

@@ -132,9 +132,11 @@ def test_counterfactuals_of_a_pruned_layer_are_refused() -> None:
         rbnorm.diagnose(model, batches, recalibration=batches)
 
 
-def test_counterfactuals_say_what_they_need() -> None:
-    model = rbnorm.convert_batchnorm(small())
-    batches = [(torch.randn(4, 2, 8, 8), torch.zeros(4, dtype=torch.long))]
+def test_counterfactuals_say_what_they_need_and_of_batchnorm_there_is_one() -> None:
+    model, batches = small(), [(torch.randn(4, 2, 8, 8), torch.zeros(4, dtype=torch.long))]
+    found = rbnorm.diagnose(model, batches, recalibration=batches).counterfactuals
+    assert [c.without for c in found] == ["nothing"]
+    rbnorm.convert_batchnorm(model)
     with pytest.raises(ValueError, match="recalibration must be something to iterate over many"):
         rbnorm.diagnose(model, batches, recalibration=iter(batches))
     with pytest.raises(ValueError, match="an accuracy needs batches of"):

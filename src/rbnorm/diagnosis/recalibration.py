@@ -16,7 +16,7 @@ from rbnorm.diagnosis.result import Counterfactual, mean
 from rbnorm.diagnosis.scores import Collector
 from rbnorm.diagnosis.tally import Tally
 from rbnorm.kernels.phases import positions
-from rbnorm.layers.base import rbn_layers
+from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.models.originals import refuse_replaced
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -129,15 +129,17 @@ def counterfactuals(
             scores, or that can be iterated over only once; or a layer is pruned or parametrised, so
             that its vectors cannot be set.
     """
-    for name, layer in rbn_layers(model):
-        refuse_replaced(name, layer)
+    for name, layer in normalisers(model).items():
+        if isinstance(layer, _RepresentativeBatchNorm):
+            refuse_replaced(name, layer)
     found = []
     with unchanged(model):  # a loader that begins draws a random number
         again("batches", batches)
         again("recalibration", recalibration)
         for without, names in _PARTS.items():
             twin = copy.deepcopy(model)
-            own = (getattr(layer, name) for _, layer in rbn_layers(twin) for name in names)
+            layers = normalisers(twin).values()
+            own = (getattr(layer, name, None) for layer in layers for name in names)
             vectors = [vector for vector in own if vector is not None]
             for vector in vectors:
                 vector.data.zero_()
