@@ -25,7 +25,6 @@ from rbnorm.layers.options import NAMES, Calibration, bias_option, check_rates
 
 _VECTORS = ("weight", "bias", *NAMES)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_FLAGS = ("frozen_stats", "synchronised")
 # Where a layer keeps what gamma was when its model was looked at last.
 GAMMA = "_gamma"
 # The BatchNorm for inputs of each rank.
@@ -97,10 +96,9 @@ class _RepresentativeBatchNorm(_BatchNorm):
         self.calibration = calibration
         initial = calibration.initial()
         for name in NAMES:
-            wanted = name in initial
-            self.register_parameter(
-                name, with_initial_value(new(), initial[name]) if wanted else None
-            )
+            value = initial.get(name)
+            vector = None if value is None else with_initial_value(new(), value)
+            self.register_parameter(name, vector)
 
     def reset_parameters(self) -> None:
         """Reset as BatchNorm does, and the calibration parameters to their initial values."""
@@ -230,7 +228,8 @@ class _RepresentativeBatchNorm(_BatchNorm):
         """BatchNorm's line, then every calibration option that differs from its default."""
         options = zip(Calibration._fields, self.calibration, Calibration(), strict=True)
         changed = [f", {name}={value}" for name, value, default in options if value != default]
-        changed += [f", {name}=True" for name in _FLAGS if getattr(self, name)]
+        flags = ("frozen_stats", "synchronised")
+        changed += [f", {name}=True" for name in flags if getattr(self, name)]
         return "".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
