@@ -20,7 +20,7 @@ const LABELS = {
   center_neutral: ["channels of BatchNorm", "等同 BatchNorm 的通道"],
   center_amplifies: ["channels amplified", "增强的通道"],
   gate_mean: ["gate", "门控"], gate_spread: ["spread of the gate", "门控的变化幅度"],
-  gate_saturated: ["gate saturated", "门控饱和"], gate_inert: ["gate inert", "门控不起作用"],
+  gate_inert: ["gate inert", "门控不起作用"],
   gain: ["gain", "增益"], mean_shift: ["shift of the mean", "均值的偏移"],
   log_var_shift: ["shift of ln variance", "ln 方差的偏移"], shift: ["shift", "偏移"],
 };
