@@ -151,7 +151,7 @@ wheels-everywhere: env
 	$(BIN)/pip install --quiet cibuildwheel
 	$(BIN)/cibuildwheel --output-dir dist
 
-# make try-dist TRY="--python python3.10 --torch torch==2.11.0" takes another Python and torch; --lab in
+# make try-dist TRY="--python python3.10 --torch torch==2.4.1" takes another Python and torch; --lab in
 # it tries the command line and the README, too.
 TRY ?= --torch $(TORCH_SPEC)
 try-dist: env

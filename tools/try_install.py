@@ -1,6 +1,6 @@
 """Try built distributions as a stranger would: a fresh environment, no compiler, and no trace left.
 
-    python tools/try_install.py dist/*.whl --torch torch==2.11.0 --python python3.10
+    python tools/try_install.py dist/*.whl --torch torch==2.4.1 --python python3.10
 
 For each file: a new environment gets torch and the file, and nothing else is on the PATH; the layer
 is compared with its definition in training and evaluation; ``rbnorm.backends()`` must say c++ for

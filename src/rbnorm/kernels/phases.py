@@ -14,6 +14,7 @@ In-place arithmetic only ever touches temporaries.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import wraps
@@ -166,12 +167,15 @@ def _is_eager(*tensors: Tensor | None) -> bool:
 
 def _by_tiles(phase: Phase) -> Phase:
     """On a CPU half types go through a phase as float32, a few instances at a time."""
+    at = list(inspect.signature(phase).parameters).index("x")
     narrow = phase.__name__ in {"affine", "grad_affine"}
+
+    def empty(t: Tensor, x: Tensor) -> Tensor:
+        return standard(torch.empty_like(x)) if narrow else t.new_empty(x.shape[:2])
 
     @wraps(phase)
     def call(*arguments: Any) -> Any:
-        tensors = [a for a in arguments if isinstance(a, Tensor)]
-        x = tensors[0]  # or dy, which is like it
+        x, tensors = arguments[at], [a for a in arguments if isinstance(a, Tensor)]
         if x.dtype not in _HALF or not _is_eager(*tensors):
             return phase(*arguments)
         count = max(1, min(x.shape[0], x.numel() // _TILE))
@@ -179,15 +183,16 @@ def _by_tiles(phase: Phase) -> Phase:
             a.tensor_split(count) if isinstance(a, Tensor) and a.ndim > 1 else (a,) * count
             for a in arguments
         ]
-        found = []
-        for tile in zip(*cut, strict=True):
+        joined: list[Tensor | None] = []
+        for k, tile in enumerate(zip(*cut, strict=True)):
             output = phase(*(a.float() if isinstance(a, Tensor) else a for a in tile))
             outputs = output if isinstance(output, tuple) else (output,)
-            found.append([t if t is None or not narrow else t.to(x.dtype) for t in outputs])
-        joined = tuple(
-            None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)
-        )
-        return joined if isinstance(output, tuple) else joined[0]
+            if not joined:
+                joined = [t if t is None else empty(t, x) for t in outputs]
+            for whole, t in zip(joined, outputs, strict=True):
+                if whole is not None:
+                    whole.tensor_split(count)[k].copy_(t)
+        return tuple(joined) if isinstance(output, tuple) else joined[0]
 
     return call  # type: ignore[return-value]
 
