@@ -15,7 +15,7 @@ from rbnorm_lab.studies.command import reproducing
 
 TINY = (
     *("--data", "digits", "--limit", 64, "--epochs", 1, "--seeds", 2),
-    *("--rates", 0.1, "--tuning-seeds", 1, "--out", "out"),
+    *("--rates", 0.1, "--tuning-seeds", 1, "--test-limit", 100, "--out", "out"),
 )
 
 
