@@ -111,11 +111,14 @@ INLINE void sum_group(const Piece& tile, const float* center, RowsOf<S> dz, Rows
 template <class Term, class S>
 void sum_lanes(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, float* first,
                float* second) {
-  constexpr int group = std::is_same_v<Term, Gradient> ? group_rows / 2 : group_rows;
   int64_t r = 0;
-  for (; r + group <= tile.rows; r += group)
-    sum_group<Term, group>(tile, center, dz, x, r, first, second);
-  for (; r < tile.rows; r++) sum_group<Term, 1>(tile, center, dz, x, r, first, second);
+  const auto groups_of = [&](auto group) FLAT {
+    for (; r + group <= tile.rows; r += group)
+      sum_group<Term, group>(tile, center, dz, x, r, first, second);
+  };
+  if constexpr (!std::is_same_v<Term, Gradient>) groups_of(std::integral_constant<int, 8>{});
+  groups_of(std::integral_constant<int, 4>{});
+  groups_of(std::integral_constant<int, 1>{});
 }
 
 // The numbers at the places `from` of runs that follow one another: one for each of a vector of channels.

@@ -20,7 +20,7 @@ struct Area {
 // The numbers per channel that a sweep reads, for the first channel of an area; null where a sweep
 // does not need them.
 struct Tables {
-  const float *center, *scale, *shift, *x_scale = nullptr, *u = nullptr;
+  const float *center = nullptr, *scale = nullptr, *shift = nullptr, *x_scale = nullptr, *u = nullptr;
 
   template <class F>
   INLINE Tables map(F f) const {
@@ -104,10 +104,11 @@ INLINE void for_pieces(const Shape& s, const Area& a, const Tables& tables, F f)
     const int64_t n = a.positions(), times = channels == s.C ? rows_in_one(channels, n) : 1;
     const int64_t rows = n / times, rest = n % times;
     Wide wide;
-    const Tables t =
-        times > 1 || channels < W ? wide.tiled(tables, channels, times) : tables;
-    f(t, Piece{first, rows, times * channels, times * s.C}, true);
-    if (rest) f(t, Piece{first + rows * times * s.C, 1, rest * channels, 0}, true);
+    Tables wider;
+    const Tables* t = &tables;  // no copy, whose loads would wait for stores
+    if (times > 1 || channels < W) wider = wide.tiled(tables, channels, times), t = &wider;
+    f(*t, Piece{first, rows, times * channels, times * s.C}, true);
+    if (rest) f(*t, Piece{first + rows * times * s.C, 1, rest * channels, 0}, true);
   } else if (has_short_runs(s)) {
     const int64_t block = most_wide / s.L / W * W;
     for (int64_t c = 0; c < channels; c += block) {
