@@ -43,8 +43,8 @@ class Grid {
   bool alone;
 
   // `alone` on its thread, or worked on by all of them.
-  Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t block, bool alone)
-      : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(block), alone(alone) {
+  Grid(const Shape& s, int64_t n0, int64_t n1, int64_t c0, int64_t c1, int64_t wanted, bool alone)
+      : shape(s), n0(n0), n1(n1), c0(c0), c1(c1), block(least(wanted, block_channels)), alone(alone) {
     blocks = ceil_div(c1 - c0, block);
     chunk = s.last ? least(most(chunk_values / block, least_chunk), chunk_positions) : chunk_positions;
     chunks = ceil_div(s.L, chunk);
@@ -69,17 +69,12 @@ class Grid {
   void share(int64_t count, int64_t grain, const F& f) const {
     parallel(alone ? 1 : shape.threads, count, grain, f);
   }
+  // Backwards where a sweep before this one read last what may still be in the cache.
   template <class F>
-  void for_areas(const F& f) const {
-    each([&](int64_t begin, int64_t end, int64_t) {
-      for (int64_t item = begin; item < end; item++) f((*this)[item]);
-    });
-  }
-  // The same backwards: what a sweep before this one read last may still be in the cache.
-  template <class F>
-  void for_areas_back(const F& f) const {
-    each([&](int64_t begin, int64_t end, int64_t) {
-      for (int64_t item = end; item-- > begin;) f((*this)[item]);
+  void for_areas(const F& f, bool backwards = false) const {
+    const int64_t values = most(block * least(shape.L, chunk) * merged, 1);
+    share(groups * blocks * chunks, ceil_div(task_values, values), [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t k = begin; k < end; k++) f((*this)[backwards ? begin + end - 1 - k : k]);
     });
   }
 
@@ -90,11 +85,6 @@ class Grid {
     const int64_t k = item % chunks, b = item / chunks % blocks, g = item / chunks / blocks;
     const int64_t n = n0 + g * merged, c = c0 + b * block;
     return {n, c, least(c1, c + block), k * chunk, least(shape.L, (k + 1) * chunk), least(merged, n1 - n)};
-  }
-  template <class F>
-  void each(const F& f) const {
-    const int64_t values = most(block * least(shape.L, chunk) * merged, 1);
-    share(groups * blocks * chunks, ceil_div(task_values, values), f);
   }
 };
 
@@ -113,44 +103,54 @@ inline int64_t block_of(Type type, const Shape& s, int64_t instances) {
   return most(least(block < W ? block : block / W * W, C), 1);  // whole vectors of channels
 }
 
-// Memory for tables, of which each thread has a part; a unit takes from it what it needs.
+// Memory for tables, which begin at cache lines: what two threads write to lies in none together.
 class Arena {
  public:
-  explicit Arena(int64_t numbers, int64_t parts = 1)
-      : memory(new float[numbers * parts]), numbers(numbers), free(memory.get()) {
-    use_huge_pages(free, numbers * parts * 4);
+  float* take(int64_t count) {
+    constexpr int64_t line = 16, least_block = 1 << 14;
+    const int64_t size = ceil_div(count, line) * line;
+    if (left < size) {
+      whole = most(most(size, 2 * whole), least_block);
+      blocks[++last].reset(new float[whole + line]);
+      use_huge_pages(blocks[last].get(), whole * 4);
+      reset();
+    }
+    left -= size;
+    return std::exchange(free, free + size);
   }
-  float* take(int64_t count) { return std::exchange(free, free + count); }
-  void enter(int64_t part) { free = memory.get() + part * numbers; }
+  // Takes back what was given of the last block, the largest.
+  void reset() {
+    if (last < 0) return;
+    left = whole;
+    free = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(blocks[last].get()) + 63) / 64 * 64);
+  }
 
  private:
-  std::shared_ptr<float[]> memory;
-  int64_t numbers;
-  float* free;
+  std::unique_ptr<float[]> blocks[48];  // each at least twice as large as the one before
+  int last = -1;
+  int64_t whole = 0, left = 0;
+  float* free = nullptr;
 };
 
 // Calls f(grid, arena) for all channels of all instances (not 0). Channels, and instances that need
 // not wait for one another, go through all phases by themselves, so that they are still in the cache
 // of their thread in the later ones. Where that gives too little to do in parallel, all threads go
-// through the phases together. `needed(grid)` tells how many numbers f takes from the arena.
-template <class Needed, class F>
-void for_units(Type type, const Shape& s, bool together, const Needed& needed, const F& f) {
+// through the phases together.
+template <class F>
+void for_units(Type type, const Shape& s, bool together, const F& f) {
   const int64_t share = ceil_div(s.N, s.threads);
   const int64_t fitting = most(unit_bytes / (s.C * s.L * bytes_of[type]), 1);
   const int64_t instances = together ? s.N : least(fitting, share), block = block_of(type, s, instances);
   const int64_t parts = ceil_div(s.C, block), units = parts * ceil_div(s.N, instances);
   if (units < s.threads) {
-    const Grid grid(s, block);
-    Arena arena(needed(grid));
-    return f(grid, arena);
+    Arena arena;
+    return f(Grid(s, block), arena);
   }
   const int64_t values = most(block * instances * s.L, 1);
-  const Arena all(needed(Grid(s, 0, instances, 0, block, block, true)), s.threads);
-  parallel(s.threads, units, ceil_div(task_values, values), [&](int64_t begin, int64_t end, int64_t part) {
-    Arena arena = all;
-    for (int64_t u = begin; u < end; u++) {
+  parallel(s.threads, units, ceil_div(task_values, values), [&](int64_t begin, int64_t end, int64_t) {
+    Arena arena;
+    for (int64_t u = begin; u < end; u++, arena.reset()) {
       const int64_t n = u / parts * instances, c = u % parts * block;
-      arena.enter(part);
       f(Grid(s, n, least(s.N, n + instances), c, least(s.C, c + block), block, true), arena);
     }
   });

@@ -5,11 +5,7 @@
 void train(const Forward& f) {
   const Memory x{f.type, f.x}, y{f.type, f.y};
   const Tail tail(f.type, f.epilogue);
-  const auto needed = [](const Grid& grid) {
-    const int64_t C = grid.channels();
-    return Channels::size(C) + 3 * grid.instances() * grid.chunks * padded(C);
-  };
-  for_units(f.type, f.shape, true, needed, [&](const Grid& grid, Arena& arena) {
+  for_units(f.type, f.shape, true, [&](const Grid& grid, Arena& arena) {
     const int64_t C = grid.channels(), N = grid.instances(), ld = padded(C);
     const Channels p(arena, f.layer, grid.c0, C);
     const Table mean = take(arena, N, C, grid.chunks), variance = take(arena, N, C, grid.chunks);
@@ -26,10 +22,10 @@ void train(const Forward& f) {
       for (int64_t n = 0; f.m && n < N; n++)
         std::memcpy(f.m + n * f.shape.C + grid.c0 + j0, mean[n] + j0, (least(j1, C) - j0) * sizeof(float));
     });
-    grid.for_areas_back([&](const Area& a) {
+    grid.for_areas([&](const Area& a) {
       const int64_t n = grid.instance(a), j = a.c0 - grid.c0;
       affine(grid.shape, a, {mean[n] + j, variance[n] + j, rest[n] + j}, x, tail, y);
-    });
+    }, true);
   });
 }
 
@@ -43,10 +39,7 @@ void evaluate_part(const Forward& f, const Channels& all, const Shape& s, int64_
   const Memory x = from(f.x), y = from(f.y);
   Tail tail(f.type, f.epilogue);
   tail.residual = from(f.epilogue.residual);
-  const auto needed = [](const Grid& grid) {
-    return (grid.chunks + 2) * grid.instances() * padded(grid.channels());
-  };
-  for_units(f.type, s, false, needed, [&](const Grid& grid, Arena& arena) {
+  for_units(f.type, s, false, [&](const Grid& grid, Arena& arena) {
     const int64_t C = grid.channels(), N = grid.instances(), ld = padded(C);
     const Channels p = all.from(grid.c0);
     const Table mean = take(arena, N, C, grid.chunks);
@@ -62,17 +55,17 @@ void evaluate_part(const Forward& f, const Channels& all, const Shape& s, int64_
       const auto m = [=](int64_t n, int64_t j) FLAT { return load(mean[n] + j); };
       forward_tables(p, N, j0, j1, m, scale, shift);
     });
-    grid.for_areas_back([&](const Area& a) {
+    grid.for_areas([&](const Area& a) {
       const int64_t n = grid.instance(a), j = a.c0 - grid.c0;
       affine(s, a, {mean[n] + j, scale[n] + j, shift[n] + j}, x, tail, y);
-    });
+    }, true);
   });
 }
 
 void evaluate(const Forward& f) {
   const Shape& s = f.shape;
   const int64_t times = s.last || s.C * s.L > merged_values ? 1 : rows_in_one(s.C, s.N);
-  Arena arena(Channels::size(s.C * times));
+  Arena arena;
   const Channels p(arena, f.layer, 0, s.C, times);
   p.set_statistics(f.running_mean, f.running_var, times);
   const int64_t whole = s.N / times, rest = s.N % times;
@@ -95,11 +88,7 @@ void backward(const Backward& b) {
   const Tail tail(b.type, b.epilogue);
   const Source source{dy, x, &tail};
   const bool activated = tail.activation != NONE;
-  const auto needed = [=](const Grid& grid) {
-    const int64_t C = grid.channels(), N = grid.instances(), tables = 2 * grid.chunks + 1 + activated;
-    return Channels::size(C) + (tables * N + grid.merged) * padded(C);
-  };
-  for_units(b.type, b.shape, true, needed, [&](const Grid& grid, Arena& arena) {
+  for_units(b.type, b.shape, true, [&](const Grid& grid, Arena& arena) {
     const int64_t C = grid.channels(), N = grid.instances(), ld = padded(C);
     const Channels p(arena, b.layer, grid.c0, C);
     const Table first = take(arena, N, C, grid.chunks), second = take(arena, N, C, grid.chunks);
@@ -136,13 +125,13 @@ void backward(const Backward& b) {
     });
     if (!b.dx && !b.dresidual) return;
     repeat_row(x_scale.at, C, grid.merged);
-    grid.for_areas_back([&](const Area& a) {
+    grid.for_areas([&](const Area& a) {
       const int64_t n = grid.instance(a), j = a.c0 - grid.c0;
       Tables t = tables(a);
       if (b.layer.training) t.x_scale = x_scale.at + j;
       t.u = second[n] + j;
       grad_affine(grid.shape, a, t, dy, x, tail, dx, dresidual);
-    });
+    }, true);
   });
 }
 
@@ -164,7 +153,7 @@ template <class F>
 void sum_phase(const Phase& p, bool squares, const F& f) {
   const Grid grid = whole(p);
   const int64_t C = p.shape.C, ld = padded(C), chunks = grid.chunks, rows = chunks > 1 ? p.shape.N * chunks : 0;
-  Arena arena(2 * rows * ld);
+  Arena arena;
   const Table first = take(arena, p.shape.N, rows ? C : 0, chunks), second = take(arena, p.shape.N, rows ? C : 0, chunks);
   grid.for_areas([&](const Area& a) {
     const int64_t at = rows ? grid.row(a) * ld + a.c0 : a.n * C + a.c0;
@@ -202,7 +191,7 @@ void affine(const Phase& p) {
 void grad_affine(const Phase& p) {
   const Tail tail(p.type, p.epilogue);
   const Grid grid = whole(p);
-  Arena arena(grid.merged * p.shape.C);
+  Arena arena;
   float* x_scale = nullptr;
   if (p.x_scale) {
     x_scale = arena.take(grid.merged * p.shape.C);

@@ -35,13 +35,12 @@ INLINE void terms_at(RowsOf<S> dz, RowsOf<S> x, int64_t r, int64_t j, const V& c
     Term::terms(V{}, d, out);
 }
 
-// Adds up a tile of runs: a vector of rows at a time, whose sums are turned into lanes. Of a run shorter
-// than a vector, what lies behind it is read as well.
+// Adds up a tile of runs: a vector of rows at a time, whose sums are turned into lanes.
 template <class Term, class S, class Ahead>
 void sum_runs(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, float* first, float* second,
               Ahead fetch) {
   constexpr int K = Term::sums;
-  const int64_t n = tile.width, rest = n % W, last = most(n - W, 0);
+  const int64_t n = tile.width, rest = n % W;
   const Keep keep = n < W ? Keep(0, n) : Keep(W - rest, W);
   for (int64_t r0 = 0; r0 < tile.rows; r0 += W) {
     const int64_t count = least(W, tile.rows - r0);
@@ -65,7 +64,7 @@ void sum_runs(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x,
         for (int s = 0; s < K; s++) total[0][s] += v[s];
       }
       if (rest) {
-        terms_at<Term>(dz, x, r, last, middle, v);
+        terms_at<Term>(dz, x, r, most(n - W, 0), middle, v);
         UNROLLED
         for (int s = 0; s < K; s++) total[1][s] += keep(v[s]);
       }
@@ -156,7 +155,7 @@ struct Source {
   const Tail* tail;
 };
 
-// Sums over an area of at most block_channels channels, of terms around a center for each of them.
+// Sums over an area, of terms around a center for each of them.
 template <class Term>
 void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source& in, Sums& sums) {
   constexpr bool gradient = std::is_same_v<Term, Gradient>;
@@ -191,11 +190,7 @@ void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source&
         dz = through(tile, t, lanes, in.dy.in(tile, room[1].at, is_short), x, *in.tail, room[2].at, room[3].at);
       if (!is_short) return add(dz, x);
       const int64_t n = tile.width / s.L;
-      if (s.L <= W / 2)
-        sum_short_runs<Term>(n, s.L, tables.center + done, dz.at, x.at, sums.first + done, sums.second + done);
-      else
-        sum_runs<Term>(Piece{0, n, s.L, s.L}, tables.center + done, Rows{dz.at, s.L}, Rows{x.at, s.L},
-                       sums.first + done, sums.second + done, [](int64_t) FLAT {});
+      sum_short_runs<Term>(n, s.L, tables.center + done, dz.at, x.at, sums.first + done, sums.second + done);
       done += n;
     });
   });
@@ -289,34 +284,20 @@ void moments_of(const Shape& s, const Area& a, Memory x, const MomentTables& out
   }
 }
 
-// Calls f(part, done) for parts of an area of few enough channels.
-template <class F>
-INLINE void for_blocks(const Area& a, F f) {
-  if (a.channels() <= block_channels) return f(a, 0);
-  for (Area part = a; part.c0 < a.c1; part.c0 = part.c1) {
-    part.c1 = least(a.c1, part.c0 + block_channels);
-    f(part, part.c0 - a.c0);
-  }
-}
-
 // The means over the positions of the area, and the variances where they are wanted.
 void moments(const Shape& s, const Area& a, Memory x, const MomentTables& out) {
-  for_blocks(a, [&](const Area& part, int64_t done) {
-    (out.variance ? moments_of<Moment> : moments_of<Mean>)(s, part, x, out.from(done));
-  });
+  (out.variance ? moments_of<Moment> : moments_of<Mean>)(s, a, x, out);
 }
 
 // The means of dz and dz (x - center) over the positions of the area.
 void grad_moments(const Shape& s, const Area& a, const Tables& tables, const Source& in, float* first,
                   float* second) {
   const float n = float(a.positions());
-  for_blocks(a, [&](const Area& part, int64_t done) {
-    Sums sums;
-    sum_area<Gradient>(s, part, tables.from(done), in, sums);
-    const int64_t channels = part.channels();
-    for (int64_t j = 0; j < channels; j += W) {
-      store_some(first + done + j, load(sums.first + j) / n, channels - j);
-      store_some(second + done + j, load(sums.second + j) / n, channels - j);
-    }
-  });
+  const int64_t channels = a.channels();
+  Sums sums;
+  sum_area<Gradient>(s, a, tables, in, sums);
+  for (int64_t j = 0; j < channels; j += W) {
+    store_some(first + j, load(sums.first + j) / n, channels - j);
+    store_some(second + j, load(sums.second + j) / n, channels - j);
+  }
 }

@@ -35,7 +35,7 @@ void share_points(const Shape& s, int64_t times, const F& f) {
 void statistics_of_points(const Forward& f) {
   const Grid grid = columns_of(f.shape);
   const int64_t C = f.shape.C, ld = padded(C);
-  Arena arena(3 * grid.chunks * ld);
+  Arena arena;
   const Table mean = take(arena, 1, C, grid.chunks), variance = take(arena, 1, C, grid.chunks);
   const Table rest = take(arena, 1, C, grid.chunks);
   grid.for_areas([&](const Area& a) {
@@ -56,73 +56,59 @@ void statistics_of_points(const Forward& f) {
   });
 }
 
-// What is computed of a tile of numbers, at first: t, and s in the gate's place.
-struct Point {
-  Room t, gate, derivative;
-
-  INLINE void take(const Channels& p, const Piece& tile, int64_t at, Rows x, bool differentiated) {
-    const int64_t n = most(tile.width, W);
-    for_vectors(tile, [&](int64_t r, int64_t j) FLAT {
-      const V value = p.standardised(load(x.at + r * x.stride + j), at + j);
-      store(t.at + r * n + j, value);
-      store(gate.at + r * n + j, p.get(Channels::W_V, at + j) * value + p.get(Channels::W_B, at + j));
-    });
-    p.gate(gate.at, differentiated ? derivative.at : nullptr, tile.rows * n);
-  }
-  // What enters the activation.
-  INLINE void output(const Channels& p, const Piece& tile, int64_t at, const Tail& tail, Rows z,
-                     float* room) const {
-    const int64_t n = most(tile.width, W);
-    for_vectors(tile, [&](int64_t r, int64_t j) FLAT {
-      const V value = p.get(Channels::WEIGHT, at + j) * load(gate.at + r * n + j) * load(t.at + r * n + j);
-      store(z.at + r * z.stride + j, value + p.get(Channels::BIAS, at + j));
-    });
-    if (tail.residual.start) for_rows(tile, z, tail.residual.in(tile, room), add_strip);
-  }
-};
+// x of a tile, standardised.
+INLINE void take(Standardised& point, const Channels& p, const Piece& tile, int64_t at, Rows x, bool differentiated) {
+  point.take(p, tile.rows, most(tile.width, W), at, [=](int64_t r, int64_t j) FLAT { return x.get(r, j); },
+             differentiated);
+}
+// What enters the activation.
+INLINE void output(const Standardised& point, const Channels& p, const Piece& tile, int64_t at, const Tail& tail,
+                   Rows z, float* room) {
+  for_vectors(tile, [&](int64_t r, int64_t j) FLAT {
+    const int64_t k = r * point.width + j;
+    const V value = p.get(Channels::WEIGHT, at + j) * load(point.gate + k) * load(point.t + k);
+    z.put(r, j, value + p.get(Channels::BIAS, at + j));
+  });
+  if (tail.residual.start) for_rows(tile, z, tail.residual.in(tile, room), add_strip);
+}
 
 void forward_points(const Forward& f) {
   const Shape& s = f.shape;
   const bool training = f.layer.training;
   if (training) statistics_of_points(f);
   const int64_t times = rows_in_one(s.C, s.N);
-  Arena arena(Channels::size(s.C * times));
+  Arena arena;
   const Channels p(arena, f.layer, 0, s.C, times);
   p.set_statistics(training ? f.E : f.running_mean, training ? f.V : f.running_var, times);
   const Memory x{f.type, f.x}, y{f.type, f.y};
   const Tail tail(f.type, f.epilogue);
   share_points(s, times, [&](const Piece& tile, int64_t at) {
-    Point point;
+    Standardised point;
     Room room[2];
     const Rows in = x.in(tile, room[0].at), z = y.out(tile, room[1].at);
-    point.take(p, tile, at, in, false);
+    take(point, p, tile, at, in, false);
     for (int64_t r = 0; f.m && r < tile.rows; r++)
       std::memcpy(f.m + tile.offset + r * tile.stride, in.at + r * in.stride, tile.width * sizeof(float));
-    point.output(p, tile, at, tail, z, room[0].at);
-    if (tail.activation != NONE)
-      for_rows(tile, z, z, [&](float* to, const float*, int64_t n) {
-        act_by[tail.activation].f(to, n, tail.slope);
-      });
+    output(point, p, tile, at, tail, z, room[0].at);
+    activate(tile, tail, z);
     y.put(tile, z);
   });
 }
 
 // What backward computes again of a tile: a point, x, and what reaches the activation's input.
 struct Past {
-  Point point;
+  Standardised point;
   Room room[4];
   Rows x, dz;
 
   INLINE void take(const Channels& p, const Piece& tile, int64_t at, const Source& in) {
     in.x.fetch_next(tile), in.dy.fetch_next(tile);
     x = in.x.in(tile, room[0].at), dz = in.dy.in(tile, room[1].at);
-    point.take(p, tile, at, x, true);
+    NAMESPACE::take(point, p, tile, at, x, true);
     if (in.tail->activation == NONE) return;
     const Rows z{room[2].at, most(tile.width, W)};
-    point.output(p, tile, at, *in.tail, z, room[3].at);
-    for_rows(tile, z, dz, [&](float* to, const float* d, int64_t n) {
-      act_by[in.tail->activation].grad(to, d, n, in.tail->slope);
-    });
+    output(point, p, tile, at, *in.tail, z, room[3].at);
+    differentiate(tile, *in.tail, z, dz);
     dz = z;
   }
 };
@@ -146,10 +132,10 @@ void sums_of_points(const Channels& p, const Grid& grid, const Source& in, float
         V total[point_sums] = {};
         const V center = p.get(Channels::CENTER, a.c0 + at + j);
         for (int64_t r = 0; r < tile.rows; r++) {
-          const V dz = load(past.dz.at + r * past.dz.stride + j);
-          const V x = load(past.x.at + r * past.x.stride + j) - center;
-          const V gated = load(past.point.gate.at + r * n + j) * dz;
-          const V moved = load(past.point.derivative.at + r * n + j) * load(past.point.t.at + r * n + j) * dz;
+          const V dz = past.dz.get(r, j);
+          const V x = past.x.get(r, j) - center;
+          const V gated = load(past.point.gate + r * n + j) * dz;
+          const V moved = load(past.point.derivative + r * n + j) * load(past.point.t + r * n + j) * dz;
           total[0] += dz, total[1] += gated, total[2] += moved;
           total[3] += x * gated, total[4] += x * moved, total[5] += x;
         }
@@ -202,7 +188,7 @@ void backward_points(const Backward& b) {
   const Shape& s = b.shape;
   const Grid grid = columns_of(s);
   const int64_t times = rows_in_one(s.C, s.N), ld = padded(s.C * times) + W;
-  Arena arena(Channels::size(s.C * times) + (point_sums * grid.chunks + 2) * ld);
+  Arena arena;
   const Channels p(arena, b.layer, 0, s.C, times);
   p.set_statistics(b.E, b.V, times);
   float *sums = arena.take(point_sums * grid.chunks * ld), *common = arena.take(ld), *slope = arena.take(ld);
@@ -222,10 +208,10 @@ void backward_points(const Backward& b) {
     const Rows out = dx.out(tile, past.room[3].at);
     for_vectors(tile, [&](int64_t r, int64_t j) FLAT {
       const int64_t k = at + j;
-      const V t = load(past.point.t.at + r * n + j);
-      const V moved = p.get(Channels::W_V, k) * load(past.point.derivative.at + r * n + j) * t;
-      const V gain = p.get(Channels::WEIGHT, k) * (load(past.point.gate.at + r * n + j) + moved);
-      const V h = gain * load(past.dz.at + r * past.dz.stride + j);
+      const V t = load(past.point.t + r * n + j);
+      const V moved = p.get(Channels::W_V, k) * load(past.point.derivative + r * n + j) * t;
+      const V gain = p.get(Channels::WEIGHT, k) * (load(past.point.gate + r * n + j) + moved);
+      const V h = gain * past.dz.get(r, j);
       store(out.at + r * out.stride + j, p.get(Channels::SLOPE, k) * (h - (load(common + k) + t * load(slope + k))));
     });
     dx.put(tile, out);

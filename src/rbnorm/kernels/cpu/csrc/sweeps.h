@@ -61,6 +61,16 @@ INLINE void for_rows(const Piece& tile, Rows z, Rows other, F f) {
   for (int64_t r = 0; r < tile.rows; r++) f(z.at + r * z.stride, other.at + r * other.stride, n);
 }
 
+// z becomes act(z), or act'(z) dy.
+INLINE void activate(const Piece& tile, const Tail& tail, Rows z) {
+  if (tail.activation == NONE) return;
+  for_rows(tile, z, z, [&](float* at, const float*, int64_t n) { act_by[tail.activation].f(at, n, tail.slope); });
+}
+INLINE void differentiate(const Piece& tile, const Tail& tail, Rows z, Rows dy) {
+  for_rows(tile, z, dy, [&](float* at, const float* d, int64_t n) {
+    act_by[tail.activation].grad(at, d, n, tail.slope);
+  });
+}
 inline void add_strip(float* z, const float* other, int64_t n) {
   strip(z, other, n, [](const V& a, const V& b) FLAT { return a + b; });
 }
@@ -79,9 +89,7 @@ INLINE Rows through(const Piece& tile, const Tables& t, bool lanes, Rows dy, Row
   if (tail.activation == NONE) return dy;
   const Rows dz{room, most(tile.width, W)};
   before_activation(tile, t, lanes, x, tail, dz, other);
-  for_rows(tile, dz, dy, [&](float* z, const float* d, int64_t n) {
-    act_by[tail.activation].grad(z, d, n, tail.slope);
-  });
+  differentiate(tile, tail, dz, dy);
   return dz;
 }
 
@@ -99,10 +107,7 @@ void affine(const Shape& s, const Area& a, const Tables& tables, Memory x, const
         });
       const Rows z = y.out(tile, room[0].at);
       before_activation(tile, t, lanes, x.in(tile, room[1].at), tail, z, room[2].at);
-      if (tail.activation != NONE)
-        for_rows(tile, z, z, [&](float* at, const float*, int64_t n) {
-          act_by[tail.activation].f(at, n, tail.slope);
-        });
+      activate(tile, tail, z);
       y.put(tile, z);
     });
   });

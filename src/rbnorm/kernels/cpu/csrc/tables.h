@@ -76,6 +76,25 @@ struct Channels {
   }
 };
 
+// A tile of means, standardised: t of m(r, j) in its rows, `width` apart, for channels that begin at j0;
+// and R of it, where it is wanted with R'.
+struct Standardised {
+  alignas(64) float t[tile_numbers], gate[tile_numbers], derivative[tile_numbers];
+  int64_t width;
+
+  template <class M>
+  INLINE void take(const Channels& p, int64_t rows, int64_t columns, int64_t j0, M m, bool differentiated) {
+    width = columns;
+    for (int64_t r = 0; r < rows; r++)
+      over(width, [&](int64_t j) FLAT {
+        const V value = p.standardised(m(r, j), j0 + j);
+        store(t + r * width + j, value);
+        store(gate + r * width + j, p.get(Channels::W_V, j0 + j) * value + p.get(Channels::W_B, j0 + j));
+      });
+    p.gate(gate, differentiated ? derivative : nullptr, rows * width);
+  }
+};
+
 // A mean over n rows whose sum must not overflow where the mean does not.
 struct Share {
   float scale, rest;  // a power of two, and what is missing of n
@@ -83,7 +102,7 @@ struct Share {
 };
 
 // Tables are worked on in tiles, so that the gate is one strip of each, and sums are in registers.
-constexpr int64_t table_rows = 8, table_columns = 128;
+constexpr int64_t table_rows = 8, table_columns = tile_numbers / table_rows;
 
 // Calls f(n0, n1) for the rows of tiles, below one another.
 template <class F>
@@ -215,42 +234,21 @@ inline void batch_statistics(const Forward& f, const Grid& grid, const Channels&
   });
 }
 
-// What is known of every number of a tile of a table.
-struct TableTile {
-  static constexpr int64_t numbers = table_rows * table_columns;
-  alignas(64) float t[numbers], gate[numbers], derivative[numbers];
-  int64_t n0, j0, width;
-
-  // t of the means m(n, j), and R of it.
-  template <class M>
-  INLINE TableTile(const Channels& p, int64_t n0, int64_t n1, int64_t j0, int64_t j1, M m, bool differentiated)
-      : n0(n0), j0(j0), width(j1 - j0) {
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
-      for (int64_t n = n0; n < n1; n++) {
-        const V value = p.standardised(m(n, j), j);
-        store(t + at(n, j), value);
-        store(gate + at(n, j), p.get(Channels::W_V, j) * value + p.get(Channels::W_B, j));
-      }
-    });
-    p.gate(gate, differentiated ? derivative : nullptr, (n1 - n0) * width);
-  }
-  INLINE int64_t at(int64_t n, int64_t j) const { return (n - n0) * width + j - j0; }
-};
-
 // The tables of the second sweep, scale and shift, from the instances' means m(n, j).
 template <class M>
 INLINE void forward_tables(const Channels& p, int64_t N, int64_t j0, int64_t j1, M m, const Table& scale,
                            const Table& shift) {
   using C = Channels;
   for_rows(N, [&](int64_t n0, int64_t n1) FLAT {
-    const TableTile tile(p, n0, n1, j0, j1, m, false);
-    for_lanes(j0, j1, [&](int64_t j) FLAT {
-      for (int64_t n = n0; n < n1; n++) {
-        const V gain = p.get(C::WEIGHT, j) * load(tile.gate + tile.at(n, j));
+    Standardised tile;
+    tile.take(p, n1 - n0, j1 - j0, j0, [=](int64_t r, int64_t j) FLAT { return m(n0 + r, j0 + j); }, false);
+    for (int64_t n = n0; n < n1; n++)
+      for_lanes(j0, j1, [&](int64_t j) FLAT {
+        const int64_t at = (n - n0) * tile.width + j - j0;
+        const V gain = p.get(C::WEIGHT, j) * load(tile.gate + at);
         store(scale[n] + j, gain * p.get(C::R, j));
-        store(shift[n] + j, gain * load(tile.t + tile.at(n, j)) + p.get(C::BIAS, j));
-      }
-    });
+        store(shift[n] + j, gain * load(tile.t + at) + p.get(C::BIAS, j));
+      });
   });
 }
 
@@ -265,9 +263,10 @@ INLINE void backward_tables(const Backward& b, const Grid& grid, const Channels&
   const bool training = b.layer.training;
   Totals<SUMS> totals(j0);
   for_rows(N, [&](int64_t n0, int64_t n1) FLAT {
-    const TableTile tile(p, n0, n1, j0, j1, m, true);
+    Standardised tile;
+    tile.take(p, n1 - n0, j1 - j0, j0, [=](int64_t r, int64_t j) FLAT { return m(n0 + r, j0 + j); }, true);
     totals.add(n0, n1, j1, [&](int64_t n, int64_t j, V* out) FLAT {
-      const int64_t at = tile.at(n, j);
+      const int64_t at = (n - n0) * tile.width + j - j0;
       const V t = load(tile.t + at), r = p.get(C::R, j), weight = p.get(C::WEIGHT, j);
       const V g = load(tile.gate + at), gain = weight * g, S1 = load(first[n] + j);
       const V D = r * load(second[n] + j) + t * S1;  // dz o

@@ -6,7 +6,7 @@
 
 constexpr int64_t tile_numbers = 1024;    // of a tile that is copied, or swept more than once
 constexpr int64_t group_rows = 8;         // of lanes that are added up side by side
-constexpr int64_t block_channels = 1024;  // whose sums are under way at once
+constexpr int64_t block_channels = 1024;  // of an area, whose sums are under way at once
 constexpr int64_t most_wide = 512;        // numbers of rows that are taken as one
 
 // Some instances, a range of channels, a range of positions. Several instances only of a contiguous
@@ -127,7 +127,7 @@ INLINE void for_pieces(const Shape& s, const Area& a, const Tables& tables, F f)
 template <class F>
 INLINE void for_tiles(const Piece& p, bool lanes, bool small, int64_t group, F f) {
   if (!small && p.width >= W) return f(p, 0);
-  const int64_t longest = tile_numbers / least(group, p.rows);
+  const int64_t longest = tile_numbers / most(least(group, p.rows), 1);
   const int64_t parts = ceil_div(p.width, longest), width = ceil_div(p.width, parts);
   const int64_t rows = tile_numbers / most(width, W);
   for (int64_t i = 0; i < p.rows; i += rows)
