@@ -21,8 +21,7 @@ const LABELS = {
   center_amplifies: ["channels amplified", "增强的通道"],
   gate_mean: ["gate", "门控"], gate_spread: ["spread of the gate", "门控的变化幅度"],
   gate_inert: ["gate inert", "门控不起作用"],
-  gain: ["gain", "增益"], mean_shift: ["shift of the mean", "均值的偏移"],
-  log_var_shift: ["shift of ln variance", "ln 方差的偏移"], shift: ["shift", "偏移"],
+  gain: ["gain", "增益"],
 };
 const WORDS = {
   first: ["the first data", "第一个数据集"], second: ["the second data", "第二个数据集"],

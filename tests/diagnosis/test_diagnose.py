@@ -140,12 +140,8 @@ def test_a_planted_change_of_one_channel_is_found(change, case: str, step, ratio
 
     batches = [[(x, changed) for x in clean] for changed in (False, True)]
     result = rbnorm.diagnose(model, batches[0], shifted=batches[1], forward=forward)
-    assert [d.layer for d in result.ranking()] == ["2", "0"]
-    assert result["0"]["shift"] == 0
+    assert result["0"].values == result.shifted["0"].values
     found, moved = result["2"].per_channel, result.shifted["2"].per_channel
-    assert found["shift"].argmax() == 2
-    assert found["mean_shift"].tolist() == pytest.approx([0, 0, step, 0], abs=0.1)
-    assert found["log_var_shift"].tolist() == pytest.approx([0, 0, ratio, 0], abs=1e-3)
     assert moved[case].tolist() == [0, 0, 1, 0]
     others = {"mean_above", "mean_below", "var_above", "var_below"} - {case}
     # three times as wide, the mean of an image is beyond the threshold now and then
@@ -231,7 +227,6 @@ def test_json_holds_the_channels(tmp_path) -> None:
         assert read["layers"][0]["per_channel"][name] == values.tolist()
     assert read["layers"][0]["mean_offset"] == result.layers[0]["mean_offset"]
     assert read["shifted"]["layers"][0]["mean_offset"] != read["layers"][0]["mean_offset"]
-    assert read["ranking"] == [""]
 
 
 def test_thresholds_are_those_given() -> None:

@@ -105,8 +105,7 @@ def test_a_layer_that_is_never_reached_has_a_row_of_its_own() -> None:
     assert result.unreached == ("unused",)
     assert result["unused"].instances == 0
     assert math.isnan(result["unused"]["mean_offset"])
-    assert math.isnan(result["unused"]["shift"])
-    assert [d.layer for d in result.ranking()] == ["used"]
+    assert result.shifted.unreached == ("unused",)
     assert math.isfinite(result["used"]["mean_offset"])
 
 
@@ -172,9 +171,7 @@ def test_a_missing_pandas_is_named(monkeypatch) -> None:
         result.to_frame()
 
 
-def test_a_ranking_needs_a_second_data_set() -> None:
+def test_a_layer_that_there_is_not_is_named() -> None:
     result = rbnorm.diagnose(nn.BatchNorm2d(2), [torch.randn(2, 2, 3, 3)])
-    with pytest.raises(ValueError, match="pass shifted= to diagnose"):
-        result.ranking()
     with pytest.raises(KeyError, match="no layer 'x'"):
         result["x"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.diagnosis.meter import LayerMeter
-from rbnorm.diagnosis.result import COLUMNS, LayerDiagnosis, mean, rms
+from rbnorm.diagnosis.result import COLUMNS, LayerDiagnosis, mean
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
 MOMENTS = ("mean", "var", "x_mean")  # of channels alone: their units differ
@@ -95,29 +93,3 @@ def regimes(w_m: Tensor) -> dict[str, float]:
         "center_amplifies": w_m > NEUTRAL,
     }
     return {name: mean(where.double()) for name, where in inside.items()}
-
-
-def with_shift(layer: LayerDiagnosis, shifted: LayerDiagnosis, eps: float) -> LayerDiagnosis:
-    """Add how far the second data set's statistics lie from the first's.
-
-    Per channel, with means ``m`` and total variances ``V`` of what is normalised:
-    ``mean_shift = (m2 - m1) / sqrt(V1 + eps)``, ``log_var_shift = ln((V2 + eps) / (V1 + eps))``
-    and ``shift``, the 2-Wasserstein distance of the two normal distributions in units of
-    ``sqrt(V1 + eps)``. A layer's shift is the root mean square over channels.
-    """
-    first, second = layer.per_channel, shifted.per_channel
-    if not (first.keys() >= {"mean", "var"} and second.keys() >= {"mean", "var"}):
-        nothing = dict.fromkeys(("mean_shift", "log_var_shift", "shift"), torch.nan)
-        return replace(layer, values={**layer.values, **nothing})
-    scale = first["var"] + eps
-    ratio = (second["var"] + eps) / scale
-    step = (second["mean"] - first["mean"]) / scale.sqrt()
-    found = {
-        "mean_shift": step,
-        "log_var_shift": ratio.log(),
-        "shift": (step.square() + (ratio.sqrt() - 1).square()).sqrt(),
-    }
-    values = {name: mean(v) for name, v in found.items()} | {"shift": rms(found["shift"])}
-    return replace(
-        layer, values={**layer.values, **values}, per_channel={**layer.per_channel, **found}
-    )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rbnorm.diagnosis.images import ImageShift
 from rbnorm.diagnosis.meter import Thresholds
-from rbnorm.models.report import Table, finite, number, paragraph, percent, table
+from rbnorm.models.report import Table, finite, paragraph, percent, table
 
 SCHEMA = 2
 COLUMNS = (
@@ -115,17 +113,6 @@ class Diagnosis(Table):
         """The layers that no batch reached."""
         return tuple(d.layer for d in self.layers if not d.instances)
 
-    def ranking(self) -> list[LayerDiagnosis]:
-        """The layers by how far the shifted batches moved them, the furthest first.
-
-        Raises:
-            ValueError: There were no shifted batches.
-        """
-        if self.shifted is None:
-            raise ValueError("ranking needs a second data set: pass shifted= to diagnose")
-        known = [d for d in self.layers if not math.isnan(d["shift"])]
-        return sorted(known, key=lambda d: -d["shift"])
-
     def rows_of_table(self) -> list[dict[str, Any]]:
         """One row per layer, in the order of the model."""
         return [layer.row for layer in self.layers]
@@ -146,7 +133,6 @@ class Diagnosis(Table):
             "counterfactuals": [vars(c) for c in self.counterfactuals],
         }
         if self.shifted is not None:
-            found["ranking"] = [layer.layer for layer in self.ranking()]
             found["shifted"] = self.shifted.to_dict()
         if self.images is not None:
             found["images"] = {**vars(self.images), "moved": self.images.moved}
@@ -154,27 +140,15 @@ class Diagnosis(Table):
 
     def __str__(self) -> str:
         names = ("mean_below", "mean_above", "var_below", "var_above", "between_share")
-        header = ("layer", "< mean", "> mean", "< var", "> var", "between", "shift")
-        layers = self.layers if self.shifted is None else self.ranking()
-        rows = [
-            (d.layer or d.kind, *(percent(d[n]) for n in names), number(d.values.get("shift")))
-            for d in layers
-        ]
+        header = ("layer", "< mean", "> mean", "< var", "> var", "between")
+        layers = (self.shifted or self).layers
+        rows = [(d.layer or d.kind, *(percent(d[name]) for name in names)) for d in layers]
+        of = "" if self.shifted is None else ", on the second data"
         said = [] if self.images is None else [paragraph(self.images.sentence)]
-        return "\n".join(
-            [
-                *said,
-                "In % of the pairs of instance and channel, and of the variance:",
-                table(header, rows),
-            ]
-        )
+        what = f"In % of the pairs of instance and channel, and of the variance{of}:"
+        return "\n".join([*said, paragraph(what), table(header, rows)])
 
 
 def mean(values: Tensor) -> float:
     """The mean over the channels where a number is defined; NaN if it is nowhere."""
     return float(values[~values.isnan()].mean())
-
-
-def rms(values: Tensor) -> float:
-    """The root mean square, likewise."""
-    return mean(values.square()) ** 0.5 if len(values) else torch.nan

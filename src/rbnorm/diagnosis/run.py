@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rbnorm.diagnosis.build import layer_diagnosis, with_shift
+from rbnorm.diagnosis.build import layer_diagnosis
 from rbnorm.diagnosis.images import Images, ImageShift
 from rbnorm.diagnosis.meter import LayerMeter, Thresholds
 from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
@@ -60,8 +60,8 @@ def diagnose(
             from one: timm's norm-act layers and RBN.
         batches: Tensors, or sequences whose first item is one. They are moved to the model's
             device.
-        shifted: A second data set; every layer then has ``mean_shift``, ``log_var_shift`` and
-            ``shift``, and the result a ranking, and how far the images themselves moved.
+        shifted: A second data set; the result then has its own diagnosis, and how far the images
+            themselves moved.
         recalibration: Batches of training data. When given, the accuracy on ``batches``, then with
             labels, is measured without the centring and without the scaling of all RBN layers,
             after the running statistics were re-estimated on these: six passes.
@@ -76,19 +76,16 @@ def diagnose(
             or there is no batch.
         RuntimeError: The model raised; the sentence names the batch and the last layer before it.
     """
-    layers = normalisers(model)
     images, others = Images(), Images()
-    first = _measure(model, batches, images, thresholds, forward or call)
+    result = _measure(model, batches, images, thresholds, forward or call)
     if shifted is not None:
         second = _measure(model, shifted, others, thresholds, forward or call)
-        pairs = zip(first.layers, second.layers, strict=True)
-        moved = tuple(with_shift(a, b, layers[a.layer].eps) for a, b in pairs)
-        of_images = ImageShift.of(images, others, thresholds)
-        first = replace(first, layers=moved, shifted=second, images=of_images)
+        moved = ImageShift.of(images, others, thresholds)
+        result = replace(result, shifted=second, images=moved)
     if recalibration is not None:
         found = counterfactuals(model, batches, recalibration, forward=forward)
-        first = replace(first, counterfactuals=found)
-    return first
+        result = replace(result, counterfactuals=found)
+    return result
 
 
 def _measure(
