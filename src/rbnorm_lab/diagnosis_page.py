@@ -10,7 +10,6 @@ from typing import Any, Final
 from markupsafe import Markup
 
 import rbnorm
-from rbnorm.diagnosis.build import MOMENTS
 from rbnorm_lab.cases import CASES, Extreme
 from rbnorm_lab.records import environment
 from rbnorm_lab.templates import render
@@ -118,8 +117,6 @@ def page_data(result: rbnorm.Diagnosis) -> str:
     layers, second = found["layers"], found.get("shifted", {}).get("layers", [])
     for layer in (*layers, *second):
         layer["layer"] = layer["layer"] or _ONE_LAYER
-        for name in MOMENTS:
-            layer["per_channel"].pop(name, None)
     for layer in second:
         del layer["per_channel"]
     numbers = sum(len(v) for layer in layers for v in layer["per_channel"].values())

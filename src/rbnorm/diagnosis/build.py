@@ -10,7 +10,7 @@ from rbnorm.diagnosis.meter import LayerMeter
 from rbnorm.diagnosis.result import COLUMNS, LayerDiagnosis, mean
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
-MOMENTS = ("mean", "var", "x_mean")  # of channels alone: their units differ
+_MOMENTS = ("mean", "var", "x_mean", "x_var")
 NEUTRAL = 0.05  # a w_m this near to 0 is BatchNorm's, one this near to -1 removes the mean
 INERT = 0.01  # a gate whose spread over instances is this share of its mean is a constant
 
@@ -20,7 +20,7 @@ def layer_diagnosis(name: str, meter: LayerMeter) -> LayerDiagnosis:
     layer = meter.layer
     channels = _channels(meter)
     values = {n: mean(channels[n]) if n in channels else torch.nan for n in COLUMNS}
-    values |= {n: mean(v) for n, v in channels.items() if n not in {*MOMENTS, *COLUMNS}}
+    values |= {n: mean(v) for n, v in channels.items() if n not in COLUMNS}
     if "output_mean" in channels:
         del values["output_mean"]
         known = channels["output_mean"]
@@ -55,12 +55,11 @@ def _channels(meter: LayerMeter) -> dict[str, Tensor]:
         count, means, variances = meter.rows.result()
         kept = dict(zip(meter.names, means, strict=True))
         spread = dict(zip(meter.names, variances.where(count > 1, torch.nan), strict=True))
-        between, within = spread["mean"], kept.pop("var")
-        channels |= {"between_share": share(between, within), "var": between + within, **kept}
-        if "x_mean" in kept:  # RBN: of the input, and of what the centring made of it
+        within = {name: kept.pop(name) for name in _MOMENTS if name in kept}
+        channels |= {"between_share": share(spread["mean"], within["var"]), **kept}
+        if "x_mean" in spread:  # RBN: of the input, and of what the centring made of it
             channels["between_share_centred"] = channels["between_share"]
-            x_var = channels.pop("x_var")
-            channels["between_share"] = share(spread["x_mean"], x_var)
+            channels["between_share"] = share(spread["x_mean"], within["x_var"])
         if "gate" in kept:
             channels |= _gates(channels.pop("gate"), spread["gate"].sqrt(), layer)
     if isinstance(layer, _RepresentativeBatchNorm) and layer.center_weight is not None:
