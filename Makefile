@@ -102,10 +102,9 @@ docs: env
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -D language=zh_CN docs/zh docs/_build/html/zh
 
 # The tests with the lowest versions of everything that the extras allow, but for those in Triton's
-# interpreter: that of Triton 3.6 fails with the NumPy that is taken. Then the core's tests with the
-# lowest torch that the library itself allows, which compiles each layer by itself.
+# interpreter: that of Triton 3.6 fails with the NumPy that is taken. Then the kernels' tests with the
+# lowest torch that the library itself allows.
 FLOORS := build/floors
-CORE := fused ops fuzz_ops numerics bad_input modules act2d derivatives compile sync
 test-floors:
 	$(PYTHON) -m venv --clear $(FLOORS)
 	$(FLOORS)/bin/pip install --quiet --upgrade pip "setuptools>=77" uv
@@ -118,8 +117,8 @@ test-floors:
 		--ignore tests/test_gpu_report.py --ignore tests/test_interpreted.py
 	$(PYTHON) -m venv --clear $(FLOORS)-torch
 	$(FLOORS)-torch/bin/pip install --quiet torch==2.4.1 "numpy<2" hypothesis pytest pytest-xdist
-	PYTHONPATH=src $(FLOORS)-torch/bin/python -m pytest -k "not share_one_graph" \
-		$(foreach name,$(CORE),tests/test_$(name).py)
+	PYTHONPATH=src $(FLOORS)-torch/bin/python -m pytest tests/test_fused.py tests/test_ops.py tests/test_fuzz_ops.py \
+		tests/test_numerics.py tests/test_bad_input.py
 
 # The kernels by other compilers than g++: as on macOS (clang, no OpenMP), for NEON, and, as far as no
 # Python of Windows is needed, for Windows.

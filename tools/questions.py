@@ -86,7 +86,7 @@ QUESTIONS: Final = (
             "RBN, or BN on images of equal mean and contrast?",
             "RBN，还是均值与对比度已统一的图像上的 BN？",
         ),
-        Text("not run yet", "尚未运行"),
+        Text("the images: RBN adds nothing", "统一图像：RBN 没有更多贡献"),
         *("shift", "rbn", f"bn{MATCHED}", "shifted"),
     ),
     Question(

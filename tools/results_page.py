@@ -39,7 +39,7 @@ ONE_LINE: Final = ("fine-tune", "networks")
 """Studies of which the page has a line each."""
 
 
-_MOST_ROWS: Final = 7
+_MOST_ROWS: Final = 8
 _SHORT: Final = {
     "clean": Text("clean images", "干净图像"),
     "shifted": Text("corrupted images", "退化图像"),
@@ -62,7 +62,7 @@ CIFAR: Final = Source(
     (
         *("study", "cifar", "--data", "cifar10-jpeg", "--model", "cifar-resnet20"),
         *("--batch-size", "128", "--epochs", "10", "--limit", "50000", "--seeds", "5"),
-        *("--rates", "0.05", "0.1", "0.2", "--tuning-seeds", "1", "--tuning-epochs", "10"),
+        *("--rates", "0.1", "0.2", "0.4", "--tuning-seeds", "1", "--tuning-epochs", "10"),
         *("--trace", "--mixed-precision", "bf16"),
     ),
 )
@@ -164,7 +164,8 @@ def _named(compared: Compared, several: bool) -> Text:
     t, c = of.sides
     en, zh = (f", {group}", f"，{chinese(group)}") if group else ("", "")
     return Text(
-        f"{measure.en}{en}: {t.en} − {c.en}", close(f"{measure.zh}{zh}：{t.zh} − {c.zh}").strip()
+        f"{measure.en}{en}: {t.en} minus {c.en}",
+        close(f"{measure.zh}{zh}：{t.zh} 减 {c.zh}").strip(),
     )
 
 
@@ -173,7 +174,8 @@ def _cells(compared: Compared) -> list[str | Text]:
         return ["–", "–", NOT_RUN]
     estimate = compared.difference.estimate
     count = len(estimate.values)
-    en, zh = ("pairs", "对") if estimate.blocks else ("seeds", "个种子")
+    en, zh = ("pair", "对") if estimate.blocks else ("seed", "个种子")
+    en += "s" * (count != 1)
     if compared.together:
         p = p_value(compared.adjusted)
         p = p if p.startswith("<") else f"= {p}"

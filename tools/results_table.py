@@ -1,6 +1,6 @@
-"""The table of the README's first screen, from the records: ``python -m tools.results_table``.
+"""The table of README's first screen, from the records: ``python -m tools.results_table``.
 
-Writes it between two marks in both languages' README::
+Writes it between two marks in both languages' README, and below the interactive page::
 
     <!-- results -->
     <!-- /results -->
@@ -9,10 +9,10 @@ Writes it between two marks in both languages' README::
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from rbnorm_cli.parser import make_parser
 from rbnorm_lab.catalogue.domains import BN, CENTRING, RBN
@@ -34,7 +34,10 @@ from tools.marks import put
 
 NAME: Final = "results"
 ROOT: Final = Path(__file__).parents[1]
-READMES: Final = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+PAGES: Final = {
+    "en": (ROOT / "README.md", ROOT / "docs" / "touch.md"),
+    "zh": (ROOT / "README.zh-CN.md", ROOT / "docs" / "zh" / "touch.md"),
+}
 NONE: Final = "–"
 SMALL: Final = 2
 HEAD: Final = (
@@ -56,6 +59,7 @@ class Row(NamedTuple):
         rate_of: A norm.
         statistics: With which it is tested.
         arm: Its arm in the study of domains.
+        matched: On images whose own mean and contrast are set.
     """
 
     name: Text
@@ -63,13 +67,16 @@ class Row(NamedTuple):
     rate_of: str
     statistics: str = TRAINED
     arm: str | None = None
+    matched: bool = False
 
 
 ROWS: Final = (
     Row(Text("BN", "BN"), "bn", "bn", arm=BN),
     Row(Text("BN at RBN's learning rate", "BN，用 RBN 的学习率"), "bn", "rbn"),
+    Row(Text("BN, mean and contrast set", "BN，图像均值与对比度已统一"), "bn", "bn", matched=True),
     Row(Text("RBN", "RBN"), "rbn", "rbn", arm=RBN),
     Row(Text("RBN, centring only", "RBN，仅中心化"), "rbn-center", "rbn-center", arm=CENTRING),
+    Row(Text("RBN, scaling only", "RBN，仅缩放"), "rbn-scale", "rbn-scale"),
     Row(Text("GN", "GN"), "gn", "gn"),
     Row(Text("BN + test-time statistics", "BN + 测试批统计量"), "bn", "bn", OF_TEST_BATCH, BN),
 )
@@ -90,7 +97,10 @@ def table(results: Path) -> dict[str, str]:
     rows = []
     for row in ROWS:
         lr = rate(settings.run.model, row.rate_of)
-        whole, small = (_runs(every, settings, row.norm, lr, size) for size in (None, SMALL))
+        whole, small = (
+            _runs(every, settings, norm=row.norm, lr=lr, norm_batch=size, match_moments=row.matched)
+            for size in (None, SMALL)
+        )
         as_trained = row.statistics == TRAINED
         candidate = "batchnorm" if row.norm == "bn" else row.norm
         together = whole if row.norm == "gn" else small  # no part changes what GroupNorm computes
@@ -100,10 +110,10 @@ def table(results: Path) -> dict[str, str]:
                 *(_over_seeds(accuracies(whole, row.statistics, c)) for c in (CLEAN, None)),
                 _domain(of_domains, row.arm, as_trained),
                 _over_seeds([r.accuracy for r in together]) if as_trained else NONE,
-                ratios(norms, candidate) if as_trained else NEEDS_BATCHES,
+                NONE if row.matched else ratios(norms, candidate) if as_trained else NEEDS_BATCHES,
             )
         )
-    return {language: _drawn(rows, language) for language in READMES}
+    return {language: _drawn(rows, language) for language in PAGES}
 
 
 def domain_results(results: Path) -> Results:
@@ -114,11 +124,9 @@ def domain_results(results: Path) -> Results:
     return collect(plans.studies()[0], store)
 
 
-def _runs(
-    records: Mapping[str, Record], settings: Settings, norm: str, lr: float, size: int | None
-) -> list[Record]:
-    """The runs of a norm with its own rate, as the studies make them."""
-    shared = replace_fields(settings.run, norm=norm, lr=lr, norm_batch=size, shift="none")
+def _runs(records: Mapping[str, Record], settings: Settings, **own: Any) -> list[Record]:
+    """The runs of such a config, as the studies make them."""
+    shared = replace_fields(settings.run, shift="none", **own)
     return [
         record
         for record in records.values()
@@ -164,17 +172,18 @@ def _domain(results: Results, arm: str | None, as_trained: bool) -> str:
     )
 
 
-def write(results: Path, readmes: Mapping[str, Path]) -> None:
-    """Put the table between the marks of every README.
+def write(results: Path, pages: Mapping[str, Sequence[Path]]) -> None:
+    """Put the table between the marks of every language's pages.
 
     Raises:
         ValueError: One has no marks. It and those after it are as they were.
     """
     for language, drawn in table(results).items():
-        put(readmes[language], NAME, f"\n\n{drawn}\n\n")
+        for page in pages[language]:
+            put(page, NAME, f"\n\n{drawn}\n\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "studies")
-    write(parser.parse_args().results, READMES)
+    write(parser.parse_args().results, PAGES)

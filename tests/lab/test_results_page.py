@@ -10,7 +10,8 @@ from rbnorm_lab.shift import CLEAN, TRAINED
 from rbnorm_lab.store import Store
 from tools.marks import marked
 from tools.results_page import CAMVID, CIFAR, CIFAR10, PAGES, drawn, write
-from tools.results_table import NAME, READMES, accuracies, table
+from tools.results_table import NAME, accuracies, table
+from tools.results_table import PAGES as TABLED
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,8 @@ def test_a_page_without_a_studys_marks_is_refused(tmp_path, monkeypatch):
 
 def test_the_tables_of_both_readmes_are_drawn_from_the_records():
     drawn = table(ROOT / "results" / "studies")
-    assert {language: marked(READMES[language], NAME).strip() for language in drawn} == drawn
+    for language, pages in TABLED.items():
+        assert {marked(page, NAME).strip() for page in pages} == {drawn[language]}
 
 
 def test_a_column_of_other_images_is_refused():

@@ -1,10 +1,11 @@
 """The figures of the studies' pages, each a function of results."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -150,39 +151,79 @@ def statistics_figure(
     return figure
 
 
-def channel_figure(results: Results, *, narrow: bool = False) -> Figure:
-    """Standard deviation of the channel means, layer by layer: every seed thin, the mean thick.
+class Traced(NamedTuple):
+    """What records have a row of, to be drawn as lines.
 
-    Shown are BatchNorm and RBN, or every arm in a study that has neither.
+    Attributes:
+        values: The row of a record; empty where it has none, None where a run diverged.
+        along: What the row goes along.
+        what: What its values are.
+        least: Where the axis of these begins; None to begin with the data.
+        scale: What the values are multiplied by.
+        every: Whether all arms are shown, and not only BatchNorm and RBN where a study has these.
     """
-    groups: dict[str, dict[str, list[Record]]] = {}
+
+    values: Callable[[Record], Sequence[float | None]]
+    along: str
+    what: str
+    least: float | None
+    scale: float
+    every: bool
+
+
+def _epochs(record: Record) -> list[float | None]:
+    """Its accuracy after every epoch; a line through two points is no curve."""
+    traced = record.config.trace and len(record.epochs) > 2
+    return [epoch.test_accuracy for epoch in record.epochs] if traced else []
+
+
+BY_EPOCH: Final = Traced(_epochs, "epoch", "test accuracy (%)", None, 100, every=True)
+BY_LAYER: Final = Traced(
+    lambda record: [*record.channel_mean_std.values()],
+    "normalisation layer, input to output",
+    "std over channels of\nthe channels' mean output",
+    0,
+    1,
+    every=False,
+)
+
+
+def traced_figure(results: Results, traced: Traced, *, narrow: bool = False) -> Figure:
+    """A panel for every group, a line for every arm: every seed thin, the mean thick.
+
+    Args:
+        results: What the study found.
+        traced: What is drawn.
+        narrow: For a phone.
+    """
+    groups: dict[str, dict[str, list[Sequence[float | None]]]] = {}
     for result in results.arms:
-        if records := [r for r in result.records.values() if r.channel_mean_std]:
-            groups.setdefault(result.arm.group, {})[result.arm.label] = records
+        if rows := [row for r in result.records.values() if (row := traced.values(r))]:
+            groups.setdefault(result.arm.group, {})[result.arm.label] = rows
     labels = list(dict.fromkeys(label for arms in groups.values() for label in arms))
     styles = styles_of(labels)
-    chosen = [label for label in ("bn", SUBJECT) if label in styles] or labels
+    chosen = [label for label in ("bn", SUBJECT) if label in styles and not traced.every] or labels
     with mpl.rc_context(RC):
         figure = Figure(figsize=size_of(3.9, 1, len(groups), narrow=narrow), layout="constrained")
         panels = panels_of(figure, 1, len(groups), narrow=narrow)[0]
         for axes, (group, arms) in zip(panels, groups.items(), strict=True):
             for label in chosen:
                 if label in arms:
-                    _layer_lines(axes, label, arms[label], styles[label])
+                    lines = traced.scale * np.array(arms[label], dtype=float)
+                    _lines(axes, label, lines, styles[label])
             axes.set_title(group, loc="left", fontsize=10)
-            axes.set_xlabel("normalisation layer, input to output")
+            axes.set_xlabel(traced.along)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels if narrow else panels[:1]:
-            axes.set_ylabel("std over channels of\nthe channels' mean output")
-        panels[0].set_ylim(bottom=0)
+            axes.set_ylabel(traced.what)
+        panels[0].set_ylim(bottom=traced.least)
         legend(figure, panels[0], narrow=narrow)
     return figure
 
 
-def _layer_lines(axes: Axes, label: str, records: Sequence[Record], style: Style) -> None:
+def _lines(axes: Axes, label: str, lines: npt.NDArray[np.float64], style: Style) -> None:
     color, marker, dashes = style
-    lines = np.array([list(record.channel_mean_std.values()) for record in records], dtype=float)
-    layers = np.arange(1, lines.shape[1] + 1)
+    places = np.arange(1, lines.shape[1] + 1)
     line: dict[str, Any] = {"color": color, "ls": dashes}
-    axes.plot(layers, lines.T, lw=0.8, alpha=0.35, **line)
-    axes.plot(layers, lines.mean(0), marker=marker, markersize=5, lw=2, label=label, **line)
+    axes.plot(places, lines.T, lw=0.8, alpha=0.35, **line)
+    axes.plot(places, lines.mean(0), marker=marker, markersize=5, lw=2, label=label, **line)

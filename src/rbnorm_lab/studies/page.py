@@ -11,9 +11,11 @@ from rbnorm_lab.config import CLEAN
 from rbnorm_lab.shift import TRAINED, mean_corruption_accuracy
 from rbnorm_lab.statistics import estimate
 from rbnorm_lab.studies.figures import (
-    channel_figure,
+    BY_EPOCH,
+    BY_LAYER,
     statistics_figure,
     study_figure,
+    traced_figure,
 )
 from rbnorm_lab.studies.rates import Candidate
 from rbnorm_lab.studies.results import ArmResult, Compared, Results, controls
@@ -82,7 +84,9 @@ def _sections(results: Results, tuning: Tuning) -> Iterator[Section]:
     yield Section(None, note=_HOW_TO_READ)
     if results.others:
         yield _others(results.others)
-    if any(record.channel_mean_std for record in results.records):
+    if any(BY_EPOCH.values(record) for record in results.records):
+        yield _epochs(results)
+    if any(BY_LAYER.values(record) for record in results.records):
         yield _channels(results)
     if corruptions := _corruptions(results):
         yield Section(
@@ -190,10 +194,22 @@ def _others(results: Sequence[Compared]) -> Section:
     return Section(Text("Further comparisons", "其他比较"), tables=[Table("others", head, rows)])
 
 
+def _epochs(results: Results) -> Section:
+    return Section(
+        Text("Accuracy by epoch", "逐周期的准确率"),
+        figure=("epochs", lambda narrow: traced_figure(results, BY_EPOCH, narrow=narrow)),
+        caption=Text(
+            "Accuracy on clean test images after every epoch. Thin lines are seeds, the thick line "
+            "is their mean.",
+            "每个训练周期之后在干净测试图像上的准确率。细线是各个种子，粗线是其均值。",
+        ),
+    )
+
+
 def _channels(results: Results) -> Section:
     return Section(
         Text("How even the channels are", "各通道是否均匀"),
-        figure=("channel-means", lambda narrow: channel_figure(results, narrow=narrow)),
+        figure=("channel-means", lambda narrow: traced_figure(results, BY_LAYER, narrow=narrow)),
         caption=Text(
             "For every normalisation layer of the trained network: each channel's mean output "
             "over all test images and positions, then the standard deviation of these means "
