@@ -8,7 +8,7 @@ namespace rbnorm {
 #include "elementwise.h"
 
 enum Type { FLOAT32, BFLOAT16, FLOAT16, TYPES };
-constexpr int64_t bytes_of[] = {4, 2, 2};
+constexpr int64_t bytes_of[TYPES + 1] = {4, 2, 2, 0};  // at last of what is none of them
 
 // N instances of C channels of L positions; with the channels `last` memory is (N, L, C).
 struct Shape {
