@@ -96,20 +96,20 @@ def K(x):
 
 # %%
 data = photograph_parts()
-network = trained(data)
-print(f"留出图块上的准确率 accuracy on held-out parts: {network.accuracy:.1%}")
+network, accuracy = trained(data)
+print(f"留出图块上的准确率 accuracy on held-out parts: {accuracy:.1%}")
 
 with torch.no_grad():
-    seen = network.model.conv1(data.train.tensors[0]).double()
+    seen = network.conv1(data.train.tensors[0]).double()
 running_mean, running_var = E(seen), Var(seen)
 
 std = torch.tensor(data.std)[:, None, None]
 with torch.no_grad():
     # 亮度最能改变其均值的通道，及一张均值和方差都典型的照片
     # the channel that more light moves most, and a photograph of typical mean and variance
-    light = network.model.conv1((torch.ones(3, 48, 48) / std)[None]).double()
+    light = network.conv1((torch.ones(3, 48, 48) / std)[None]).double()
     channel = int((K(light) / running_var.sqrt()).argmax())
-    parts = network.model.conv1(data.test.tensors[0])[:, channel].double().flatten(1)
+    parts = network.conv1(data.test.tensors[0])[:, channel].double().flatten(1)
     mu, var = running_mean.flatten()[channel], running_var.flatten()[channel]
     far = (parts.mean(1) - mu).abs() / var.sqrt()
     unlike = (parts.var(1, unbiased=False) / var).log().abs()
@@ -119,7 +119,7 @@ with torch.no_grad():
 def feature_map(brightness=0.0, contrast=1.0):
     """第一个归一化层的输入，(1, C, H, W)。The input of the first norm."""
     with torch.no_grad():
-        return network.model.conv1((contrast * photograph + brightness / std)[None]).double()
+        return network.conv1((contrast * photograph + brightness / std)[None]).double()
 
 
 # %%
@@ -310,7 +310,7 @@ arguments = (
 )
 done = subprocess.run(
     [sys.executable, "-m", "rbnorm", "compare", *arguments.split()],
-    env={**os.environ, "FORCE_COLOR": ""},
+    env={**os.environ, "FORCE_COLOR": "", "COLUMNS": "100"},
     check=True,
     capture_output=True,
     text=True,
