@@ -98,6 +98,8 @@ docs: env
 	$(BIN)/rbnorm explain --out docs/_build/explain
 	$(BIN)/jupyter nbconvert --log-level ERROR --to html --output-dir docs/_build/notebook notebooks/rbn.ipynb \
 		--HTMLExporter.require_js_url= --HTMLExporter.mathjax_url=_static/mathjax/tex-chtml.js
+	sed -i '0,/<head>/s|<head>|<head><script>MathJax = {tex: {inlineMath: [["$$", "$$"]]}}</script>|' \
+		docs/_build/notebook/rbn.html
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -D language=zh_CN docs/zh docs/_build/html/zh
 
