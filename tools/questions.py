@@ -43,23 +43,6 @@ class Question(NamedTuple):
 QUESTIONS: Final = (
     Question(
         Text(
-            "ResNet-20, CIFAR-10: RBN on clean images?", "ResNet-20，CIFAR-10：干净图像上的 RBN？"
-        ),
-        Text("not run yet", "尚未运行"),
-        *("cifar", "rbn", "bn", "clean"),
-    ),
-    Question(
-        Text("the same, corrupted images?", "同上，退化图像？"),
-        Text("not run yet", "尚未运行"),
-        *("cifar", "rbn", "bn", "shifted"),
-    ),
-    Question(
-        Text("the same, images of equal mean and contrast?", "同上，图像的均值与对比度已统一？"),
-        Text("not run yet", "尚未运行"),
-        *("cifar", f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
-    ),
-    Question(
-        Text(
             "ResNet-8, Fashion-MNIST: RBN on clean images?",
             "ResNet-8，Fashion-MNIST：干净图像上的 RBN？",
         ),
@@ -118,5 +101,22 @@ QUESTIONS: Final = (
         Text("Fine-tuned, tested on a new domain?", "微调后在新的域上测试？"),
         Text("level", "持平"),
         *("domains", "RBN", "BN", "target"),
+    ),
+    Question(
+        Text(
+            "ResNet-20, CIFAR-10: RBN on clean images?", "ResNet-20，CIFAR-10：干净图像上的 RBN？"
+        ),
+        Text("not run yet", "尚未运行"),
+        *("cifar", "rbn", "bn", "clean"),
+    ),
+    Question(
+        Text("the same, corrupted images?", "同上，退化图像？"),
+        Text("not run yet", "尚未运行"),
+        *("cifar", "rbn", "bn", "shifted"),
+    ),
+    Question(
+        Text("the same, images of equal mean and contrast?", "同上，图像的均值与对比度已统一？"),
+        Text("not run yet", "尚未运行"),
+        *("cifar", f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
     ),
 )
