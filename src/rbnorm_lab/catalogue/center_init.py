@@ -6,7 +6,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from rbnorm_lab.plots import NARROW, RC, legend, styles_of
+from rbnorm_lab.plots import NARROW, RC, styles_of
 from rbnorm_lab.studies import limits, words
 from rbnorm_lab.studies.figures import AXIS
 from rbnorm_lab.studies.rates import Rates
@@ -129,7 +129,8 @@ def front_figure(results: Results, *, narrow: bool = False) -> Figure:
             axes.errorbar(x, y, xerr=margins[0], yerr=margins[1], **bars)
         axes.set_xlabel(AXIS[CLEAN])
         axes.set_ylabel(AXIS[SHIFTED])
-        legend(figure, axes, narrow=narrow)
+        columns = 1 if narrow else 4
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=3)
     return figure
 
 
