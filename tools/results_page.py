@@ -37,8 +37,6 @@ PAGES: Final = {
 SUMMARY: Final = "summary"
 ONE_LINE: Final = ("fine-tune", "networks")
 """Studies of which the page has a line each."""
-
-
 _MOST_ROWS: Final = 8
 _SHORT: Final = {
     "clean": Text("clean images", "干净图像"),
@@ -53,7 +51,6 @@ class Source(NamedTuple):
 
     folder: str
     command: tuple[str, ...]
-    suffix: str = ""
 
 
 STUDIES: Final = Source("studies", ("study", "all"))
@@ -74,7 +71,6 @@ CIFAR10: Final = Source(
         *("--epochs", "1", "--rates", "0.05", "0.2", "--tuning-seeds", "1"),
         *("--networks", "small:timm:mobilenetv3_small_050", "small:timm:regnetx_002"),
     ),
-    "-cifar10",
 )
 CAMVID: Final = Source(
     "camvid",
@@ -84,7 +80,9 @@ CAMVID: Final = Source(
         *("--rates", "0.004", "0.02", "0.1", "--tuning-seeds", "1"),
     ),
 )
-SOURCES: Final = (STUDIES, CIFAR, CIFAR10, CAMVID)
+TABLED: Final = (STUDIES, CIFAR, CAMVID)
+SOURCES: Final = (*TABLED, CIFAR10)
+"""Of the last, the page has a line each."""
 
 
 def drawn(results: Path) -> dict[str, dict[str, str]]:
@@ -94,15 +92,15 @@ def drawn(results: Path) -> dict[str, dict[str, str]]:
         results: Folder of the sources' folders.
     """
     found, networks = {}, []
-    for source in SOURCES:
+    for source in TABLED:
         for name, of in _results(results / source.folder, source).items():
-            found[name + source.suffix] = of
-            if name in ("networks", "cifar") and not source.suffix:
+            found[name] = of
+            if name in ("networks", "cifar"):
                 networks += [_named_by_network(source, one) for one in learnt(of)]
     found["domains"] = domain_results(results / STUDIES.folder)
     said = joined(map(sentence, networks), " ", "") if networks else NOT_RUN
     cost = costs.sentence(results / STUDIES.folder)
-    shown = {n: of for n, of in found.items() if n not in ONE_LINE and not n.endswith("-cifar10")}
+    shown = {name: of for name, of in found.items() if name not in ONE_LINE}
     return {
         language: {
             SUMMARY: _summary(found, language),

@@ -23,6 +23,11 @@ OTHER_MARK: Final = ("#009e73", "^")
 NARROW: Final = 4.2
 """Inches of a figure for a phone: its letters are then about as large as the page's."""
 
+_LETTERS: Final = 14
+"""About so many letters of a legend are an inch wide."""
+_LINE: Final = 8
+"""What stands before a name in a legend is as wide as so many letters."""
+
 Style = tuple[str, str, Any]
 """Colour, marker and dashes."""
 
@@ -157,13 +162,14 @@ def size_of(height: float, rows: int, columns: int, *, narrow: bool) -> tuple[fl
 
 
 def legend(figure: Figure, axes: Axes, *, narrow: bool) -> None:
-    """The names of what stands in all panels, below them."""
+    """The names of what stands in all panels, below them, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
+    fitting = int(_LETTERS * figure.get_figwidth()) // (_LINE + max(map(len, labels)))
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=2 if narrow else 4,
+        ncols=max(1, min(fitting, 2 if narrow else 4)),
         frameon=False,
         handlelength=3,
     )

@@ -40,6 +40,11 @@ class Estimate:
         """Whether the interval excludes zero."""
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the interval, which is symmetric."""
+        return None if self.interval is None else self.interval[1] - self.mean
+
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and t interval of a sample.

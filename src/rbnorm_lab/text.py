@@ -44,9 +44,7 @@ def with_margin(estimate: Estimate | None, digits: int = 2) -> str:
     """A share in percent, with half the width of its interval."""
     if estimate is None:
         return "–"
-    margin = "n/a"
-    if estimate.interval is not None:
-        margin = f"{100 * (estimate.interval[1] - estimate.mean):.{digits}f}"
+    margin = "n/a" if estimate.margin is None else f"{100 * estimate.margin:.{digits}f}"
     return f"{100 * estimate.mean:.{digits}f} ± {margin}"
 
 

@@ -1,12 +1,11 @@
 """Where the centring weight should begin, beside images of equal mean and contrast."""
 
-from dataclasses import replace
 from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from rbnorm_lab.plots import NARROW, RC, styles_of
+from rbnorm_lab.plots import NARROW, RC, legend, styles_of
 from rbnorm_lab.studies import limits, words
 from rbnorm_lab.studies.figures import AXIS
 from rbnorm_lab.studies.rates import Rates
@@ -48,7 +47,7 @@ def study(settings: Settings, rate: Rates) -> Study:
     }
     arms = arms_of(settings, rate, GROUP, {"rbn": "rbn", **begun}, baseline="rbn")
     others = arms_of(settings, rate, GROUP, {"bn": "bn", "gn": "gn"}, baseline="rbn")
-    matched = [replace(arm, baseline="rbn") for arm in matched_arms(settings, rate, GROUP)]
+    matched = matched_arms(settings, rate, GROUP, baseline="rbn")
     most = [(label(where, VALUES[-1]), "rbn") for where in WHERE]
     compared = [(*pair, measure) for measure in (SHIFTED, CLEAN) for pair in most]
     compared += [(f"bn{MATCHED}", most[-1][0], measure) for measure in (SHIFTED, CLEAN)]
@@ -123,17 +122,11 @@ def front_figure(results: Results, *, narrow: bool = False) -> Figure:
         for name, of in drawn.items():
             color, marker, dashes = styles[name]
             x, y = ([100 * r.accuracy[m].mean for r in of] for m in (CLEAN, SHIFTED))
-            margins = [[_margin(r, m) for r in of] for m in (CLEAN, SHIFTED)]
+            margins = [[100 * (r.accuracy[m].margin or 0) for r in of] for m in (CLEAN, SHIFTED)]
             axes.plot(x, y, color=color, ls=dashes, marker=marker, markersize=6, label=name)
             bars: dict[str, Any] = {"fmt": "none", "ecolor": color, "elinewidth": 0.8, "alpha": 0.5}
             axes.errorbar(x, y, xerr=margins[0], yerr=margins[1], **bars)
         axes.set_xlabel(AXIS[CLEAN])
         axes.set_ylabel(AXIS[SHIFTED])
-        columns = 1 if narrow else 4
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=3)
+        legend(figure, axes, narrow=narrow)
     return figure
-
-
-def _margin(result: ArmResult, measure: str) -> float:
-    found = result.accuracy[measure]
-    return 100 * (found.interval[1] - found.mean) if found.interval else 0.0

@@ -12,10 +12,10 @@ from rbnorm_lab.text import Text
 OWN_DATA: Final = True
 
 CIFAR: Final = Text(
-    "The images are CIFAR-10's, re-encoded as JPEG. One short run for each rate chose the learning "
+    "The images are CIFAR-10's, re-encoded as JPEG. One run for each rate chose the learning "
     "rates, on held-out training images; all variants of RBN have RBN's, and images of equal mean "
     "and contrast the rates of the others.",
-    "图像为重新编码成 JPEG 的 CIFAR-10。学习率由留出的训练图像上每个候选一次的短训练选出；"
+    "图像为重新编码成 JPEG 的 CIFAR-10。学习率由留出的训练图像上每个候选一次的训练选出；"
     "RBN 的各变体使用 RBN 的学习率，均值与对比度统一的图像使用与其他图像相同的学习率。",
 )
 

@@ -59,11 +59,11 @@ def at_rate_of_rbn(
 
 
 def matched_arms(
-    settings: Settings, rate: Callable[[str, str], float], group: str
+    settings: Settings, rate: Callable[[str, str], float], group: str, baseline: str = "bn"
 ) -> tuple[Arm, ...]:
-    """BatchNorm and RBN on images whose own mean and contrast are set, paired with BatchNorm."""
+    """BatchNorm and RBN on images whose own mean and contrast are set, paired with an arm."""
     norms = {f"{norm}{MATCHED}": norm for norm in ("bn", "rbn")}
-    return arms_of(settings, rate, group, norms, baseline="bn", match_moments=True)
+    return arms_of(settings, rate, group, norms, baseline=baseline, match_moments=True)
 
 
 def at_rate_of_batch(
