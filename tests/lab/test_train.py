@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from rbnorm_lab import train
-from rbnorm_lab.data import load_data
+from rbnorm_lab.data import first_images, load_data
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.train import check_run, train_run
 from rbnorm_lab.training.order import parts_of
@@ -150,6 +150,17 @@ def test_bfloat16_trains_to_nearly_the_same_loss(digits):
     half = train_run(replace(SMALL, mixed_precision="bf16"), digits)
     assert half.epochs[0].train_loss == pytest.approx(full.epochs[0].train_loss, rel=0.1)
     assert half.epochs[0].train_loss != full.epochs[0].train_loss
+
+
+def test_a_trained_model_is_measured_in_the_precision_of_its_training(digits):
+    seen = []
+
+    def measure(model, config, data, device):
+        seen.append(model(first_images(data.test, 2)[0]).dtype)
+        return {}
+
+    train_run(replace(SMALL, mixed_precision="bf16", shift="trained"), digits, measure=measure)
+    assert seen == [torch.bfloat16]
 
 
 @pytest.mark.parametrize(
