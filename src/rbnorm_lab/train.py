@@ -99,7 +99,7 @@ def train_run(
         build: Makes the model of a config; :func:`model_of` unless it is given.
         groups: The groups of its parameters.
         measure: Accuracies of the trained model by statistics and condition, where ``shift`` asks
-            for any; in the precision of the training.
+            for any.
         folder: Where to keep a checkpoint of every epoch, and to continue from the newest. Epochs
             before the norm takes its place are not kept.
         save_every: Steps between two checkpoints within an epoch.
@@ -156,8 +156,7 @@ def _record(
         images = (images for images, _ in held_out(replace(config, processes=1), data, 0, device))
         spreads = channel_mean_std(model, images, lambda x: on(device, x))
     if config.shift != "none":
-        with training.accelerator.autocast():
-            shifted = measure(model, config, data, device)
+        shifted = measure(model, config, data, device)
     epochs = [
         Epoch(
             number(metrics["train_loss"]),

@@ -156,9 +156,11 @@ def test_a_trained_model_is_measured_in_the_precision_of_its_training(digits):
     seen = []
 
     def measure(model, config, data, device):
-        seen.append(model(first_images(data.test, 2)[0]).dtype)
+        model.conv1.register_forward_hook(lambda conv, x, y: seen.append(y.dtype))
+        model(first_images(data.test, 2)[0])
         return {}
 
+    AcceleratorState._reset_state(reset_partial_state=True)
     train_run(replace(SMALL, mixed_precision="bf16", shift="trained"), digits, measure=measure)
     assert seen == [torch.bfloat16]
 
