@@ -41,7 +41,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "device": {"help": "cpu, cuda or mps; by default the accelerator there is"},
     "ema": {"type": float, "help": "decay of an average of the weights, such as 0.9999"},
     "epochs": {**_N, "help": "passes over the training images"},
-    "estimate": {**_FLAG, "help": "say how long the missing runs take, and stop"},
     "evaluate": {**_FLAG, "help": "only evaluate the newest checkpoint"},
     "few_seeds": {
         **_N,
@@ -68,7 +67,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "type": float,
         "help": "peak learning rate at batch size 64, scaled in proportion to others",
     },
-    "minutes": {"type": float, "metavar": "M", "help": "stop after so many minutes"},
     "mixed_precision": {"help": f"one of {', '.join(MIXED_PRECISIONS)}"},
     "model": {"help": "cifar-resnet8, 14, 20, ..., a name of torchvision or timm, or small:NAME"},
     "networks": {
@@ -92,7 +90,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "either with mobilenet_v3_large",
     },
     "pretrained": {**_FLAG, "help": "weights of torchvision or timm"},
-    "processes": {**_N, "help": "runs made side by side"},
     "random": {**_FLAG, "help": "no weights: diagnose the network as initialised"},
     "rates": {
         **_LIST,

@@ -147,7 +147,6 @@ def _study(parser: Parser) -> None:
         trace=False,
         shard="1/1",
         ray=None,
-        estimate=False,
         no_run=False,
         out=(Path("rbnorm-study"), "folder of records and pages"),
     )
@@ -170,9 +169,7 @@ def _study_domains(parser: Parser) -> None:
         weight_decay=(1e-4, "weight decay"),
         image_size=(96, "side of the images"),
         device=("cpu", "cpu, cuda, ..."),
-        processes=1,
-        minutes=None,
-        estimate=False,
+        shard="1/1",
         keep_models=False,
         no_run=False,
         out=(Path("rbnorm-study"), "folder of records and page"),

@@ -3,10 +3,9 @@
 # ruff: noqa: PLC0415
 
 import argparse
-import time
 from dataclasses import fields
 
-from rbnorm_lab.errors import UsageError, positive
+from rbnorm_lab.errors import UsageError
 from rbnorm_lab.finished import shown_again
 from rbnorm_lab.names import LRASPP, corruption, items, study_names
 
@@ -55,7 +54,6 @@ def study(options: argparse.Namespace, command: str) -> None:
         Sources(root=options.data_root and options.data_root.resolve()),
         shard=options.shard,
         ray=options.ray,
-        only_estimate=options.estimate,
         run=not options.no_run,
     )
     module.study(names, settings, options.out, command, how)
@@ -63,18 +61,14 @@ def study(options: argparse.Namespace, command: str) -> None:
 
 def study_domains(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study domains``."""
-    start = time.monotonic()
     from rbnorm_lab.domains import settings as own
     from rbnorm_lab.store import Store
     from rbnorm_lab.studies import command as module
 
     settings = own.settings_of(vars(options))
-    positive(minutes=options.minutes)
     how = module.How(
         own.Sources() if options.no_run else own.sources_of(options),
-        processes=options.processes,
-        deadline=start + 60 * options.minutes if options.minutes else None,
-        only_estimate=options.estimate,
+        shard=options.shard,
         run=not options.no_run,
         keep=own.kept_in(options.out) if options.keep_models else lambda config: None,
     )

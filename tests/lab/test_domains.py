@@ -1,8 +1,6 @@
 """A pretrained network fine-tuned on domains: what is run and measured, and the whole study."""
 
 import copy
-import os
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +18,6 @@ from rbnorm_lab.domains.testing import accuracies
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
 from rbnorm_lab.store import Store
-from rbnorm_lab.studies.runner import Runner
-from rbnorm_lab.studies.work import Processes, Sources
 from rbnorm_lab.train import train_run
 from rbnorm_lab.training.order import Augmented, Draw
 
@@ -161,9 +157,9 @@ def study(folder, weights, out, *more):
 
 @pytest.fixture(scope="module")
 def ran(folder, weights, tmp_path_factory):
-    """The folder of a study of one target, made by two processes."""
+    """The folder of a study of one target."""
     out = tmp_path_factory.mktemp("study") / "out"
-    assert study(folder, weights, out, "--processes", "2", "--targets", "c", "--keep-models") == 0
+    assert study(folder, weights, out, "--targets", "c", "--keep-models") == 0
     return out
 
 
@@ -177,8 +173,8 @@ def test_the_study_runs_keeps_its_model_and_has_nothing_left(ran, folder, weight
     tested = {len(r.shifted) for r in records if r.config.norm == "rbn:preserve=yes"}
     assert tested == {0, 9}
     page = (ran / "domains" / "report.html").read_text()
-    assert study(folder, weights, ran, "--estimate", "--targets", "c") == 0
-    assert "0 runs of 1 epochs are missing and take about 0.0 minutes" in capsys.readouterr().out
+    assert study(folder, weights, ran, "--targets", "c") == 0
+    assert "Nothing left to run" in capsys.readouterr().out
     assert study(folder, weights, ran, "--no-run", "--targets", "c") == 0
     assert "domains: " in capsys.readouterr().out
     assert (ran / "domains" / "report.html").read_text() == page
@@ -192,34 +188,6 @@ def test_nothing_of_the_page_is_off_it_or_scrolls_sideways(ran, browser, viewpor
     assert_fits(page)
     assert page.errors == []
     page.close()
-
-
-def test_a_study_stops_in_time(folder, weights, tmp_path, capsys):
-    assert study(folder, weights, tmp_path, "--minutes", "0.001", "--targets", "c") == 0
-    assert "The time is up" in capsys.readouterr().err
-    assert not (tmp_path / "records.jsonl").exists()
-
-
-def test_the_time_is_estimated(folder, weights, tmp_path, capsys):
-    assert study(folder, weights, tmp_path, "--estimate", "--epochs", "2") == 0
-    assert "domains: 21 runs of 2 epochs are missing and take about" in capsys.readouterr().out
-    assert not (tmp_path / "records.jsonl").exists()
-
-
-def test_processes_that_were_killed_are_said_and_no_run_is_blamed(folder, weights, tmp_path):
-    images, read = load_domains(folder, 32).share(), Weights(MODEL, weights)
-    store = Store(tmp_path)
-    with Processes(Sources(images=images, weights=read, device="cpu"), 1) as executor:
-        with pytest.raises(UsageError, match="the processes that make the runs ended"):
-            executor.ask(killed, RUN)
-        with pytest.raises(UsageError, match="the processes that make the runs ended"):
-            Runner(store, executor).run(lambda: [RUN], "runs")
-    assert not store.records
-    assert not store.failures
-
-
-def killed(config, sources):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_bad_input_is_refused(folder, weights, tmp_path, capsys):

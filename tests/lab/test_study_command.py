@@ -58,17 +58,6 @@ def test_the_same_command_again_repeats_what_it_said(everything):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_an_estimate_counts_what_is_missing_and_runs_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    given = [*map(str, TINY), "--clean-only", "--estimate"]
-    assert main(["study", "fine-tune", "init", *given]) == 0
-    said = capsys.readouterr().out
-    # 12 arms and 2 rates, one of them BatchNorm's, which the study before has
-    assert "init: 25 runs of 1 epochs are missing and take about 0." in said
-    assert "fine-tune: 5 runs of 1 epochs are missing and take about 0." in said
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_study_without_its_data_is_refused(tmp_path, monkeypatch, capsys):
     def unreachable(*_):
         raise RuntimeError("no network")

@@ -55,12 +55,6 @@ class DomainImages:
         names = ("images", "labels", "domain_of", "held_out")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    def share(self) -> "DomainImages":
-        """The same in memory that processes share."""
-        for tensor in (self.images, self.labels, self.domain_of, self.held_out):
-            tensor.share_memory_()
-        return self
-
     def without(self, target: str) -> ImageData:
         """Images to train on, and to test on, when this domain is the target."""
         augmented, plain = (

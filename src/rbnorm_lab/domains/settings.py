@@ -1,6 +1,7 @@
 """What the options of ``rbnorm study domains`` ask for, beside what all studies have."""
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,21 +25,19 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: A value is out of range, or there is no such model.
     """
-    # the option's processes make runs side by side, a run's own make it together
-    return Settings.of(options, data=options["images"].name, trace=False, processes=1)
+    return Settings.of(options, data=options["images"].name, trace=False)
 
 
 def sources_of(options: argparse.Namespace) -> Sources:
-    """The images, the pretrained weights and the device, read before processes are started.
+    """The images, on the device of all runs from now on, and the pretrained weights.
 
     Raises:
         UsageError: One of them cannot be had.
     """
-    device_of(options.device)
-    images = load_domains(options.images, options.image_size).share()
-    return Sources(
-        images=images, weights=Weights(options.model, options.weights), device=options.device
-    )
+    device = device_of(options.device)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = options.device  # for the accelerator of every run
+    images = load_domains(options.images, options.image_size).to(device)
+    return Sources(images=images, weights=Weights(options.model, options.weights))
 
 
 def completed(settings: Settings, images: DomainImages | None, store: Store) -> Settings:

@@ -25,8 +25,7 @@ from rbnorm_lab.studies.results import Results, collect
 from rbnorm_lab.studies.runner import Runner, Shard
 from rbnorm_lab.studies.sentences import answer
 from rbnorm_lab.studies.study import Settings, Study
-from rbnorm_lab.studies.timing import estimate
-from rbnorm_lab.studies.work import Here, Processes, Ray, Sources, data_of
+from rbnorm_lab.studies.work import Here, Ray, Sources, data_of
 from rbnorm_lab.templates import PAGE
 from rbnorm_lab.text import bracketed, percent
 from rbnorm_lab.train import check_run
@@ -35,7 +34,7 @@ _WAIT: Final = (
     "The learning rates wait for the tuning runs of other shards: when these have ended, give the "
     "same command again."
 )
-_ELSEWHERE: Final = ("--shard", "--ray", "--out", "--device", "--processes", "--minutes")
+_ELSEWHERE: Final = ("--shard", "--ray", "--out", "--device")
 _FLAGS: Final = ("--no-run", "--keep-models", "--save-models")
 
 
@@ -47,9 +46,6 @@ class How:
         sources: Where runs find what they need.
         shard: ``i/n`` for the i-th of n parts of the runs.
         ray: The Ray cluster to run on, or None.
-        processes: How many runs are made side by side, or None for one after the other, here.
-        deadline: When to stop, by ``time.monotonic``; None for when all is done.
-        only_estimate: Say how long the runs would take, and do nothing else.
         run: Whether to run anything, or only draw.
         keep: In which file a run's model is kept, if it is.
         together: Whether several processes may make each run together; then each arm is tried
@@ -59,18 +55,13 @@ class How:
     sources: Sources
     shard: str = "1/1"
     ray: str | None = None
-    processes: int | None = None
-    deadline: float | None = None
-    only_estimate: bool = False
     run: bool = True
     keep: Callable[[RunConfig], Path | None] = lambda config: None
     together: bool = False
 
     def executor(self) -> Here:
         """Where runs happen."""
-        if self.ray:
-            return Ray(self.sources, self.ray)
-        return Processes(self.sources, self.processes) if self.processes else Here(self.sources)
+        return Ray(self.sources, self.ray) if self.ray else Here(self.sources)
 
 
 class Plans:
@@ -131,16 +122,12 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     main = count == 1 or PartialState().is_main_process
     store = Store(out)
     plans, finished = Plans(names, settings, store), False
-    if how.run or how.only_estimate:
+    if how.run:
         check_plans(plans, how)
-        with how.executor() as executor:
-            runner = Runner(store, executor, shard, how.deadline, how.keep, main)
-            if how.only_estimate:
-                say_time(plans, runner)
-                return
-            if accelerator:
-                accelerator.wait_for_everyone()  # nobody writes before everybody has read
-            finished = run(plans, runner)
+        runner = Runner(store, how.executor(), shard, how.keep, main)
+        if accelerator:
+            accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        finished = run(plans, runner)
     if main:
         said = draw(plans, out, reproducing(command))
         store.check_kept()
@@ -152,13 +139,12 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
 
 def check_plans(plans: Plans, how: How) -> None:
     """Load the data and try a step of each study, or arm, before anything is written."""
-    device = torch.device(how.sources.device or "cpu")
     runner = Runner(plans.store, Here(how.sources), keep=how.keep)
     for study in plans.studies():
         firsts = [arm.runs(study.seeds)[0] for arm in study.arms]
         for config in runner.missing(firsts) if how.together else firsts[:1]:
             if config.target is None:
-                check_run(config, data_of(config, how.sources.root), device)
+                check_run(config, data_of(config, how.sources.root), torch.device("cpu"))
 
 
 def run(plans: Plans, runner: Runner) -> bool:
@@ -167,31 +153,15 @@ def run(plans: Plans, runner: Runner) -> bool:
     Returns:
         Whether every run has a record.
     """
-    done = runner.run(plans.tuning, "choosing learning rates", retry=False)
+    runner.run(plans.tuning, "choosing learning rates", retry=False)
     plans.store.load()
-    if done and not plans.complete:
+    if plans.complete:
+        runner.run(plans.runs, "runs")
+    else:
         terminal(stderr=True).print(_WAIT, soft_wrap=True)
-    elif done:
-        done = runner.run(plans.runs, "runs")
-    if not done:
-        terminal(stderr=True).print("The time is up: the same command again goes on.")
-    elif not runner.ran and runner.main:
+    if not runner.ran and runner.main:
         print(nothing_left(plans.store.folder))
-    return done and plans.complete and not runner.missing(plans.runs())
-
-
-def say_time(plans: Plans, runner: Runner) -> None:
-    """Print how long the missing runs of every study take that the studies before it lack."""
-    done = set[str]()
-    for study, rates in zip(plans.studies(), plans.rates.values(), strict=True):
-        wanted = runner.missing([*rates.runs(), *study.runs()])
-        missing = [config for config in wanted if config.key not in done]
-        done |= {config.key for config in missing}
-        print(
-            f"{study.name}: {len(missing)} runs of {plans.settings.run.epochs} epochs are missing "
-            f"and take about {estimate(missing, runner.executor) / 60:.1f} minutes in "
-            f"{runner.executor.slots} processes"
-        )
+    return plans.complete and not runner.missing(plans.runs())
 
 
 def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:

@@ -1,9 +1,7 @@
 """Makes the runs that a folder lacks; a run that fails does not stop the others."""
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from rbnorm_lab.errors import UsageError
 from rbnorm_lab.progress import Report
 from rbnorm_lab.records import Failure
 from rbnorm_lab.store import Store
-from rbnorm_lab.studies.work import ENDED, Here, Result
+from rbnorm_lab.studies.work import Here, Result
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Runner:
         store: What there is.
         executor: Where runs happen.
         shard: The part of the runs that this process does.
-        deadline: When to stop, by ``time.monotonic``, or None: what is not done then is not kept.
         keep: In which file a run's model is kept, if it is; a run without its file is made again.
         main: Whether this process writes, of several that make each run together.
         ran: How many runs have ended.
@@ -63,7 +60,6 @@ class Runner:
     store: Store
     executor: Here
     shard: Shard = field(default_factory=Shard)
-    deadline: float | None = None
     keep: Callable[[RunConfig], Path | None] = _no_file
     main: bool = True
     ran: int = 0
@@ -85,19 +81,16 @@ class Runner:
 
     def run(
         self, plan: Callable[[], Sequence[RunConfig]], what: str, *, retry: bool = True
-    ) -> bool:
-        """Make runs until there is none left or the time has come.
+    ) -> None:
+        """Make runs until there is none left.
 
         Args:
             plan: All runs that are known to be wanted; asked again whenever a run has ended.
             what: What these runs are for, in a word or two.
             retry: Whether one that failed before is tried again.
 
-        Returns:
-            Whether all is done.
-
         Raises:
-            UsageError: A record cannot be written, or all processes have ended.
+            UsageError: A record cannot be written.
         """
         tried: set[str] = set()
         busy: dict[Future[Result], RunConfig] = {}
@@ -110,20 +103,14 @@ class Runner:
                     self.executor.on_step = report.steps_of(config)
                     busy[self.executor.submit(config, self.keep(config))] = config
                 if not busy:
-                    return True
-                left = None if self.deadline is None else self.deadline - time.monotonic()
-                ended, _ = wait(busy, left and max(left, 0), FIRST_COMPLETED)
-                if not ended or (left is not None and left <= 0):
-                    return False
-                for future in ended:
+                    return
+                for future in wait(busy, return_when=FIRST_COMPLETED).done:
                     result = self._result(busy.pop(future), future)
                     report.ended(result, len(waiting[free:]) + len(busy))
 
     def _result(self, config: RunConfig, future: "Future[Result]") -> Result:
         try:
             result = future.result()
-        except BrokenProcessPool as error:
-            raise UsageError(ENDED) from error
         except Exception as error:  # the process that ran it is gone
             result = Failure.of(config, error)
         self.ran += 1

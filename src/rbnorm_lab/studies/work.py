@@ -1,18 +1,12 @@
-"""One run of any kind, and where runs happen: here, in processes, or on a Ray cluster."""
+"""One run of any kind, and where runs happen: here, or on a Ray cluster."""
 
 import importlib
-import multiprocessing
-import os
 from collections.abc import Callable
-from concurrent.futures import Executor as _Pool
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import torch
-import torch.multiprocessing as torch_multiprocessing
 from torch import nn
 
 from rbnorm_lab.checkpoints import save_model
@@ -27,7 +21,6 @@ from rbnorm_lab.processes import choose_threads
 from rbnorm_lab.records import Failure, Record
 from rbnorm_lab.train import train_run
 
-T = TypeVar("T")
 Result = Record | Failure
 LOCAL_RAY = "local"
 _OF_DATA: Final = ("limit", "test_limit", "image_size", "held_out")
@@ -39,17 +32,13 @@ class Sources:
 
     Attributes:
         root: Folder of the files of data sets.
-        images: The images of several domains, in memory that processes share.
+        images: The images of several domains, on the device where they are trained on.
         weights: Weights of a pretrained network.
-        device: Name of the device; None for the accelerator that there is.
-        threads: Threads of each of several processes, on the CPU.
     """
 
     root: Path | None = None
     images: DomainImages | None = None
     weights: Weights | None = None
-    device: str | None = None
-    threads: int = 1
 
 
 def data_of(config: RunConfig, root: Path | None) -> ImageData:
@@ -126,86 +115,11 @@ class Here:
         self.sources, self.slots = sources, 1
         self.on_step: Callable[[], None] = lambda: None
 
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def submit(self, config: RunConfig, keep: Path | None = None) -> "Future[Result]":
         """Make a run."""
         done: Future[Result] = Future()
         done.set_result(attempt(config, self.sources, keep, self.on_step))
         return done
-
-    def ask(self, what: Callable[[RunConfig, Sources], T], config: RunConfig) -> list[T]:
-        """The answer to a question about a run, of every process at the same time."""
-        return [what(config, self.sources)]
-
-
-class Processes(Here):
-    """Runs side by side in processes of this machine, which share one device.
-
-    They are started afresh, so that a device that is used by one does not hinder the others, and
-    killed when this is left, whatever they do.
-
-    Args:
-        sources: Where they find what they need.
-        count: Their number.
-    """
-
-    def __init__(self, sources: Sources, count: int) -> None:
-        super().__init__(replace(sources, threads=max(1, torch.get_num_threads() // count)))
-        self.slots = count
-        self.pool: _Pool = ProcessPoolExecutor(
-            count,
-            torch_multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(self.sources,),
-        )
-
-    def __exit__(self, *_: object) -> None:
-        for process in multiprocessing.active_children():
-            process.kill()
-        self.pool.shutdown(wait=False, cancel_futures=True)
-
-    def submit(self, config: RunConfig, keep: Path | None = None) -> "Future[Result]":
-        """Make a run as soon as a process is free."""
-        return self._submit(attempt, config, keep)
-
-    def _submit(self, what: Callable[..., T], *args: Any) -> "Future[T]":
-        try:
-            return self.pool.submit(_with_sources, what, *args)
-        except BrokenProcessPool as error:
-            raise UsageError(ENDED) from error
-
-    def ask(self, what: Callable[[RunConfig, Sources], T], config: RunConfig) -> list[T]:
-        """The answer to a question about a run, of every process at the same time."""
-        try:
-            return [f.result() for f in [self._submit(what, config) for _ in range(self.slots)]]
-        except BrokenProcessPool as error:
-            raise UsageError(ENDED) from error
-
-
-ENDED: Final = (
-    "the processes that make the runs ended, perhaps for want of memory: take fewer --processes"
-)
-_own: list[Sources] = []
-
-
-def _start(sources: Sources) -> None:
-    device = sources.device or "cpu"
-    if device == "cpu":
-        torch.set_num_threads(sources.threads)
-    # Python in a thread of its own for the backward pass runs at half the speed on busy cores
-    torch.autograd.set_multithreading_enabled(False)
-    os.environ["ACCELERATE_TORCH_DEVICE"] = device  # for the accelerator of every run
-    images = sources.images and sources.images.to(torch.device(device))
-    _own.append(replace(sources, images=images))
-
-
-def _with_sources(what: Callable[..., T], config: RunConfig, *args: Any) -> T:
-    return what(config, _own[0], *args)
 
 
 class Ray(Here):
