@@ -85,9 +85,8 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "parts": {
         **_LIST,
         "metavar": "PART",
-        "help": "list of layers, short, compiled, models, mobilenet, compiled-models, norms, "
-        "norms-resnet50, and exported models as onnxruntime-resnet18, openvino-resnet18, and "
-        "either with mobilenet_v3_large",
+        "help": "list of layers, short, compiled, models, mobilenet, compiled-models, norms and "
+        "norms-resnet50",
     },
     "pretrained": {**_FLAG, "help": "weights of torchvision or timm"},
     "random": {**_FLAG, "help": "no weights: diagnose the network as initialised"},

@@ -299,7 +299,7 @@ COMMANDS: Final = {
         "the parts of the benchmark that had ended are kept",
         "time RBN next to BatchNorm and the literal definition",
         "call by call in turn, as layers on the sizes of ResNet-50 and CIFAR networks and in a "
-        "whole ResNet-50; write the rows and a figure, print the ratios to BatchNorm and the goals",
+        "whole ResNet-50; write the rows and a figure, print the ratios to BatchNorm",
     ),
     "convert": Command(
         _convert,

@@ -15,7 +15,7 @@ from rbnorm_lab.bench.cases import Row
 from rbnorm_lab.bench.measure import measure
 from rbnorm_lab.bench.parts import PARTS
 from rbnorm_lab.bench.rows import beside, here, load, save
-from rbnorm_lab.bench.show import figure, goals_table, tables
+from rbnorm_lab.bench.show import figure, tables
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.folders import make_folder
 from rbnorm_lab.names import unknown
@@ -68,5 +68,5 @@ def _show(rows: Sequence[Row], folder: Path) -> None:
         for suffix in ("svg", "png"):
             replace(folder / f"{FIGURE}.{suffix}", picture(drawing, suffix))
     console = terminal(width=None if sys.stdout.isatty() else 130)
-    console.print(*tables(rows), goals_table(rows))
+    console.print(*tables(rows))
     console.print(f"Rows, machine and figure: {folder}", soft_wrap=True)

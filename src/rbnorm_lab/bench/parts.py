@@ -1,4 +1,4 @@
-"""The parts of the benchmark: which shapes, networks and runtimes, and how."""
+"""The parts of the benchmark: which shapes and networks, and how."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Final
 
 from rbnorm_lab.bench.candidates import Part, compiled, eager
 from rbnorm_lab.bench.cases import LAYOUTS, Case
-from rbnorm_lab.bench.exported import RUNTIMES, exported
 from rbnorm_lab.bench.networks import RESNET50, SMALL_MODEL, every_norm, networks
 
 Shape = tuple[int, ...]
@@ -64,7 +63,6 @@ _SHORT: Final[dict[str, tuple[Shape, ...]]] = {
 _MODES: Final = ("training", "inference")
 _BATCH: Final = (16, 3, 224, 224)
 _ONE: Final = (1, 3, 224, 224)
-_EIGHT: Final = (8, 3, 224, 224)
 _DIGITS: Final = (32, 1, 28, 28)
 
 
@@ -106,13 +104,5 @@ PARTS: Final = {
         ),
         partial(every_norm, name=RESNET50, classes=1000),
     ),
-    **{
-        name: Part(
-            _cases(name, *product(("inference",), ("nchw",), (_ONE, _EIGHT))),
-            partial(exported, runtime=runtime, name=f"torchvision:{model}"),
-        )
-        for runtime, model in product(RUNTIMES, ("resnet18", "mobilenet_v3_large"))
-        for name in [f"{runtime}-{model}"]
-    },
 }
 """Parts by name."""

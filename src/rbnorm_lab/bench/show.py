@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import geometric_mean
 from typing import Final
 
@@ -12,7 +12,6 @@ from rich.table import Table
 
 from rbnorm_lab.bench.candidates import NATIVE
 from rbnorm_lab.bench.cases import BASELINE, Row, cases
-from rbnorm_lab.bench.goals import GOALS
 from rbnorm_lab.bench.parts import PER_CALL
 from rbnorm_lab.plots import INK
 
@@ -29,7 +28,10 @@ _TICKS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """One table for every part, mode, dtype and layout: ratios of medians to BatchNorm's."""
+    """One table for every part, mode, dtype and layout: ratios of medians to BatchNorm's.
+
+    Below them stands the geometric mean, and in brackets the worst.
+    """
     groups: dict[tuple[str, ...], list[dict[str, Row]]] = {}
     for by_candidate in cases(rows):
         row = by_candidate[BASELINE]
@@ -38,18 +40,12 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
         yield _ratios(f"{', '.join(group)}; threads: {found[0][BASELINE].threads}", found)
 
 
-def _table(title: str, names: Sequence[str], numbers: Iterable[str]) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", min_width=len(title) + 2)
-    for heading in names:
-        table.add_column(heading)
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
 def _ratios(title: str, found: Sequence[dict[str, Row]]) -> Table:
     candidates = [name for name in found[0] if name != BASELINE]
-    table = _table(title, ["input"], (BASELINE, *candidates, "spread"))
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", min_width=len(title) + 2)
+    table.add_column("input")
+    for heading in (BASELINE, *candidates, "spread"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for by_candidate in found:
         row = by_candidate[BASELINE]
         ratios = (f"{by_candidate[name].ratio_to_batchnorm:.2f}" for name in candidates)
@@ -57,37 +53,16 @@ def _ratios(title: str, found: Sequence[dict[str, Row]]) -> Table:
         table.add_row(row.size, _duration(row.median_s), *ratios, f"{spread:.0%}")
     suite = [by_candidate for by_candidate in found if by_candidate[BASELINE].shape != PER_CALL]
     if len(suite) > 1:
-        means = (geometric_mean(c[name].ratio_to_batchnorm for c in suite) for name in candidates)
-        name = "geometric mean" if suite == found else f"geometric mean of first {len(suite)}"
+        own = [[c[name].ratio_to_batchnorm for c in suite] for name in candidates]
+        means = (f"{geometric_mean(ratios):.2f} ({max(ratios):.2f})" for ratios in own)
+        name = "mean (worst)" if suite == found else f"mean of first {len(suite)} (worst)"
         table.add_section()
-        table.add_row(name, "1", *(f"{mean:.2f}" for mean in means), "", style="bold")
+        table.add_row(name, "1", *means, "", style="bold")
     return table
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
-
-
-def goals_table(rows: Sequence[Row]) -> Table:
-    """Every goal: its limits, the geometric mean, the worst case, and whether it is reached."""
-    table = _table(
-        "goals: ratios, geometric mean (and worst)",
-        ("cost", "against", "worst case"),
-        ("goal", "mean", "worst", "verdict"),
-    )
-    for goal in GOALS:
-        ratios = goal.ratios(rows)
-        where = mean = worst = ""
-        if ratios:
-            case = max(ratios, key=ratios.__getitem__)
-            where = "" if len(ratios) == 1 else f"{case.size} {case.layout}"
-            mean, worst = f"{geometric_mean(ratios.values()):.3f}", f"{ratios[case]:.3f}"
-        limit = "" if goal.limit is None else f"≤ {goal.limit:.2f}"
-        limit += "" if goal.worst is None else f" ({goal.worst:.2f})"
-        verdict = goal.verdict(ratios)
-        style = "bold" if verdict == "missed" else ""
-        table.add_row(goal.what, goal.against, where, limit, mean, worst, verdict, style=style)
-    return table
 
 
 def figure(rows: Sequence[Row]) -> Figure:
