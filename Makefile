@@ -111,7 +111,7 @@ test-floors:
 	$(PYTHON) -m venv --clear $(FLOORS)
 	$(FLOORS)/bin/pip install --quiet --upgrade pip "setuptools>=77" uv
 	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --resolution lowest-direct \
-		"setuptools>=77" torch==2.11.0 torchvision==0.26.0 ".[lab,train,export]"
+		"setuptools>=77" torch==2.11.0 torchvision==0.26.0 ".[lab,export]"
 	$(FLOORS)/bin/pip uninstall --quiet --yes rbnorm
 	$(FLOORS)/bin/python setup.py --quiet build_ext --inplace
 	$(FLOORS)/bin/pip install --quiet hypothesis ipykernel jupytext mypy nbclient playwright pytest
@@ -177,7 +177,7 @@ $(TORCH): pyproject.toml constraints.txt Makefile
 	touch $@
 
 $(LAB): EXTRAS := lab
-$(READY): EXTRAS := lab,train,ray,export,dev
+$(READY): EXTRAS := lab,ray,export,dev
 $(LAB) $(READY): $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@

@@ -24,7 +24,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "help": "those of RBN's calibration, in multiples; the first while the others are chosen",
     },
     "checkpoint": {**_PATH, "help": "weights: a state dict in .safetensors or torch.save"},
-    "checkpoint_every": {**_N, "help": "steps; and every epoch"},
     "classes": {
         "metavar": "N|FILE",
         "help": "number of the model's classes, if not the data's; or a file with the name of "
@@ -39,9 +38,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "decay_every": {**_N, "help": "epochs after which the learning rate is divided by 10"},
     "device": {"help": "cpu, cuda or mps; by default the accelerator there is"},
-    "ema": {"type": float, "help": "decay of an average of the weights, such as 0.9999"},
     "epochs": {**_N, "help": "passes over the training images"},
-    "evaluate": {**_FLAG, "help": "only evaluate the newest checkpoint"},
     "few_seeds": {
         **_N,
         "help": "seeds of the other arms, and those tested with other statistics, too",
@@ -119,7 +116,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "targets": {**_LIST, "help": "domains to leave out in turn; by default all"},
     "test_limit": {**_N, "help": "test on this many images"},
     "trace": {**_FLAG, "help": "test every epoch, and measure layers' features"},
-    "tracker": {"help": "none, or one that accelerate knows"},
     "tuning_epochs": {**_N, "help": "epochs of these runs; as in the others"},
     "tuning_seeds": {**_N, "help": "seeds that choose the rates"},
     "weight_decay": {"type": float, "help": "weight decay of every parameter"},

@@ -191,14 +191,10 @@ def _train(parser: Parser) -> None:
         weight_decay=1e-4,
         mixed_precision="no",
         sync_norm=False,
-        ema=None,
         limit=None,
         image_size=None,
         seed=0,
         workers=4,
-        checkpoint_every=1000,
-        tracker="tensorboard",
-        evaluate=False,
         out=(Path("rbnorm-train"), "folder of the checkpoints"),
     )
 

@@ -81,9 +81,8 @@ def train(options: argparse.Namespace, command: str) -> None:
     from rbnorm_lab.processes import count_processes
     from rbnorm_lab.training import command as module
 
-    how = (options.out, options.data_root, options.checkpoint_every, options.tracker)
     config = module.config_of(vars(options), count_processes())
-    module.train(config, *how, evaluate=options.evaluate)
+    module.train(config, options.out, options.data_root)
 
 
 def diagnose(options: argparse.Namespace, command: str) -> None:

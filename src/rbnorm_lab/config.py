@@ -71,7 +71,6 @@ class RunConfig:
             accuracy.
         recipe: One of :data:`RECIPES`, with weight decay on every parameter.
         decay_every: Epochs after which the recipe ``steps`` divides the learning rate by 10.
-        ema: Decay of an exponential moving average of the weights, or None for no average.
         sync_norm: Take batch statistics over all processes.
         test_limit: Number of images to test on, or None for all.
         frozen: Train with the running statistics of the layers that have any, and keep them.
@@ -92,7 +91,7 @@ class RunConfig:
     """
 
     LATER: ClassVar[tuple[str, ...]] = (
-        *("recipe", "decay_every", "ema", "sync_norm"),
+        *("recipe", "decay_every", "sync_norm"),
         *("test_limit", "frozen", "in_order"),
         *("label_smoothing", "match_moments"),
         *("conditions", "target", "calibration_rate", "gradient_steps"),
@@ -123,7 +122,6 @@ class RunConfig:
     trace: bool = True
     recipe: str = ONE_CYCLE
     decay_every: int = 30
-    ema: float | None = None
     sync_norm: bool = False
     test_limit: int | None = None
     frozen: bool = False
@@ -165,8 +163,6 @@ class RunConfig:
             raise UsageError(
                 f"label smoothing must be from 0 to below 1, not {self.label_smoothing}"
             )
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"ema must be between 0 and 1, not {self.ema}")
 
     @property
     def share(self) -> int:

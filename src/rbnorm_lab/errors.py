@@ -7,7 +7,6 @@ from typing import Any, Final
 LEAST: Final = {
     "accumulate": 1,
     "batch_size": 1,
-    "checkpoint_every": 1,
     "decay_every": 1,
     "epochs": 1,
     "few_seeds": 1,

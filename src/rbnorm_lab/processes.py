@@ -37,12 +37,11 @@ def _on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
+def make_accelerator(mixed_precision: str) -> Accelerator:
     """What places tensors, casts and gathers.
 
     Args:
         mixed_precision: One of :data:`rbnorm_lab.config.MIXED_PRECISIONS`.
-        options: Further arguments of ``Accelerator``.
 
     Raises:
         UsageError: The device cannot compute in this precision.
@@ -52,7 +51,7 @@ def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
             "mixed precision 'fp16' needs an accelerator and there is none: choose no or bf16"
         )
     try:
-        return Accelerator(cpu=_on_cpu(), mixed_precision=mixed_precision, **options)
+        return Accelerator(cpu=_on_cpu(), mixed_precision=mixed_precision)
     except ValueError as error:
         raise UsageError(
             f"mixed precision {mixed_precision!r} is not available here ({first_line(error)})"

@@ -1,5 +1,6 @@
 """One run: a config becomes a record."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,7 +83,6 @@ def train_run(
     groups: Groups = groups_of,
     measure: Measure = shifted_accuracy,
     folder: Path | None = None,
-    save_every: int | None = None,
     accelerator: Accelerator | None = None,
 ) -> Record:
     """Train and test one model.
@@ -102,7 +102,6 @@ def train_run(
             for any.
         folder: Where to keep a checkpoint of every epoch, and to continue from the newest. Epochs
             before the norm takes its place are not kept.
-        save_every: Steps between two checkpoints within an epoch.
         accelerator: One of the config's mixed precision; made here unless it is given.
 
     Raises:
@@ -119,9 +118,12 @@ def train_run(
         return (build or model_of)(config, data)
 
     def end_epoch() -> None:
-        if folder:
-            training.check_finite()
-        training.end_epoch(test=config.trace or training.epoch == config.epochs)
+        metrics = training.end_epoch(test=config.trace or training.epoch == config.epochs)
+        if folder and not math.isfinite(metrics["train_loss"]):
+            raise UsageError(
+                f"the training loss is no longer finite in epoch {training.epoch}: choose another "
+                "--out and a smaller --lr"
+            )
         on_epoch(training)
 
     found = checkpoint.newest(folder) if folder else None
@@ -135,13 +137,13 @@ def train_run(
         training = phase(swap(first.module, config.norm), config)
     else:
         training = phase(make(config), config)
-    save = None
     if folder:
         if found:
             checkpoint.load(training, found)
         make_folder(folder)
-        save = partial(checkpoint.save, training, folder)
-    training.fit(on_step, end_epoch, save, save_every)
+        training.fit(on_step, end_epoch, partial(checkpoint.save, training, folder))
+    else:
+        training.fit(on_step, end_epoch)
     return _record(training, on_trained, measure, start)
 
 

@@ -19,7 +19,7 @@ from rbnorm_lab.errors import UsageError
 from rbnorm_lab.training import checkpoint
 from rbnorm_lab.training.loop import Training
 
-RUN = replace(CONFIG, batch_size=4, ema=0.9)
+RUN = replace(CONFIG, batch_size=4)
 
 
 def at(step, config=RUN):
@@ -42,22 +42,12 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_checkpoint_has_the_models_as_trained_models_in_files(tmp_path):
+def test_a_checkpoint_has_the_model_as_a_trained_model_in_a_file(tmp_path):
     path = save(tmp_path, 7)
-    own = [checkpoint.EMA, checkpoint.MODEL, "optimizer.bin", "random_states_0.pkl"]
+    own = [checkpoint.MODEL, "optimizer.bin", "random_states_0.pkl"]
     assert names(path) == [*own, checkpoint.RUN]
-    for name in (checkpoint.EMA, checkpoint.MODEL):
-        assert read_saved(path / name) == (RUN, 2, 1)
+    assert read_saved(path / checkpoint.MODEL) == (RUN, 2, 1)
     assert json.loads((path / checkpoint.RUN).read_text())["step"] == 7
-
-
-def test_without_an_average_there_is_no_file_of_it(tmp_path):
-    config = replace(RUN, ema=None)
-    checkpoint.save(at(7, config), tmp_path)
-    assert checkpoint.EMA not in names(checkpoint.newest(tmp_path))
-    training = at(0, config)
-    checkpoint.load(training, checkpoint.newest(tmp_path))
-    assert training.step == 7
 
 
 def test_the_last_two_are_kept(tmp_path):
@@ -137,7 +127,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     assert training.step == 1
 
 
-@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.EMA, "optimizer.bin", "run.json"])
+@pytest.mark.parametrize("name", [checkpoint.MODEL, "optimizer.bin", "run.json"])
 @pytest.mark.parametrize("left", [0, 0.5, None])
 def test_a_checkpoint_with_a_broken_or_missing_file_is_named(tmp_path, name, left):
     path = save(tmp_path, 1)

@@ -58,13 +58,8 @@ TRAIN = {
     "--batch-size 5000": "batch size 5000 is more than the 1297 training images of digits",
     "--batch-size 5 --accumulate 2": "5 must be a multiple of processes times passes, 1 x 2",
     "--mixed-precision fp16": "mixed precision 'fp16' needs an accelerator and there is none",
-    "--ema 1": "ema must be between 0 and 1, not 1.0",
-    "--checkpoint-every 0": "checkpoint every must be at least 1, not 0",
-    "--tracker paper": "tracker 'paper' is not installed, or none that accelerate knows: choose fr",
-    "--tracker comet_ml": 'none, tensorboard, or install it with pip install "comet_ml"',
     "--norm bn --sync-norm": "torch synchronises norm 'bn' on accelerators only",
     "--norm gn --sync-norm": "norm 'gn' has no batch statistics",
-    "--evaluate": "--evaluate: there is no checkpoint in out",
 }
 BENCH = {
     "--repeats 0": "repeats must be at least 1, not 0",

@@ -4,22 +4,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
 from rbnorm.models.files import parse_json, read_state
 from rbnorm_lab.checkpoints import save_model
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.training.loop import Training
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 RUN: Final = "run.json"
 MODEL: Final = "model.safetensors"
-EMA: Final = "ema.safetensors"
 
 _KEPT: Final = 2  # the one before the newest is there for the day that the newest is broken
 _NAME: Final = re.compile(r"step-\d{10}")
@@ -38,24 +35,20 @@ def save(training: Training, folder: Path) -> None:
     All processes take part.
 
     Raises:
-        UsageError: The training loss is not finite, or a file cannot be written. The checkpoints
-            before it are as they were.
+        UsageError: A file cannot be written. The checkpoints before it are as they were.
     """
     accelerator, scratch = training.accelerator, folder / _SCRATCH
     target = folder / f"step-{training.step:010d}"
-    if (
-        accelerator.is_main_process
-    ):  # of a process that was killed; the others wait in the next line
+    if accelerator.is_main_process:  # of a process that was killed
         shutil.rmtree(scratch, ignore_errors=True)
-    training.check_finite()
+    accelerator.wait_for_everyone()
 
-    def keep_models(_: Any, weights: list[Any], __: str) -> None:
-        weights.clear()  # each is a trained model in a file, not what accelerate has wrapped it in
+    def keep_model(_: Any, weights: list[Any], __: str) -> None:
+        weights.clear()  # it is a trained model in a file, not what accelerate has wrapped it in
         if accelerator.is_main_process:
-            for name, module in _modules(training):
-                save_model(module, training.config, training.data, scratch / name)
+            save_model(training.module, training.config, training.data, scratch / MODEL)
 
-    hook = accelerator.register_save_state_pre_hook(keep_models)
+    hook = accelerator.register_save_state_pre_hook(keep_model)
     try:
         accelerator.save_state(str(scratch))
         if accelerator.is_main_process:
@@ -87,32 +80,30 @@ def _publish(scratch: Path, target: Path) -> None:
             shutil.rmtree(scratch)
 
 
-def load(training: Training, path: Path, *, besides: Iterable[str] = ()) -> None:
+def load(training: Training, path: Path) -> None:
     """Go to where another process with this config stood; nothing in the files is executed.
 
     Args:
         training: The run at its start.
         path: One of :func:`newest`.
-        besides: What of :meth:`rbnorm_lab.training.loop.Training.identity` may differ.
 
     Raises:
         UsageError: A file is broken, of another version, or of another run.
     """
 
-    def read_models(models: list[Any], _: str) -> None:
+    def read_model(models: list[Any], _: str) -> None:
         models.clear()
-        for name, module in _modules(training):
-            module.load_state_dict(read_state(path / name))
+        training.module.load_state_dict(read_state(path / MODEL))
 
     facts = _facts(path)
     for name, given in training.identity().items():
         stored = facts["identity"].get(name)
-        if stored != given and name not in besides:
+        if stored != given:
             raise UsageError(
                 f"{path.parent} holds a run with {name.replace('_', ' ')} {stored}, not {given}: "
                 "continue it as it was begun, or choose another --out"
             )
-    hook = training.accelerator.register_load_state_pre_hook(read_models)
+    hook = training.accelerator.register_load_state_pre_hook(read_model)
     try:
         training.accelerator.load_state(str(path))
         training.restore(facts)
@@ -138,11 +129,6 @@ def _broken(path: Path, error: Exception) -> UsageError:
         f"{path} is broken or of another version of rbnorm ({first_line(error)}): remove it to "
         "continue from the checkpoint before"
     )
-
-
-def _modules(training: Training) -> list[tuple[str, nn.Module]]:
-    found: list[tuple[str, nn.Module]] = [(MODEL, training.module)]
-    return found + ([(EMA, training.average.module)] if training.average else [])
 
 
 def _steps(folder: Path) -> list[Path]:

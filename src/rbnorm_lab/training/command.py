@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, ProjectConfiguration
 from filelock import FileLock, Timeout
 
 from rbnorm_lab.config import LR_BATCH_SIZE, STEPS, RunConfig
@@ -19,11 +17,11 @@ from rbnorm_lab.norms import canonical_norm
 from rbnorm_lab.processes import make_accelerator
 from rbnorm_lab.progress import progress_of_runs, terminal
 from rbnorm_lab.store import Store
-from rbnorm_lab.train import check_run, model_of, steps_of, train_run
+from rbnorm_lab.train import check_run, steps_of, train_run
 from rbnorm_lab.training import checkpoint
 from rbnorm_lab.training.loop import Training
 
-_NAMES: Final = {"train": "training", "test": "held out", "ema": "held out, average"}
+_NAMES: Final = {"train": "training", "test": "held out"}
 
 
 def config_of(options: Mapping[str, Any], processes: int) -> RunConfig:
@@ -58,36 +56,21 @@ def parts(batch_size: int, processes: int, accumulate: int) -> int | None:
     return None if accumulate == 1 else batch_size // (processes * accumulate)
 
 
-def train(
-    config: RunConfig,
-    out: Path,
-    data_root: Path | None,
-    checkpoint_every: int,
-    tracker: str,
-    *,
-    evaluate: bool = False,
-) -> None:
-    """Train from the newest checkpoint in ``out`` on, or only evaluate it.
+def train(config: RunConfig, out: Path, data_root: Path | None) -> None:
+    """Train from the newest checkpoint in ``out`` on.
 
     Under ``torchrun`` or ``accelerate launch`` every process calls this; the main one prints and
     writes, and all read.
 
     Args:
         config: The run.
-        out: Folder of the checkpoints, the record and the tracker's logs.
+        out: Folder of the checkpoints and the record.
         data_root: Where the files of data sets are; see :func:`rbnorm_lab.data.load_data`.
-        checkpoint_every: Steps between two checkpoints within an epoch.
-        tracker: A tracker that accelerate knows, or ``none``.
-        evaluate: Only evaluate the newest checkpoint.
 
     Raises:
-        UsageError: The run cannot be made, continued or evaluated as asked.
+        UsageError: The run cannot be made or continued as asked.
     """
-    accelerator = make_accelerator(
-        config.mixed_precision,
-        log_with=None if evaluate else _known(tracker),
-        project_config=ProjectConfiguration(logging_dir=str(out / "logs")),
-    )
+    accelerator = make_accelerator(config.mixed_precision)
     data = load_data(
         config.data,
         data_root,
@@ -95,39 +78,13 @@ def train(
         limit=config.limit,
         image_size=config.image_size,
     )
-    if evaluate:
-        _evaluate(config, data, accelerator, out)
-    else:
-        check_run(config, data, accelerator.device)
-        with _only_writer(out, accelerator):
-            _train(config, data, accelerator, out, checkpoint_every)
+    check_run(config, data, accelerator.device)
+    with _only_writer(out, accelerator):
+        _train(config, data, accelerator, out)
     accelerator.end_training()
 
 
-def _known(tracker: str) -> str | None:
-    available = ["none", *map(str, get_available_trackers())]
-    if tracker not in available:
-        raise UsageError(
-            f"tracker {tracker!r} is not installed, or none that accelerate knows: choose from "
-            f'{", ".join(available)}, or install it with pip install "{tracker}"'
-        )
-    return None if tracker == "none" else tracker
-
-
-def _evaluate(config: RunConfig, data: ImageData, accelerator: Accelerator, out: Path) -> None:
-    found = checkpoint.newest(out)
-    if not found:
-        raise UsageError(f"--evaluate: there is no checkpoint in {out}")
-    training = Training(model_of(config, data), config, data, accelerator)
-    checkpoint.load(training, found, besides=("processes", "norm_batch"))
-    metrics = training.evaluate()
-    if accelerator.is_main_process:
-        terminal().print(f"step {training.step}: {sentence(metrics)}", soft_wrap=True)
-
-
-def _train(
-    config: RunConfig, data: ImageData, accelerator: Accelerator, out: Path, save_every: int
-) -> None:
+def _train(config: RunConfig, data: ImageData, accelerator: Accelerator, out: Path) -> None:
     store = Store(out)
     console = terminal(quiet=not accelerator.is_main_process)
     if config.key in store.records:
@@ -135,10 +92,6 @@ def _train(
         return
     found = checkpoint.newest(out)
     done = int(found.name.removeprefix("step-")) if found else 0
-    # the points of steps that a kill undid are taken again
-    tracker = {str(LoggerType.TENSORBOARD): {"purge_step": done + 1}}
-    facts = {k: v if v is not None else "none" for k, v in config.identity().items()}
-    accelerator.init_trackers("rbnorm", None if found else facts, tracker)
 
     def say(training: Training) -> None:
         head = f"epoch {training.epoch}/{config.epochs}"
@@ -154,7 +107,6 @@ def _train(
             lambda: progress.advance(task),
             on_epoch=say,
             folder=out,
-            save_every=save_every,
             accelerator=accelerator,
         )
     if accelerator.is_main_process:

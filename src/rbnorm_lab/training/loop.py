@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData
@@ -21,7 +20,6 @@ from rbnorm_lab.processes import synchronise
 from rbnorm_lab.training.order import STEP, Batch, derive, held_out, loaded, training_batches
 from rbnorm_lab.training.recipe import Groups, groups_of, optimiser_of
 
-_TRACKED: Final = 50  # steps between two points of a tracker's curves
 _SUMS: Final = 2  # of losses, and of the labels they are of; the task's counts follow
 
 
@@ -55,7 +53,7 @@ def frozen_layers(module: nn.Module) -> list[nn.Module]:
 
 
 class Training:
-    """One run: its model, the average of its weights, its optimiser, and where it stands.
+    """One run: its model, its optimiser, and where it stands.
 
     Nothing random is kept between steps: the order of an epoch, the augmentation of a batch and the
     random numbers of a step are functions of the seed and of where they stand.
@@ -94,11 +92,6 @@ class Training:
         if config.sync_norm:
             module = synchronise(module, config.norm, self.device)
         self.module = module.to(self.device).to(memory_format=torch.channels_last)
-        self.average: AveragedModel | None = None
-        if config.ema:
-            self.average = AveragedModel(
-                self.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
-            ).eval()
         optimizer, self.scheduler = optimiser_of(self.module, config, self.epoch_steps, groups)
         self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
         self.kept = frozen_layers(self.module) if config.frozen else []
@@ -107,9 +100,7 @@ class Training:
         self.loss, self.rate = torch.tensor(torch.nan), math.nan
         self.history: list[dict[str, float]] = []
         self.seconds: list[float] = []
-        #: The sums of an epoch: this process's own newest, and what all have put together.
-        self.own = self._zeros()
-        self.totals = self._zeros()
+        self.sums = self._zeros()  # of this process, in the epoch that is under way
 
     def _train(self) -> None:
         self.module.train()
@@ -130,8 +121,7 @@ class Training:
         self,
         on_step: Callable[[], None] = _nothing,
         on_epoch: Callable[[], object] | None = None,
-        save: Callable[[], None] | None = None,
-        save_every: int | None = None,
+        save: Callable[[], None] = _nothing,
     ) -> None:
         """Train to the end of the last epoch, from wherever the run stands.
 
@@ -140,7 +130,6 @@ class Training:
             on_epoch: Called after every epoch's last step, in place of :meth:`end_epoch`, which it
                 is to call.
             save: Called after every epoch, in all processes.
-            save_every: Called so after as many steps, too.
         """
         steps = range(self.step, self.config.epochs * self.epoch_steps)
         rank = self.accelerator.process_index
@@ -149,18 +138,13 @@ class Training:
         for _ in steps:
             self.advance(batches)
             on_step()
-            if self.accelerator.trackers and self.step % _TRACKED == 0:
-                values = {"train/loss": self.loss.item(), "train/lr": self.lr}
-                self.accelerator.log(values, step=self.step)
-            ends = self.step % self.epoch_steps == 0
-            if ends:
+            if self.step % self.epoch_steps == 0:
                 images = (self.step - first) * self.config.batch_size
                 self.rate = images / (time.perf_counter() - start)
                 (on_epoch or self.end_epoch)()
                 self.seconds.append(time.perf_counter() - start)
-                first, start = self.step, time.perf_counter()
-            if save and (ends or (save_every and self.step % save_every == 0)):
                 save()
+                first, start = self.step, time.perf_counter()
 
     def advance(self, batches: Iterator[list[Batch]]) -> None:
         """Take one optimiser step on one batch, cut into what is normalised together."""
@@ -176,8 +160,6 @@ class Training:
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
-        if self.average:
-            self.average.update_parameters(self.module)
         self.step += 1
 
     def _backward(self, images: Tensor, labels: Tensor, share: float) -> None:
@@ -186,7 +168,7 @@ class Training:
         losses = self.data.task.losses(scores, labels, self.config.label_smoothing)
         self.accelerator.backward(losses.mean() * share)
         self.loss = losses.detach().mean()
-        self.own += self._sums(losses, scores, labels)
+        self.sums += self._sums(losses, scores, labels)
 
     def _zeros(self) -> Tensor:
         count = _SUMS + self.data.task.numbers
@@ -203,8 +185,8 @@ class Training:
         Args:
             test: Whether to evaluate on the held-out images.
         """
-        loss, accuracy = self._metrics(self._settled())
-        self.totals.zero_()
+        loss, accuracy = self._metrics(self.accelerator.reduce(self.sums))
+        self.sums.zero_()
         metrics = {
             "epoch": self.epoch,
             "lr": self.lr,
@@ -213,27 +195,10 @@ class Training:
             **(self.evaluate() if test else {}),
         }
         self.history.append(metrics)
-        values = {name.replace("_", "/", 1): value for name, value in metrics.items()}
-        self.accelerator.log(values, step=self.step)
         return metrics
 
     def _metrics(self, sums: Tensor) -> tuple[float, float]:
         return float(sums[0] / sums[1]), self.data.task.value(sums[_SUMS:])
-
-    def _settled(self) -> Tensor:
-        """The totals, with what every process has counted since they were last asked for."""
-        self.totals += self.accelerator.reduce(self.own)
-        self.own.zero_()
-        return self.totals
-
-    def check_finite(self) -> None:
-        """Raise UsageError where the training loss is no longer finite; all processes take part."""
-        losses = [metrics["train_loss"] for metrics in self.history[-1:]]
-        if not (self._settled().isfinite().all() and all(map(math.isfinite, losses))):
-            raise UsageError(
-                f"the training loss is no longer finite at step {self.step}: choose another --out "
-                "and a smaller --lr"
-            )
 
     def facts(self) -> dict[str, Any]:
         """What the run is and where it stands, beside weights and optimiser, as JSON says it."""
@@ -241,7 +206,6 @@ class Training:
             "identity": self.identity(),
             "step": self.step,
             "scheduler": self.scheduler.state_dict(),
-            "totals": self.totals.tolist(),
             "history": self.history,
             "seconds": self.seconds,
         }
@@ -250,32 +214,21 @@ class Training:
         """Stand where :meth:`facts` says; weights and optimiser are the caller's to restore."""
         self.step, self.history, self.seconds = (facts[k] for k in ("step", "history", "seconds"))
         self.scheduler.load_state_dict(facts["scheduler"])
-        if self.average:
-            self.average.n_averaged.fill_(self.step)
-        self.own.zero_()
-        self.totals.copy_(torch.tensor(facts["totals"], dtype=torch.float64))
-
-    def evaluate(self) -> dict[str, float]:
-        """Mean loss and accuracy on the held-out images, of the model and of its average."""
-        found: dict[str, float] = {}
-        for name, module in (("test", self.module), ("ema", self.average)):
-            if module is not None:
-                loss, accuracy = self._evaluate(module)
-                found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-        return found
 
     @torch.no_grad()
-    def _evaluate(self, module: nn.Module) -> tuple[float, float]:
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss and accuracy on the held-out images."""
         if self.accelerator.num_processes > 1:
-            for tensor in module.state_dict().values():
+            for tensor in self.module.state_dict().values():
                 broadcast(tensor)  # every process has its own statistics: the first one's count
-        module.eval()
+        self.module.eval()
         totals = self._zeros()
         rank = self.accelerator.process_index
         for images, truth in loaded(held_out(self.config, self.data, rank, self.device)):
             labels = truth.to(self.device, non_blocking=True)
             with self.accelerator.autocast():
-                scores = module(on(self.device, images)).float()
+                scores = self.module(on(self.device, images)).float()
             totals += self._sums(self.data.task.losses(scores, labels), scores, labels)
         self._train()
-        return self._metrics(self.accelerator.reduce(totals))
+        loss, accuracy = self._metrics(self.accelerator.reduce(totals))
+        return {"test_loss": loss, "test_accuracy": accuracy}
