@@ -15,7 +15,6 @@ def compare(options: argparse.Namespace, command: str) -> None:
     if shown_again(options.out, command):
         return
     from rbnorm_lab.checkpoints import saved_path
-    from rbnorm_lab.processes import count_processes
     from rbnorm_lab.studies import command as module
     from rbnorm_lab.studies.study import Settings
     from rbnorm_lab.studies.work import Sources
@@ -29,13 +28,11 @@ def compare(options: argparse.Namespace, command: str) -> None:
         vars(options),
         shift="controls" if conditions else "none",
         conditions=conditions,
-        processes=count_processes(),
     )
     folder = options.out / "models"
     how = module.How(
         Sources(root=options.data_root),
         keep=lambda config: saved_path(folder, config) if options.save_models else None,
-        together=True,
     )
     module.study(["compare"], settings, options.out, command, how)
 

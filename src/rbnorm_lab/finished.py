@@ -4,7 +4,6 @@ It needs no torch, which takes longer to import than this to answer.
 """
 
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
 from shutil import get_terminal_size
@@ -28,7 +27,7 @@ def shown_again(out: Path, command: str) -> bool:
         again = state == _state(out, command)
     except OSError:  # there is none, or another process is at work here
         return False
-    if again and os.environ.get("RANK", "0") == "0":  # of several processes the first one prints
+    if again:
         print(nothing_left(out), said, sep="\n", end="")
     return again
 
@@ -41,7 +40,7 @@ def remember(out: Path, command: str, said: str) -> None:
 
 def _state(out: Path, command: str) -> str:
     """A digest of the command, of this version and of every file of the folder."""
-    of = version(), command, os.environ.get("WORLD_SIZE", "1"), get_terminal_size().columns
+    of = version(), command, get_terminal_size().columns
     digest = hashlib.sha256(repr(of).encode())
     own = Path(__file__).parent
     sources = [path for pattern in _SOURCES for path in own.rglob(pattern)]

@@ -66,12 +66,11 @@ class Report:
 
     Args:
         what: What the runs are for.
-        quiet: Say nothing.
     """
 
-    def __init__(self, what: str, *, quiet: bool = False) -> None:
-        self.what, self.quiet, self.done = what, quiet, 0
-        self.bar = progress_of_runs(32, disable=quiet)
+    def __init__(self, what: str) -> None:
+        self.what, self.done = what, 0
+        self.bar = progress_of_runs(32)
         self.all = self.bar.add_task(what, total=None)
         self.one = self.bar.add_task("", total=None, visible=False)
 
@@ -91,7 +90,7 @@ class Report:
         """A run has ended, and so many are left."""
         self.done += 1
         self.bar.update(self.all, completed=self.done, total=self.done + left)
-        if not (self.quiet or self.bar.console.is_terminal):
+        if not self.bar.console.is_terminal:
             line = f"{self.done} of {self.done + left}: {_name(result.config)}: {_outcome(result)}"
             print(line, file=sys.stderr, flush=True)
 

@@ -53,20 +53,14 @@ class Store:
         self.records |= _read(self.path, Record)
         self.failures |= _read(self.folder / _FILES[Failure], Failure)
 
-    def append(self, entry: Record | Failure, *, durably: bool = True) -> None:
+    def append(self, entry: Record | Failure) -> None:
         """Add a run, unless there is one of the same key.
-
-        Args:
-            entry: The run.
-            durably: Write it, not only remember it.
 
         Raises:
             UsageError: The system refuses; the file is as it was.
         """
         kept: dict[str, Any] = self.records if isinstance(entry, Record) else self.failures
         kept.setdefault(entry.config.key, entry)
-        if not durably:
-            return
         make_folder(self.folder)
         path = self.folder / _FILES[type(entry)]
         try:

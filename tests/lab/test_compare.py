@@ -1,4 +1,4 @@
-"""The whole command: run, given again, on two processes, its verdict, and its page in a browser."""
+"""The whole command: run, given again, its verdict, and its page in a browser."""
 
 import sys
 
@@ -80,23 +80,6 @@ def test_an_answer_that_is_repeated_needs_no_torch(demo):
     done = execute([sys.executable, "-c", code, *arguments], cwd=demo[0].parent)
     assert done.stdout.startswith("Nothing left to run")
     assert "torch" not in done.stdout.splitlines()[-1].split()
-
-
-def test_two_processes_train_data_parallel(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = ["compare", "--norms", "bn,rbn", "--batch-sizes", "32", "--seeds", "1"]
-    reduced = ["--epochs", "2", "--limit", "320", "--shifted", "--out", "out"]
-    done = execute([*torchrun, "-m", "rbnorm", *arguments, *reduced], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Report: ") == 1
-    records = list(Store(tmp_path / "out").records.values())
-    assert [record.config.norm for record in records] == ["bn", "rbn"]
-    for record in records:
-        assert (record.config.processes, record.config.batch_size) == (2, 32)
-        assert record.shifted == {}
-        assert record.accuracy > 0.5
-        # over all 500 test images, each counted once
-        assert record.accuracy * 500 == pytest.approx(round(record.accuracy * 500))
 
 
 @pytest.mark.parametrize("viewport", VIEWPORTS)

@@ -193,11 +193,5 @@ def test_processes_that_append_at_once_lose_and_double_nothing(store):
     assert store.path.read_bytes().count(b"\n") == 45
 
 
-def test_a_run_that_is_only_remembered_is_not_written(store):
-    store.append(make_record(), durably=False)
-    assert len(store.records) == 1
-    assert not store.path.exists()
-
-
 def test_a_number_that_is_not_finite_is_none():
     assert [number(float(text)) for text in ("nan", "inf", "0.5")] == [None, None, 0.5]

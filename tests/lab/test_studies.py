@@ -302,7 +302,7 @@ def tuned(tmp_path):
                     rates.store.failures[run.key] = None
                 if (run.norm, run.lr) not in (*missing, *failed):
                     record = replace(make_record(value), config=run)
-                    rates.store.append(record, durably=False)
+                    rates.store.records[run.key] = record
             if missing or failed:
                 break
         return rates

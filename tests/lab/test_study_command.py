@@ -11,6 +11,7 @@ from torchvision.datasets import FashionMNIST
 from rbnorm_cli.main import main
 from rbnorm_lab.names import study_names
 from rbnorm_lab.store import Store
+from rbnorm_lab.studies import command as module
 from rbnorm_lab.studies.command import reproducing
 
 TINY = (
@@ -66,6 +67,14 @@ def test_a_study_without_its_data_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["study", "primary", "--data-root", "nowhere", "--out", "out"]) == 2
     assert "FashionMNIST is not in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["study fine-tune", "compare"])
+def test_several_processes_for_each_run_are_refused(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(module, "count_processes", lambda: 2)
+    assert main([*name.split(), "--data", "digits", "--out", str(tmp_path / "out")]) == 2
+    assert "each run is made by one process, not under torchrun" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from accelerate import PartialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -48,8 +47,6 @@ class How:
         ray: The Ray cluster to run on, or None.
         run: Whether to run anything, or only draw.
         keep: In which file a run's model is kept, if it is.
-        together: Whether several processes may make each run together; then each arm is tried
-            beforehand, otherwise each study's first.
     """
 
     sources: Sources
@@ -57,7 +54,6 @@ class How:
     ray: str | None = None
     run: bool = True
     keep: Callable[[RunConfig], Path | None] = lambda config: None
-    together: bool = False
 
     def executor(self) -> Here:
         """Where runs happen."""
@@ -112,37 +108,33 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     """
     check_folder(out)
     shard = Shard.parse(how.shard)
-    count = count_processes() if how.run else 1
-    if count > 1 and not how.together:
-        raise UsageError(
-            "rbnorm study trains in one process, not under torchrun: give the runs to several "
-            "processes with --shard or --ray"
-        )
-    accelerator = make_accelerator(settings.run.mixed_precision) if how.together else None
-    main = count == 1 or PartialState().is_main_process
     store = Store(out)
     plans, finished = Plans(names, settings, store), False
     if how.run:
         check_plans(plans, how)
-        runner = Runner(store, how.executor(), shard, how.keep, main)
-        if accelerator:
-            accelerator.wait_for_everyone()  # nobody writes before everybody has read
-        finished = run(plans, runner)
-    if main:
-        said = draw(plans, out, reproducing(command))
-        store.check_kept()
-        if finished and not how.sources.images:  # which may change without the folder
-            remember(out, command, said)
-    if accelerator:
-        accelerator.end_training()
+        finished = run(plans, Runner(store, how.executor(), shard, how.keep))
+    said = draw(plans, out, reproducing(command))
+    store.check_kept()
+    if finished and not how.sources.images:  # which may change without the folder
+        remember(out, command, said)
 
 
 def check_plans(plans: Plans, how: How) -> None:
-    """Load the data and try a step of each study, or arm, before anything is written."""
+    """Load the data and try a step of each study, or of each arm that is asked for by name.
+
+    Raises:
+        UsageError: One of them cannot be trained. Nothing has been written then.
+    """
+    if count_processes() > 1:
+        raise UsageError(
+            "each run is made by one process, not under torchrun: give the runs of rbnorm study to "
+            "several processes with --shard or --ray, and one run to several with rbnorm train"
+        )
+    make_accelerator(plans.settings.run.mixed_precision)
     runner = Runner(plans.store, Here(how.sources), keep=how.keep)
     for study in plans.studies():
         firsts = [arm.runs(study.seeds)[0] for arm in study.arms]
-        for config in runner.missing(firsts) if how.together else firsts[:1]:
+        for config in runner.missing(firsts) if plans.settings.norms else firsts[:1]:
             if config.target is None:
                 check_run(config, data_of(config, how.sources.root), torch.device("cpu"))
 
@@ -159,7 +151,7 @@ def run(plans: Plans, runner: Runner) -> bool:
         runner.run(plans.runs, "runs")
     else:
         terminal(stderr=True).print(_WAIT, soft_wrap=True)
-    if not runner.ran and runner.main:
+    if not runner.ran:
         print(nothing_left(plans.store.folder))
     return plans.complete and not runner.missing(plans.runs())
 

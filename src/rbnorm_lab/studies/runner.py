@@ -53,7 +53,6 @@ class Runner:
         executor: Where runs happen.
         shard: The part of the runs that this process does.
         keep: In which file a run's model is kept, if it is; a run without its file is made again.
-        main: Whether this process writes, of several that make each run together.
         ran: How many runs have ended.
     """
 
@@ -61,7 +60,6 @@ class Runner:
     executor: Here
     shard: Shard = field(default_factory=Shard)
     keep: Callable[[RunConfig], Path | None] = _no_file
-    main: bool = True
     ran: int = 0
 
     def missing(self, configs: Sequence[RunConfig], *, retry: bool = True) -> list[RunConfig]:
@@ -94,7 +92,7 @@ class Runner:
         """
         tried: set[str] = set()
         busy: dict[Future[Result], RunConfig] = {}
-        with Report(what, quiet=not self.main) as report:
+        with Report(what) as report:
             while True:
                 waiting = [c for c in self.missing(plan(), retry=retry) if c.key not in tried]
                 free = self.executor.slots - len(busy)
@@ -114,5 +112,5 @@ class Runner:
         except Exception as error:  # the process that ran it is gone
             result = Failure.of(config, error)
         self.ran += 1
-        self.store.append(result, durably=self.main)
+        self.store.append(result)
         return result
