@@ -1,15 +1,11 @@
-"""BatchNorm whose output every instance gates, in the two ways that RBN is compared with."""
+"""BatchNorm whose output every instance gates by its input's mean, with which RBN is compared."""
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation
 
 from rbnorm.definition import per_channel
-
-_REDUCTION: Final = 16
-_LEAST_SQUEEZED: Final = 8
 
 
 class InstanceEnhancementBatchNorm2d(nn.BatchNorm2d):
@@ -52,31 +48,3 @@ class InstanceEnhancementBatchNorm2d(nn.BatchNorm2d):
             return gate * normalised
         shift = per_channel(self.bias, input).to(normalised.dtype)
         return torch.lerp(shift, normalised, gate)
-
-
-class SqueezeExcitationBatchNorm2d(nn.BatchNorm2d):
-    r"""BatchNorm followed by a squeeze-and-excitation of its own.
-
-    .. math::
-
-        y = s \cdot \mathrm{BN}(x), \quad s = \sigma(W_2\, \mathrm{ReLU}(W_1 K(\mathrm{BN}(x))))
-
-    with biases, :math:`K` the mean over the positions of an instance, and C / 16 channels between
-    :math:`W_1` and :math:`W_2`, but at least 8.
-
-    Args: As of ``torch.nn.BatchNorm2d``.
-
-    Shape: (N, C, H, W) to the same.
-
-    Source: Hu et al., *Squeeze-and-Excitation Networks*, CVPR 2018; here after every BatchNorm.
-    """
-
-    def __init__(self, num_features: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_features, *args, **kwargs)
-        squeezed = max(num_features // _REDUCTION, _LEAST_SQUEEZED)
-        self.excitation = SqueezeExcitation(num_features, squeezed)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise, and scale every channel of every instance."""
-        scaled: Tensor = self.excitation(super().forward(input))
-        return scaled

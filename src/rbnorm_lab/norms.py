@@ -12,7 +12,7 @@ from rbnorm.definition import RESTRICTIONS, STATISTICS
 from rbnorm.layers.options import Calibration
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm_lab.errors import UsageError, first_line
-from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
+from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d
 from rbnorm_lab.names import norm_parts
 from rbnorm_lab.replacing import replace, replace_with_activation
 
@@ -134,8 +134,8 @@ def _instance_norm(layer: _BatchNorm) -> nn.Module:
     return nn.InstanceNorm2d(layer.num_features, layer.eps, affine=layer.affine)
 
 
-def _gated(layer: _BatchNorm, kind: type[nn.BatchNorm2d]) -> nn.Module:
-    return kind(
+def _gated(layer: _BatchNorm) -> nn.Module:
+    return InstanceEnhancementBatchNorm2d(
         layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
     )
 
@@ -185,10 +185,7 @@ SWAPS: Final[dict[str, Callable[..., nn.Module]]] = {
     "ln": partial(replace, make=_layer_norm),
     "ln2d": partial(replace, make=_channel_norm, images=True),
     "in": partial(replace, make=_instance_norm, images=True),
-    "iebn": partial(
-        replace, make=partial(_gated, kind=InstanceEnhancementBatchNorm2d), images=True
-    ),
-    "bn-se": partial(replace, make=partial(_gated, kind=SqueezeExcitationBatchNorm2d), images=True),
+    "iebn": partial(replace, make=_gated, images=True),
     "frn": partial(replace_with_activation, make=_filter_response_norm),
     "evonorm-s0": partial(replace_with_activation, make=_evonorm_s0),
     "rbn": _rbn,

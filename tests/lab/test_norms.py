@@ -11,7 +11,7 @@ from rbnorm import RepresentativeBatchNorm2d
 from rbnorm.definition import RESTRICTIONS, STATISTICS
 from rbnorm.layers.options import Calibration
 from rbnorm_lab.errors import UsageError
-from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d, SqueezeExcitationBatchNorm2d
+from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d
 from rbnorm_lab.models import build_model
 from rbnorm_lab.names import NORMS
 from rbnorm_lab.norms import SWAPS, canonical_norm, swap
@@ -23,7 +23,6 @@ EXPECTED = {
     "ln2d": timm.layers.LayerNorm2d,
     "in": nn.InstanceNorm2d,
     "iebn": InstanceEnhancementBatchNorm2d,
-    "bn-se": SqueezeExcitationBatchNorm2d,
     "frn": timm.layers.FilterResponseNormTlu2d,
     "evonorm-s0": timm.layers.EvoNorm2dS0,
     "rbn": RepresentativeBatchNorm2d,
@@ -91,7 +90,7 @@ def test_the_initial_affine_parameters_do_not_depend_on_the_norm(norm):
     assert 0.0 in means[0]
 
 
-@pytest.mark.parametrize("norm", ["bn-se", "rbn", "frn"])
+@pytest.mark.parametrize("norm", ["iebn", "rbn", "frn"])
 def test_a_seed_means_the_same_network(norm):
     a, b, c = (build("cifar-resnet8", norm, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -178,7 +177,7 @@ def test_every_name_has_its_norm():
     assert tuple(SWAPS) == NORMS
 
 
-@pytest.mark.parametrize("norm", ["ln2d", "in", "iebn", "bn-se", "frn", "evonorm-s0"])
+@pytest.mark.parametrize("norm", ["ln2d", "in", "iebn", "frn", "evonorm-s0"])
 def test_norms_of_images_need_images(norm):
     with pytest.raises(UsageError, match="replaces BatchNorm2d"):
         swap(nn.Sequential(nn.BatchNorm1d(4)), norm)
