@@ -54,8 +54,10 @@ def test_every_study_ends_with_an_answer_and_a_page(everything):
 def test_the_same_command_again_repeats_what_it_said(everything):
     out, done = everything
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    again = called("study", "all", *TINY, "--networks", cwd=out.parent)
-    assert again.stdout == "Nothing left to run: out has every run.\n" + done.stdout
+    again = called("study", "fine-tune", *TINY, "--networks", cwd=out.parent)
+    first, answer = again.stdout.split("\n", 1)
+    assert first == "Nothing left to run: out has every run."
+    assert answer in done.stdout
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from rbnorm_lab.catalogue import maker
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
-from rbnorm_lab.finished import nothing_left, remember
 from rbnorm_lab.folders import check_folder, make_folder
 from rbnorm_lab.processes import count_processes, make_accelerator
 from rbnorm_lab.progress import terminal
@@ -109,14 +108,12 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     check_folder(out)
     shard = Shard.parse(how.shard)
     store = Store(out)
-    plans, finished = Plans(names, settings, store), False
+    plans = Plans(names, settings, store)
     if how.run:
         check_plans(plans, how)
-        finished = run(plans, Runner(store, how.executor(), shard, how.keep))
-    said = draw(plans, out, reproducing(command))
+        run(plans, Runner(store, how.executor(), shard, how.keep))
+    draw(plans, out, reproducing(command))
     store.check_kept()
-    if finished and not how.sources.images:  # which may change without the folder
-        remember(out, command, said)
 
 
 def check_plans(plans: Plans, how: How) -> None:
@@ -139,12 +136,8 @@ def check_plans(plans: Plans, how: How) -> None:
                 check_run(config, data_of(config, how.sources.root), torch.device("cpu"))
 
 
-def run(plans: Plans, runner: Runner) -> bool:
-    """Choose rates, then run.
-
-    Returns:
-        Whether every run has a record.
-    """
+def run(plans: Plans, runner: Runner) -> None:
+    """Choose rates, then run."""
     runner.run(plans.tuning, "choosing learning rates", retry=False)
     plans.store.load()
     if plans.complete:
@@ -152,8 +145,7 @@ def run(plans: Plans, runner: Runner) -> bool:
     else:
         terminal(stderr=True).print(_WAIT, soft_wrap=True)
     if not runner.ran:
-        print(nothing_left(plans.store.folder))
-    return plans.complete and not runner.missing(plans.runs())
+        print(f"Nothing left to run: {plans.store.folder} has every run.")
 
 
 def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:
@@ -170,11 +162,8 @@ def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:
     return shlex.join(kept)
 
 
-def draw(plans: Plans, out: Path, command: str) -> str:
+def draw(plans: Plans, out: Path, command: str) -> None:
     """The page of every study, and its answer on standard output.
-
-    Returns:
-        What was printed.
 
     Raises:
         UsageError: All runs of a study failed; its page says why.
@@ -198,7 +187,6 @@ def draw(plans: Plans, out: Path, command: str) -> str:
     print(printed.get(), end="")
     if errors:
         raise UsageError("; ".join(errors))
-    return printed.get()
 
 
 def _all_failed(results: Results) -> str:
