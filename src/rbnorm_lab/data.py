@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from rbnorm_lab.camvid import CAMVID, CLASSES, mirrored, scenes
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.evaluate import CLASSIFICATION, Task, segmentation
-from rbnorm_lab.imagefolder import folder_of, image_folder, load_image
+from rbnorm_lab.imagefolder import folder_of, image_folder, squares
 from rbnorm_lab.imagenet import IMAGENET_MOMENTS
 from rbnorm_lab.names import FOLDER
 
@@ -39,8 +39,8 @@ _HELD_OUT_DIGITS: Final = 500
 _HELD_OUT_PARTS: Final = 6
 _SPLIT_SEED: Final = 0
 
-Labelled = tuple[Any, Tensor]
-"""Images (N, C, H, W), or what is indexed like them, and labels of images or of their pixels."""
+Labelled = tuple[Tensor, Tensor]
+"""Images (N, C, H, W), and labels of images or of their pixels."""
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel of raw values from 0 to 1."""
 
@@ -86,7 +86,7 @@ class Tensors(Dataset[Any]):
     images several times faster.
 
     Args:
-        images: Images (N, C, H, W), or what is indexed like them.
+        images: Images (N, C, H, W).
         labels: A label for each, or for each of their pixels.
         transform: Applied to a batch of images.
         together: Then applied to the images and their labels.
@@ -94,7 +94,7 @@ class Tensors(Dataset[Any]):
 
     def __init__(
         self,
-        images: Any,
+        images: Tensor,
         labels: Tensor,
         transform: Callable[[Tensor], Tensor],
         together: Callable[[Tensor, Tensor], Labelled] | None = None,
@@ -304,35 +304,11 @@ def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
             f"there is no folder {folder}, which is to have train/CLASS/IMAGE and test/CLASS/IMAGE"
         )
     parts = [folder_of(folder / part) for part in ("train", "test")]
-    train, test = ((_Files(part.samples), torch.tensor(part.targets)) for part in parts)
+    train, test = (
+        (squares((file for file, _ in part.samples), _CIFAR_SIDE), torch.tensor(part.targets))
+        for part in parts
+    )
     return _in_memory(train, test, _CIFAR10, image_size, augment=cropped_and_flipped)
-
-
-class _Files:
-    """Images in files in the place of a tensor (N, 3, 32, 32): decoded when asked for, and kept."""
-
-    def __init__(self, samples: list[tuple[str, int]]) -> None:
-        self.files = [file for file, _ in samples]
-        self.shape = (len(samples), 3, _CIFAR_SIDE, _CIFAR_SIDE)
-        # one tensor: as small ones among a training's large ones they would scatter its memory
-        self.decoded = torch.empty(self.shape, dtype=torch.uint8)
-        self.known = [False] * len(samples)
-
-    def __getitem__(self, indices: list[int]) -> Tensor:
-        for index in indices:
-            if not self.known[index]:
-                self._decode(index)
-        return self.decoded[indices]
-
-    def _decode(self, index: int) -> None:
-        image = load_image(self.files[index])
-        if image.size != (_CIFAR_SIDE, _CIFAR_SIDE):
-            raise UsageError(
-                f"{self.files[index]} is {image.width} x {image.height}, "
-                f"not {_CIFAR_SIDE} x {_CIFAR_SIDE}"
-            )
-        self.decoded[index] = v2.functional.pil_to_tensor(image)
-        self.known[index] = True
 
 
 def _camvid(folder: Path, side: int | None, held_out: bool) -> ImageData:
