@@ -276,9 +276,9 @@ def test_a_run_continued_after_an_epoch_ends_in_the_same_bits(data, tmp_path, co
 
 
 def test_a_loss_that_is_not_finite_leaves_no_checkpoint(data, tmp_path):
-    with pytest.raises(UsageError, match="no longer finite in epoch 2"):
+    with pytest.raises(UsageError, match="no longer finite in epoch 1"):
         train_run(replace(RUN, lr=1e30), data, folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000002"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_less_than_a_step_of_images_is_refused(data):
