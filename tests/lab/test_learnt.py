@@ -10,7 +10,7 @@ from torch import nn
 
 from rbnorm import RepresentativeBatchNorm2d
 from rbnorm_lab.layers import calibration_summary
-from rbnorm_lab.studies.learnt import learnt, learnt_figure, sections, sentence
+from rbnorm_lab.studies.learnt import learnt, sections, sentence
 from rbnorm_lab.studies.study import Arm, Study
 from rbnorm_lab.text import Text
 
@@ -64,16 +64,6 @@ def test_records_without_the_share_say_nothing_of_it():
     (found,) = learnt(results)
     assert found.inert == {}
     assert "within" not in sentence(found).en
-
-
-def test_a_figure_has_a_row_for_each_network():
-    (found,) = learnt(results_of(ONE))
-    figure = learnt_figure([found, found])
-    assert len(figure.axes) == 4
-    (line,) = figure.axes[2].lines[1:]
-    assert line.get_ydata() == pytest.approx([0.51, -1])
-    (line,) = figure.axes[3].lines
-    assert line.get_ydata() == pytest.approx(found.gate[1])
 
 
 def test_without_rbn_there_is_nothing():

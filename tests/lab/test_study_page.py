@@ -65,7 +65,7 @@ def cells(page, table):
 
 def test_the_page_and_its_figures_are_files(out):
     names = sorted(path.name for path in out.iterdir())
-    figures = ("channel-means", "clean", "shifted", "statistics")
+    figures = ("channel-means", "clean", "shifted")
     drawn = [f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
     assert names == sorted(["report.html", *drawn])
 

@@ -14,8 +14,6 @@ from rbnorm_lab.text import Text
 COMMAND: Final = "study domains"
 BN, RBN, CENTRING = "BN", "RBN", "RBN, centring only"
 FROZEN, AT_RATE_OF_RBN = "BN, frozen statistics", "BN, RBN's learning rate"
-words.PHRASES.update({RE_ESTIMATED: "在目标域上重新估计", "test batch of ": "测试批 "})
-words.PHRASES.update({"mixed, ": "混合，", TENT: f"TENT，测试批 {SIZES[0]}"})
 words.PHRASES.update({", centring only": "（仅中心化）", TOTAL: "全部目标域"})
 words.STATISTICS.update(
     {

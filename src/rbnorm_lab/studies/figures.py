@@ -1,6 +1,6 @@
 """The figures of the studies' pages, each a function of results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
@@ -27,9 +27,8 @@ from rbnorm_lab.plots import (
     styles_of,
 )
 from rbnorm_lab.records import Record
-from rbnorm_lab.shift import TRAINED
 from rbnorm_lab.statistics import Estimate
-from rbnorm_lab.studies.results import ArmResult, Results, controls
+from rbnorm_lab.studies.results import ArmResult, Results
 from rbnorm_lab.studies.sentences import SUBJECT
 
 AXIS: Final = {
@@ -107,48 +106,6 @@ def _row(axes: Axes, y: float, estimate: Estimate, mark: tuple[str, str]) -> Non
     """Seeds as small marks above, mean and interval below."""
     seeds(axes, [100 * value for value in estimate.values], y - 0.2, mark)
     percent(axes, estimate, y + 0.12, mark)
-
-
-def statistics_figure(
-    results: Results, names: Mapping[str, str], *, narrow: bool = False
-) -> Figure:
-    """Accuracy of every arm that was tested with several kinds of statistics, group by group.
-
-    Args:
-        results: What the study found, with some such arm.
-        names: The statistics, as the figure calls them.
-        narrow: For a phone.
-    """
-    measure, found = results.shifted, controls(results)
-    groups: dict[str, dict[str, dict[str, Estimate]]] = {}
-    for control in found:
-        arm = control.result.arm
-        trained = {TRAINED: control.result.accuracy[measure]}
-        groups.setdefault(arm.group, {}).setdefault(arm.label, trained)[control.statistics] = (
-            control.accuracy
-        )
-    rows = [name for name in names if any(c.statistics == name for c in found) or name == TRAINED]
-    styles = styles_of(dict.fromkeys(label for of in groups.values() for label in of))
-    with mpl.rc_context(RC):
-        height = _ROW * len(rows) + 1.2
-        figure = Figure(
-            figsize=(NARROW if narrow else 9, height * len(groups) + 0.3), layout="constrained"
-        )
-        panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-        for axes, (group, arms) in zip(panels, groups.items(), strict=True):
-            for i, (label, of) in enumerate(arms.items()):
-                color, marker, _ = styles[label]
-                for name, value in of.items():
-                    y = rows.index(name) + 0.5 * ((i + 0.5) / len(arms) - 0.5)
-                    percent(axes, value, y, (color, marker), label if name == TRAINED else None)
-            axes.set_title(group, loc="left", fontsize=10)
-            axes.set_yticks(range(len(rows)), [names[name] for name in rows])
-            axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_xlim(_of_shares(*axes.get_xlim()))
-            axes.grid(visible=False, axis="y")
-        panels[-1].set_xlabel(AXIS[measure])
-        legend(figure, panels[0], narrow=narrow)
-    return figure
 
 
 class Traced(NamedTuple):

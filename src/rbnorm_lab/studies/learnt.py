@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
-from rbnorm_lab.plots import INK, RC, SUBJECT_MARK, size_of
 from rbnorm_lab.records import Record
 from rbnorm_lab.studies.results import Results
 from rbnorm_lab.studies.sentences import SUBJECT
@@ -82,14 +79,6 @@ def sections(results: Results) -> list[Section]:
     return [
         Section(
             Text("What RBN learnt", "RBN 学到了什么"),
-            figure=("learnt", lambda narrow: learnt_figure(found, narrow=narrow)),
-            caption=Text(
-                "Two panels for each network, means over the seeds. First: w_m of the layers, "
-                "median over channels and the range of nine in ten. Second: likewise the gate "
-                "R(w_b) of an image that is like the average.",
-                "每个网络两幅图，为各种子的均值。第一幅：各层的 w_m，通道中位数与九成通道的范围。"
-                "第二幅：同样方式给出与平均图像相同时的门控 R(w_b)。",
-            ),
             lines=[sentence(of) for of in found],
         )
     ]
@@ -115,22 +104,3 @@ def sentence(of: Learnt) -> Text:
         en += f"; within 0.05 of 0 are {shares[0]} % of w_m and {shares[1]} % of w_v"
         zh += f"；与 0 相差不到 0.05 的，w_m 占 {shares[0]}%，w_v 占 {shares[1]}%"
     return Text(f"{en}.", f"{zh}。")
-
-
-def learnt_figure(found: Sequence[Learnt], *, narrow: bool = False) -> Figure:
-    """A row for each network: w_m and the gate, by depth."""
-    with mpl.rc_context(RC):
-        size = size_of(2.5, len(found), 2, narrow=narrow)
-        figure = Figure(figsize=size, layout="constrained")
-        rows = figure.subplots(*((2 * len(found), 1) if narrow else (len(found), 2)), squeeze=False)
-        for (center, gate), of in zip(rows.reshape(-1, 2), found, strict=True):
-            center.axhline(0, color=INK, linewidth=1)
-            center.set_title(of.group, loc="left", fontsize=10)
-            for axes, name, quantiles in ((center, "w_m", of.center), (gate, "R(w_b)", of.gate)):
-                low, middle, high = quantiles
-                depth, color = range(len(middle)), SUBJECT_MARK[0]
-                axes.fill_between(depth, low, high, color=color, alpha=0.2, linewidth=0)
-                axes.plot(depth, middle, color=color, marker=SUBJECT_MARK[1], markersize=3)
-                axes.set_ylabel(name)
-                axes.set_xlabel("layer, from input to output")
-    return figure

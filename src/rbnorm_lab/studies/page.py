@@ -10,13 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rbnorm_lab.config import CLEAN
-from rbnorm_lab.shift import TRAINED, mean_corruption_accuracy
+from rbnorm_lab.shift import mean_corruption_accuracy
 from rbnorm_lab.statistics import estimate
 from rbnorm_lab.studies.figures import (
     BY_EPOCH,
     BY_LAYER,
     Traced,
-    statistics_figure,
     study_figure,
     traced_figure,
 )
@@ -275,18 +274,12 @@ def _statistics(results: Results) -> Section:
         rows.append([name, STATISTICS[control.statistics], count, *cells])
     accuracy, gain_of = Text("accuracy, %", "准确率，%"), Text("gain, points", "增益，百分点")
     head = (_ARM, Text("tested with", "测试时使用"), _SEEDS, accuracy, gain_of, "p")
-    names = {name: name for name in STATISTICS} | {TRAINED: "as trained"}
     return Section(
         Text(
             "Other statistics against those of training", "改用其他统计量与使用训练时的统计量之差"
         ),
-        figure=("statistics", lambda narrow: statistics_figure(results, names, narrow=narrow)),
-        caption=Text(
-            f"{MEASURES[results.shifted].en}, by the statistics that a network is tested with: "
-            "means and 95 % intervals.",
-            f"{MEASURES[results.shifted].zh}，按测试时使用的统计量：均值与 95% 区间。",
-        ),
         tables=[Table("controls", head, rows, names=2)],
+        note=MEASURES[results.shifted],
     )
 
 
