@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from rbnorm_lab.shift import TEST_BATCH, TRAINED
+from rbnorm_lab.shift import TEST_BATCH
 from rbnorm_lab.studies.study import Comparison
 from rbnorm_lab.studies.variants import MATCHED
 from rbnorm_lab.text import Text
@@ -17,27 +17,13 @@ class Question(NamedTuple):
         question: What is asked.
         answer: In a few words; the number beside it is drawn from the records.
         study: Name of the study that has the comparison.
-        treatment: Label of its arm.
-        control: Label of the arm it is compared with.
-        measure: What is measured.
-        group: The arms' group; None for any.
-        statistics: Those of the control.
+        comparison: The comparison.
     """
 
     question: Text
     answer: Text
     study: str
-    treatment: str
-    control: str
-    measure: str
-    group: str | None = None
-    statistics: str = TRAINED
-
-    def asks(self, of: Comparison) -> bool:
-        """Whether this comparison is the one."""
-        sides = (self.treatment, self.control, self.measure, self.statistics)
-        same = (of.treatment, of.control, of.measure, of.control_statistics) == sides
-        return same and self.group in (None, of.group)
+    comparison: Comparison
 
 
 QUESTIONS: Final = (
@@ -47,22 +33,26 @@ QUESTIONS: Final = (
             "ResNet-8，Fashion-MNIST：干净图像上的 RBN？",
         ),
         Text("ahead; it is the rate", "领先，但来自学习率"),
-        *("primary", "rbn", "bn", "clean", "whole batch"),
+        "primary",
+        Comparison("whole batch", "rbn", "bn", "clean"),
     ),
     Question(
         Text("the same, at one learning rate?", "同上，学习率相同？"),
         Text("level", "持平"),
-        *("primary", "rbn", "bn, RBN's learning rate", "clean", "whole batch"),
+        "primary",
+        Comparison("whole batch", "rbn", "bn, RBN's learning rate", "clean"),
     ),
     Question(
         Text("the same, corrupted images?", "同上，退化图像？"),
         Text("RBN is ahead", "RBN 领先"),
-        *("primary", "rbn", "bn", "shifted", "whole batch"),
+        "primary",
+        Comparison("whole batch", "rbn", "bn", "shifted"),
     ),
     Question(
         Text("Which part does that?", "来自哪一部分？"),
         Text("centring; scaling adds nothing", "中心化；缩放没有贡献"),
-        *("ablation", "both", "centring only", "shifted"),
+        "ablation",
+        Comparison("whole batch", "both", "centring only", "shifted"),
     ),
     Question(
         Text(
@@ -70,53 +60,63 @@ QUESTIONS: Final = (
             "RBN，还是均值与对比度已统一的图像上的 BN？",
         ),
         Text("the images: RBN adds nothing", "统一图像：RBN 没有更多贡献"),
-        *("shift", "rbn", f"bn{MATCHED}", "shifted"),
+        "shift",
+        Comparison("whole batch", "rbn", f"bn{MATCHED}", "shifted"),
     ),
     Question(
         Text("RBN, or BN with the statistics of test batches?", "RBN，还是使用测试批统计量的 BN？"),
         Text("test batches, where there are any", "测试批统计量，如果有成批图像"),
-        *("shift", "rbn", "bn", "shifted", None, TEST_BATCH),
+        "shift",
+        Comparison("whole batch", "rbn", "bn", "shifted", TEST_BATCH),
     ),
     Question(
         Text("RBN, or GN, on corrupted images?", "退化图像上用 RBN 还是 GN？"),
         Text("GN, three points less on clean ones", "GN，但干净图像上低三个点"),
-        *("shift", "rbn", "gn", "shifted"),
+        "shift",
+        Comparison("whole batch", "rbn", "gn", "shifted"),
     ),
     Question(
         Text("Two images normalised together, one rate?", "两张图像一起归一化，学习率相同？"),
         Text("BN is ahead", "BN 领先"),
-        *("batch-size", "rbn", "bn, RBN's learning rate", "clean", "normalisation batch 2"),
+        "batch-size",
+        Comparison("normalisation batch 2", "rbn", "bn, RBN's learning rate", "clean"),
     ),
     Question(
         Text("Street scenes, shuffled batches of 8?", "街景，打乱的 8 张一批？"),
         Text("level", "持平"),
-        *("segmentation", "rbn", "bn", "iou", "whole batch"),
+        "segmentation",
+        Comparison("whole batch", "rbn", "bn", "iou"),
     ),
     Question(
         Text("Street scenes, two video frames together?", "街景，相邻两帧一起归一化？"),
         Text("RBN is ahead", "RBN 领先"),
-        *("segmentation", "rbn", "bn", "iou", "normalisation batch 2, video order"),
+        "segmentation",
+        Comparison("normalisation batch 2, video order", "rbn", "bn", "iou"),
     ),
     Question(
         Text("Fine-tuned, tested on a new domain?", "微调后在新的域上测试？"),
         Text("level", "持平"),
-        *("domains", "RBN", "BN", "target"),
+        "domains",
+        Comparison(None, "RBN", "BN", "target"),
     ),
     Question(
         Text(
             "ResNet-20, CIFAR-10: RBN on clean images?", "ResNet-20，CIFAR-10：干净图像上的 RBN？"
         ),
         Text("not run yet", "尚未运行"),
-        *("cifar", "rbn", "bn", "clean"),
+        "cifar",
+        Comparison("whole batch", "rbn", "bn", "clean"),
     ),
     Question(
         Text("the same, corrupted images?", "同上，退化图像？"),
         Text("not run yet", "尚未运行"),
-        *("cifar", "rbn", "bn", "shifted"),
+        "cifar",
+        Comparison("whole batch", "rbn", "bn", "shifted"),
     ),
     Question(
         Text("the same, images of equal mean and contrast?", "同上，图像的均值与对比度已统一？"),
         Text("not run yet", "尚未运行"),
-        *("cifar", f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
+        "cifar",
+        Comparison("whole batch", f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
     ),
 )

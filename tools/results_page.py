@@ -7,10 +7,9 @@ first table of the page.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,7 +27,7 @@ from rbnorm_lab.text import Text, interval, joined, p_value, points
 from tools import costs
 from tools.marks import put
 from tools.questions import QUESTIONS, Question
-from tools.results_table import ROOT, domain_results
+from tools.results_table import ROOT, domain_results, markdown
 
 PAGES: Final = {
     "en": ROOT / "docs" / "results.md",
@@ -134,7 +133,7 @@ def _found(results: Results, language: str) -> str:
         Text("how sure", "可靠程度"),
     )
     several = len(results.groups()) > 1
-    return _table(head, ([_named(c, several), *_cells(c)] for c in compared), language)
+    return markdown(head, ([_named(c, several), *_cells(c)] for c in compared), language)
 
 
 def _summary(found: Mapping[str, Results], language: str) -> str:
@@ -146,12 +145,12 @@ def _summary(found: Mapping[str, Results], language: str) -> str:
         Text("how sure", "可靠程度"),
     )
     rows = ([q.question, q.answer, *_cells(_of(q, found[q.study]))] for q in QUESTIONS)
-    return _table(head, rows, language)
+    return markdown(head, rows, language)
 
 
 def _of(question: Question, results: Results) -> Compared:
     for compared in (*results.primary, *results.others):
-        if question.asks(compared.comparison):
+        if dataclasses.replace(compared.comparison, called=None) == question.comparison:
             return compared
     raise LookupError(f"the study {question.study} has no such comparison as {question}")
 
@@ -189,14 +188,6 @@ def _boxed(text: Text, language: str) -> str:
     return "\n".join(f"> {line}" for line in lines)
 
 
-def _table(head: tuple[Text, ...], rows: Iterator[list[str | Text]], language: str) -> str:
-    def say(cell: str | Text) -> str:
-        return cell if isinstance(cell, str) else str(getattr(cell, language))
-
-    lines = [[*head], ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(say, line))} |" for line in lines)
-
-
 def write(results: Path, pages: Mapping[str, Path] = PAGES) -> None:
     """Put what was found between the marks of every language's page."""
     shown = drawn(results)
@@ -206,9 +197,7 @@ def write(results: Path, pages: Mapping[str, Path] = PAGES) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
-    folder = parser.parse_args().results
+    folder = ROOT / "results"
     for source in SOURCES:
         main([*source.command, "--no-run", "--out", str(folder / source.folder)])
     write(folder)

@@ -8,8 +8,7 @@ Writes it between two marks in both languages' README, and below the interactive
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -113,7 +112,7 @@ def table(results: Path) -> dict[str, str]:
                 NONE if row.matched else ratios(norms, candidate) if as_trained else NEEDS_BATCHES,
             )
         )
-    return {language: _drawn(rows, language) for language in PAGES}
+    return {language: markdown(HEAD, rows, language) for language in PAGES}
 
 
 def domain_results(results: Path) -> Results:
@@ -134,12 +133,14 @@ def _runs(records: Mapping[str, Record], settings: Settings, **own: Any) -> list
     ]
 
 
-def _drawn(rows: list[tuple[Text | str, ...]], language: str) -> str:
-    def say(cell: Text | str) -> str:
+def markdown(head: Sequence[Text], rows: Iterable[Sequence[str | Text]], language: str) -> str:
+    """A table in Markdown; names and numbers are the same in every language."""
+
+    def say(cell: str | Text) -> str:
         return cell if isinstance(cell, str) else str(getattr(cell, language))
 
-    lines = [HEAD, ("---",) * len(HEAD), *rows]
-    return "\n".join("| " + " | ".join(map(say, line)) + " |" for line in lines)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(say, line))} |" for line in lines)
 
 
 def _over_seeds(values: list[float]) -> str:
@@ -184,6 +185,4 @@ def write(results: Path, pages: Mapping[str, Sequence[Path]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "studies")
-    write(parser.parse_args().results, PAGES)
+    write(ROOT / "results" / "studies", PAGES)
