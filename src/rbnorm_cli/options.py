@@ -112,7 +112,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "metavar": "DATA",
         "help": f"a second data set: another of --data, train, or {_KINDS}",
     },
-    "sync_norm": {**_FLAG, "help": "batch statistics over all processes"},
     "targets": {**_LIST, "help": "domains to leave out in turn; by default all"},
     "test_limit": {**_N, "help": "test on this many images"},
     "trace": {**_FLAG, "help": "test every epoch, and measure layers' features"},

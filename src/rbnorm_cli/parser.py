@@ -190,7 +190,6 @@ def _train(parser: Parser) -> None:
         decay_every=30,
         weight_decay=1e-4,
         mixed_precision="no",
-        sync_norm=False,
         limit=None,
         image_size=None,
         seed=0,

@@ -71,7 +71,6 @@ class RunConfig:
             accuracy.
         recipe: One of :data:`RECIPES`, with weight decay on every parameter.
         decay_every: Epochs after which the recipe ``steps`` divides the learning rate by 10.
-        sync_norm: Take batch statistics over all processes.
         test_limit: Number of images to test on, or None for all.
         frozen: Train with the running statistics of the layers that have any, and keep them.
         in_order: Take the images of every epoch in their order, not shuffled.
@@ -91,8 +90,7 @@ class RunConfig:
     """
 
     LATER: ClassVar[tuple[str, ...]] = (
-        *("recipe", "decay_every", "sync_norm"),
-        *("test_limit", "frozen", "in_order"),
+        *("recipe", "decay_every", "test_limit", "frozen", "in_order"),
         *("label_smoothing", "match_moments"),
         *("conditions", "target", "calibration_rate", "gradient_steps"),
     )
@@ -122,7 +120,6 @@ class RunConfig:
     trace: bool = True
     recipe: str = ONE_CYCLE
     decay_every: int = 30
-    sync_norm: bool = False
     test_limit: int | None = None
     frozen: bool = False
     in_order: bool = False

@@ -1,14 +1,10 @@
 """Devices, processes and threads of a training."""
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from rbnorm.layers.base import _RepresentativeBatchNorm
-from rbnorm.layers.sync import convert_sync
 from rbnorm_lab.data import ImageData, first_images
 from rbnorm_lab.errors import UsageError, first_line
 
@@ -56,24 +52,3 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         raise UsageError(
             f"mixed precision {mixed_precision!r} is not available here ({first_line(error)})"
         ) from error
-
-
-def synchronise(model: nn.Module, norm: str, device: torch.device) -> nn.Module:
-    """Let the norms of a model share their batch statistics with the other processes.
-
-    Raises:
-        UsageError: The norm has none, or torch cannot synchronise it on this device.
-    """
-    if any(isinstance(layer, _RepresentativeBatchNorm) for layer in model.modules()):
-        return convert_sync(model)
-    if not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
-        raise UsageError(f"--sync-norm: norm {norm!r} has no batch statistics to synchronise")
-    if device.type == "cpu":
-        raise UsageError(
-            f"--sync-norm: torch synchronises norm {norm!r} on accelerators only, not on the CPU"
-        )
-    import timm  # noqa: PLC0415 - takes seconds to import
-
-    layers: Any = timm.layers
-    synchronised: nn.Module = layers.convert_sync_batchnorm(model)  # timm's norm-act layers too
-    return synchronised

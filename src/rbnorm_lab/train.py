@@ -20,7 +20,7 @@ from rbnorm_lab.image_moments import match_moments
 from rbnorm_lab.layers import calibration_summary, channel_mean_std
 from rbnorm_lab.models import build_model
 from rbnorm_lab.norms import swap
-from rbnorm_lab.processes import make_accelerator, synchronise
+from rbnorm_lab.processes import make_accelerator
 from rbnorm_lab.records import Epoch, Record, environment, now, number
 from rbnorm_lab.shift import shifted_accuracy
 from rbnorm_lab.training import checkpoint
@@ -53,8 +53,6 @@ def check_run(
     steps_of_epoch(config, data)
     images, labels = first_images(data.train, config.norm_batch or config.share)
     model = (build or model_of)(config, data).to(device)
-    if config.sync_norm:
-        model = synchronise(model, config.norm, device)
     what = f"{config.model} with norm {config.norm!r} and batch size {len(images)}"
     try:
         scores = model(on(device, images))

@@ -58,8 +58,6 @@ TRAIN = {
     "--batch-size 5000": "batch size 5000 is more than the 1297 training images of digits",
     "--batch-size 5 --accumulate 2": "5 must be a multiple of processes times passes, 1 x 2",
     "--mixed-precision fp16": "mixed precision 'fp16' needs an accelerator and there is none",
-    "--norm bn --sync-norm": "torch synchronises norm 'bn' on accelerators only",
-    "--norm gn --sync-norm": "norm 'gn' has no batch statistics",
 }
 BENCH = {
     "--repeats 0": "repeats must be at least 1, not 0",

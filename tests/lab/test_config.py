@@ -31,7 +31,6 @@ OTHER = {
     "trace": False,
     "recipe": "steps",
     "decay_every": 10,
-    "sync_norm": True,
     "test_limit": 20,
     "frozen": True,
     "label_smoothing": 0.1,

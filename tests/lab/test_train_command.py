@@ -26,7 +26,7 @@ from rbnorm_lab.training import checkpoint
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 STEPS = 16  # four epochs of four
 OPTIONS = ("--model=cifar-resnet8", "--image-size=16", "--batch-size=16", "--accumulate=2")
-RECIPE = ("--epochs=4", "--lr=1.6", "--decay-every=3", "--sync-norm")
+RECIPE = ("--epochs=4", "--lr=1.6", "--decay-every=3")
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,6 @@ def test_an_image_that_breaks_in_a_worker_is_named(digits, tmp_path):
     for path in sorted((broken / "train" / "2").iterdir()):
         path.write_bytes(b"\x89PNG broken")
     given = arguments(broken, tmp_path / "out", "--workers=1")
-    given.remove("--sync-norm")
     # in a process of its own: with workers torch handles SIGCHLD from then on, on a signal stack
     # that other libraries in this process have made too small
     done = execute([sys.executable, "-m", "rbnorm", *given], cwd=tmp_path)

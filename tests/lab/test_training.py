@@ -20,7 +20,6 @@ from rbnorm_lab.data import ImageData, Tensors
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.evaluate import IGNORED, segmentation
 from rbnorm_lab.models import build_model
-from rbnorm_lab.processes import synchronise
 from rbnorm_lab.train import train_run
 from rbnorm_lab.training import checkpoint
 from rbnorm_lab.training.command import parts
@@ -284,31 +283,6 @@ def test_a_loss_that_is_not_finite_leaves_no_checkpoint(data, tmp_path):
 def test_less_than_a_step_of_images_is_refused(data):
     with pytest.raises(UsageError, match="batch size 22 is more than the 21 training images"):
         start(replace(RUN, batch_size=22), data)
-
-
-@pytest.mark.parametrize(
-    ("layer", "device", "kind"),
-    [
-        (rbnorm.RepresentativeBatchNorm2d(2), CPU, rbnorm.RepresentativeBatchNorm2d),
-        (nn.BatchNorm2d(2), CUDA, nn.SyncBatchNorm),
-    ],
-)
-def test_rbn_is_synchronised_by_its_own_layers_and_batchnorm_by_torch(layer, device, kind):
-    (layer,) = synchronise(nn.Sequential(layer), "x", device)
-    assert isinstance(layer, kind)
-    assert getattr(layer, "synchronised", True)
-
-
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (nn.GroupNorm(1, 2), "norm 'x' has no batch statistics to synchronise"),
-        (nn.BatchNorm2d(2), "torch synchronises norm 'x' on accelerators only, not on the CPU"),
-    ],
-)
-def test_what_cannot_be_synchronised_is_refused(layer, message):
-    with pytest.raises(UsageError, match=message):
-        synchronise(nn.Sequential(layer), "x", CPU)
 
 
 class Killed:

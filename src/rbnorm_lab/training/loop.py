@@ -16,7 +16,6 @@ from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.evaluate import on
-from rbnorm_lab.processes import synchronise
 from rbnorm_lab.training.order import STEP, Batch, derive, held_out, loaded, training_batches
 from rbnorm_lab.training.recipe import Groups, groups_of, optimiser_of
 
@@ -75,7 +74,7 @@ class Training:
         rate: Images trained on in a second, over all processes, in the newest epoch.
 
     Raises:
-        UsageError: There is less than one step of images, or a norm cannot be synchronised.
+        UsageError: There is less than one step of images.
     """
 
     def __init__(
@@ -89,8 +88,6 @@ class Training:
         self.config, self.data, self.accelerator = config, data, accelerator
         self.device: torch.device = accelerator.device
         self.epoch_steps = steps_of_epoch(config, data)
-        if config.sync_norm:
-            module = synchronise(module, config.norm, self.device)
         self.module = module.to(self.device).to(memory_format=torch.channels_last)
         optimizer, self.scheduler = optimiser_of(self.module, config, self.epoch_steps, groups)
         self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
