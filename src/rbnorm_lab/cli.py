@@ -56,10 +56,11 @@ def study_domains(options: argparse.Namespace, command: str) -> None:
     from rbnorm_lab.domains import settings as own
     from rbnorm_lab.store import Store
     from rbnorm_lab.studies import command as module
+    from rbnorm_lab.studies.work import Sources
 
     settings = own.settings_of(vars(options))
     how = module.How(
-        own.Sources() if options.no_run else own.sources_of(options),
+        Sources() if options.no_run else own.sources_of(options),
         shard=options.shard,
         run=not options.no_run,
         keep=own.kept_in(options.out) if options.keep_models else lambda config: None,

@@ -20,7 +20,6 @@ LEAST: Final = {
     "repeats": 1,
     "seed": 0,
     "seeds": 1,
-    "steps": 1,
     "test_limit": 1,
     "tuning_epochs": 1,
     "tuning_seeds": 1,

@@ -72,17 +72,6 @@ def test_a_kept_model_is_the_trained_one(models):
     assert [w.double().mean().item() for w in weights] == pytest.approx(expected)
 
 
-def test_a_comparison_that_lacks_a_model_runs_it_again(tmp_path):
-    arguments = ["compare", "--norms", "bn", "--batch-sizes", "32", "--seeds", "1", "--epochs", "1"]
-    arguments += ["--limit", "64", "--out", str(tmp_path)]
-    assert main(arguments) == 0
-    records = (tmp_path / "records.jsonl").read_bytes()
-    assert not (tmp_path / "models").exists()
-    assert main([*arguments, "--save-models"]) == 0
-    assert (tmp_path / "records.jsonl").read_bytes() == records
-    assert len(list((tmp_path / "models").iterdir())) == 1
-
-
 def test_the_numbers_are_those_of_the_library_on_both_data_sets(models, found):
     model = load_model(str(models["rbn"]), None, classes=0, channels=0)
     data = load_data("digits")

@@ -16,8 +16,6 @@ from rbnorm_lab.store import Store
 from rbnorm_lab.studies.study import Settings
 from rbnorm_lab.studies.work import Sources
 
-__all__ = ["Sources", "completed", "kept_in", "settings_of", "sources_of"]
-
 
 def settings_of(options: Mapping[str, Any]) -> Settings:
     """The settings that the options ask for; targets that are not named are missing.
