@@ -6,11 +6,14 @@ import argparse
 from dataclasses import fields
 
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.finished import shown_again
 from rbnorm_lab.names import LRASPP, corruption, items, study_names
 
 
 def compare(options: argparse.Namespace, command: str) -> None:
     """``rbnorm compare``."""
+    if shown_again(options.out, command):
+        return
     from rbnorm_lab.checkpoints import saved_path
     from rbnorm_lab.studies import command as module
     from rbnorm_lab.studies.study import Settings
@@ -36,6 +39,8 @@ def compare(options: argparse.Namespace, command: str) -> None:
 
 def study(options: argparse.Namespace, command: str) -> None:
     """``rbnorm study``."""
+    if shown_again(options.out, command):
+        return
     from rbnorm_lab.studies import command as module
     from rbnorm_lab.studies.study import Settings
     from rbnorm_lab.studies.work import Sources

@@ -1,8 +1,10 @@
 """The whole command: run, given again, its verdict, and its page in a browser."""
 
+import sys
+
 import pytest
 from simulated import records_of, results_of
-from support import VIEWPORTS, assert_fits, called, opened, run
+from support import VIEWPORTS, assert_fits, called, execute, opened, run
 
 from rbnorm_cli.parser import make_parser
 from rbnorm_lab.catalogue import compare
@@ -57,18 +59,27 @@ def test_it_leaves_these_files_and_no_others(demo):
     names = sorted(path.name for path in demo[0].iterdir() if path.suffix != ".lock")
     figures = ("channel-means", "clean", "shifted")
     drawn = [f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
-    assert names == sorted([*drawn, "records.jsonl", "report.html"])
+    assert names == sorted([".finished", *drawn, "records.jsonl", "report.html"])
 
 
 def test_the_same_command_again_repeats_its_answer_and_draws_what_is_missing(demo, monkeypatch):
     out, done = demo
     before = {path: path.read_bytes() for path in out.iterdir()}
     monkeypatch.setattr(work, "train_run", None)  # a run would fail and be recorded so
-    for name in ("report.html", "clean.png"):
-        (out / name).unlink()
-    again = called(*SMALL, "--seeds", 2, "--out", "out", cwd=out.parent)
-    assert again.stdout == "Nothing left to run: out has every run.\n" + done.stdout
-    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    for missing in ((), ("report.html", "clean.png")):
+        for name in missing:
+            (out / name).unlink()
+        again = called(*SMALL, "--seeds", 2, "--out", "out", cwd=out.parent)
+        assert again.stdout == "Nothing left to run: out has every run.\n" + done.stdout
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_answer_that_is_repeated_needs_no_torch(demo):
+    code = "import sys; from rbnorm_cli.main import main; main(sys.argv[1:]); print(*sys.modules)"
+    arguments = [*SMALL, "--seeds", "2", "--out", "out"]
+    done = execute([sys.executable, "-c", code, *arguments], cwd=demo[0].parent)
+    assert done.stdout.startswith("Nothing left to run")
+    assert "torch" not in done.stdout.splitlines()[-1].split()
 
 
 @pytest.mark.parametrize("viewport", VIEWPORTS)

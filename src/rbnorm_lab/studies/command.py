@@ -13,6 +13,7 @@ from rich.table import Table
 from rbnorm_lab.catalogue import maker
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.finished import nothing_left, remember
 from rbnorm_lab.folders import check_folder, make_folder
 from rbnorm_lab.processes import count_processes, make_accelerator
 from rbnorm_lab.progress import terminal
@@ -108,12 +109,14 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
     check_folder(out)
     shard = Shard.parse(how.shard)
     store = Store(out)
-    plans = Plans(names, settings, store)
+    plans, finished = Plans(names, settings, store), False
     if how.run:
         check_plans(plans, how)
-        run(plans, Runner(store, how.executor(), shard, how.keep))
-    draw(plans, out, reproducing(command))
+        finished = run(plans, Runner(store, how.executor(), shard, how.keep))
+    said = draw(plans, out, reproducing(command))
     store.check_kept()
+    if finished and not how.sources.images:  # which may change without the folder
+        remember(out, command, said)
 
 
 def check_plans(plans: Plans, how: How) -> None:
@@ -136,8 +139,12 @@ def check_plans(plans: Plans, how: How) -> None:
                 check_run(config, data_of(config, how.sources.root), torch.device("cpu"))
 
 
-def run(plans: Plans, runner: Runner) -> None:
-    """Choose rates, then run."""
+def run(plans: Plans, runner: Runner) -> bool:
+    """Choose rates, then run.
+
+    Returns:
+        Whether every run has a record.
+    """
     runner.run(plans.tuning, "choosing learning rates", retry=False)
     plans.store.load()
     if plans.complete:
@@ -145,7 +152,8 @@ def run(plans: Plans, runner: Runner) -> None:
     else:
         terminal(stderr=True).print(_WAIT, soft_wrap=True)
     if not runner.ran:
-        print(f"Nothing left to run: {plans.store.folder} has every run.")
+        print(nothing_left(plans.store.folder))
+    return plans.complete and not runner.missing(plans.runs())
 
 
 def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:
@@ -162,8 +170,11 @@ def reproducing(command: str, options: Container[str] = _ELSEWHERE) -> str:
     return shlex.join(kept)
 
 
-def draw(plans: Plans, out: Path, command: str) -> None:
+def draw(plans: Plans, out: Path, command: str) -> str:
     """The page of every study, and its answer on standard output.
+
+    Returns:
+        What was printed.
 
     Raises:
         UsageError: All runs of a study failed; its page says why.
@@ -187,6 +198,7 @@ def draw(plans: Plans, out: Path, command: str) -> None:
     print(printed.get(), end="")
     if errors:
         raise UsageError("; ".join(errors))
+    return printed.get()
 
 
 def _all_failed(results: Results) -> str:
