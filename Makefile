@@ -114,7 +114,7 @@ test-floors:
 		"setuptools>=77" torch==2.11.0 torchvision==0.26.0 ".[lab,export]"
 	$(FLOORS)/bin/pip uninstall --quiet --yes rbnorm
 	$(FLOORS)/bin/python setup.py --quiet build_ext --inplace
-	$(FLOORS)/bin/pip install --quiet hypothesis ipykernel jupytext mypy nbclient playwright pytest
+	$(FLOORS)/bin/pip install --quiet hypothesis ipykernel jupytext mypy nbclient playwright pytest pytest-xdist
 	PYTHONPATH=src $(FLOORS)/bin/python -m pytest tests/test_*.py tests/lab/test_records.py \
 		--ignore tests/test_gpu_report.py --ignore tests/test_interpreted.py
 	$(PYTHON) -m venv --clear $(FLOORS)-torch

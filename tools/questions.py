@@ -103,19 +103,19 @@ QUESTIONS: Final = (
         Text(
             "ResNet-20, CIFAR-10: RBN on clean images?", "ResNet-20，CIFAR-10：干净图像上的 RBN？"
         ),
-        Text("not run yet", "尚未运行"),
+        Text("level so far", "目前持平"),
         "cifar",
         Comparison("whole batch", "rbn", "bn", "clean"),
     ),
     Question(
         Text("the same, corrupted images?", "同上，退化图像？"),
-        Text("not run yet", "尚未运行"),
+        Text("level so far", "目前持平"),
         "cifar",
         Comparison("whole batch", "rbn", "bn", "shifted"),
     ),
     Question(
         Text("the same, images of equal mean and contrast?", "同上，图像的均值与对比度已统一？"),
-        Text("not run yet", "尚未运行"),
+        Text("level so far", "目前持平"),
         "cifar",
         Comparison("whole batch", f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
     ),
