@@ -120,7 +120,7 @@ def _best(results: Results, by_norm: dict[str, ArmResult]) -> Text:
 def _of_subject(rbn: ArmResult) -> list[Text]:
     """Whether RBN wins it back, and what it does on clean images."""
     found = []
-    for measure, where in ((SHIFTED, Text("there", "此时")), (CLEAN, _ON_CLEAN)):
+    for measure, where in ((SHIFTED, Text("on these images", "此时")), (CLEAN, _ON_CLEAN)):
         if gain := rbn.gain.get(measure):
             said, evidence = verdict(same(SUBJECT), same("bn"), gain.estimate), evidence_of(gain)
             en, zh = f"{where.en} {said.en}", f"{where.zh} {said.zh}"
