@@ -162,7 +162,7 @@ def _named(compared: Compared, several: bool) -> Text:
     en, zh = (f", {group}", f"，{chinese(group)}") if group else ("", "")
     return Text(
         f"{measure.en}{en}: {t.en} minus {c.en}",
-        close(f"{measure.zh}{zh}：{t.zh} 减 {c.zh}").strip(),
+        close(f"{measure.zh}{zh}：{t.zh}减{c.zh}").strip(),
     )
 
 

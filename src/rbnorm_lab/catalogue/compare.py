@@ -13,11 +13,12 @@ from rbnorm_lab.studies.results import CLEAN, SHIFTED, ArmResult, Results, contr
 from rbnorm_lab.studies.sentences import SUBJECT, evidence_of, verdict
 from rbnorm_lab.studies.study import Arm, Settings, Study
 from rbnorm_lab.studies.variants import comparisons_of
-from rbnorm_lab.studies.words import KINDS, STATISTICS, chinese
-from rbnorm_lab.text import Text, joined, percent, same
+from rbnorm_lab.studies.words import KINDS, STATISTICS, chinese, side
+from rbnorm_lab.text import Text, joined, percent
 
 COMMAND: Final = "compare"
 _ON_CLEAN: Final = Text("on clean images", "在干净图像上")
+_SIDES: Final = (side(SUBJECT, TRAINED), side("bn", TRAINED))
 UNTUNED: Final = Text(
     "Nothing was tuned for any one norm: the learning rate is in proportion to the batch size.",
     "没有为任何一种归一化单独调参：学习率与批大小成正比。",
@@ -101,7 +102,7 @@ def _best(results: Results, by_norm: dict[str, ArmResult]) -> Text:
         if control.result is by_norm["bn"]
     ]
     tried += [
-        (same(norm), result.gain[SHIFTED])
+        (side(norm, TRAINED), result.gain[SHIFTED])
         for norm, result in by_norm.items()
         if SHIFTED in result.gain and not norm.startswith(SUBJECT)
     ]
@@ -122,7 +123,7 @@ def _of_subject(rbn: ArmResult) -> list[Text]:
     found = []
     for measure, where in ((SHIFTED, Text("on these images", "此时")), (CLEAN, _ON_CLEAN)):
         if gain := rbn.gain.get(measure):
-            said, evidence = verdict(same(SUBJECT), same("bn"), gain.estimate), evidence_of(gain)
-            en, zh = f"{where.en} {said.en}", f"{where.zh} {said.zh}"
+            said, evidence = verdict(*_SIDES, gain.estimate), evidence_of(gain)
+            en, zh = f"{where.en} {said.en}", f"{where.zh}{said.zh}"
             found.append(Text(f"{en} ({evidence.en})", f"{zh}（{evidence.zh}）"))
     return found
