@@ -141,7 +141,7 @@ def test_a_verdict_says_what_fails_what_wins_it_back_and_whether_rbn_does():
         "on clean images no detectable difference between rbn and bn (+0.00",
     ]
     assert [said.en.index(part) for part in parts] == sorted(said.en.index(part) for part in parts)
-    assert "bn 的准确率在对比度 5下由 98.00% 变为 28.00%" in said.zh
+    assert "bn 的准确率在对比度 5 下由 98.00% 变为 28.00%" in said.zh
     assert "挽回最多的是测试批统计量（" in verdict(bn=0.28, gn=0.5).zh
     assert "nothing that was tried wins it back" in verdict(bn=0.95, gn=0.5).en
     assert ", too few seeds to be sure)" in verdict(bn=0.9, gn=0.5).en

@@ -90,7 +90,7 @@ def _loss(bn: ArmResult) -> Text:
     left = percent(bn.accuracy[SHIFTED].mean)
     return Text(
         f"{kinds.en} takes bn from {clean} to {left} %",
-        f"bn 的准确率在{kinds.zh}下由 {clean}% 变为 {left}%",
+        f"bn 的准确率在{kinds.zh} 下由 {clean}% 变为 {left}%",
     )
 
 
