@@ -305,7 +305,10 @@ def _cifar10_jpeg(folder: Path, image_size: int | None) -> ImageData:
         )
     parts = [folder_of(folder / part) for part in ("train", "test")]
     train, test = (
-        (squares((file for file, _ in part.samples), _CIFAR_SIDE), torch.tensor(part.targets))
+        (
+            squares((file for file, _ in part.samples), _CIFAR_SIDE, scaled=False),
+            torch.tensor(part.targets),
+        )
         for part in parts
     )
     return _in_memory(train, test, _CIFAR10, image_size, augment=cropped_and_flipped)

@@ -107,15 +107,22 @@ def folder_of(path: Path, transform: Any = None) -> ImageFolder:
         ) from error
 
 
-def squares(files: Iterable[str | Path], side: int) -> Tensor:
-    """Images as bytes (N, 3, S, S), each scaled and cropped to a square of this side.
+def squares(files: Iterable[str | Path], side: int, *, scaled: bool = True) -> Tensor:
+    """Images as bytes (N, 3, S, S), squares of this side.
+
+    Args:
+        files: The images.
+        side: The side, in pixels.
+        scaled: Whether others are scaled and cropped to it, or refused.
 
     Raises:
-        UsageError: One cannot be decoded.
+        UsageError: One cannot be decoded, or is refused.
     """
 
     def square(file: str | Path) -> Any:
         image: Image.Image = load_image(file)
+        if not scaled and image.size != (side, side):
+            raise UsageError(f"{file} is {image.width} x {image.height}, not {side} x {side}")
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor() as pool:

@@ -363,7 +363,14 @@ def test_a_moved_image_is_a_part_of_the_padded_one(seed):
     assert sum(torch.equal(moved, part) for part in parts) == 1
 
 
-def test_a_jpeg_that_is_broken_is_named(jpegs):
-    text(jpegs / "cifar10-jpeg" / "test" / "a" / "0.jpg")
-    with pytest.raises(UsageError, match=r"0\.jpg is no readable image"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Image.new("RGB", (16, 32)).save, "is 16 x 32, not 32 x 32"),
+        (text, "is no readable image"),
+    ],
+)
+def test_a_jpeg_that_does_not_fit_is_named(jpegs, make, message):
+    make(jpegs / "cifar10-jpeg" / "test" / "a" / "0.jpg")
+    with pytest.raises(UsageError, match=rf"0\.jpg {message}"):
         load_data("cifar10-jpeg", jpegs)
