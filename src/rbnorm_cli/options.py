@@ -30,7 +30,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "each, one a line, as the folders of the images are called",
     },
     "clean_only": {**_FLAG, "help": "do not test on corrupted images"},
-    "counterfactuals": {**_FLAG, "help": "accuracies without centring and without scaling"},
     "data": {"help": f"one of {', '.join(DATA)}"},
     "data_root": {
         **_PATH,

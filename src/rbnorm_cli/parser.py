@@ -219,7 +219,6 @@ def _diagnose(parser: Parser) -> None:
         image_size=None,
         classes=None,
         device=None,
-        counterfactuals=False,
         remedies=True,
         budget=300.0,
         fine_tune=(None, {"metavar": "STEPS"}),

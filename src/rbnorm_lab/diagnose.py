@@ -28,9 +28,7 @@ from rbnorm_lab.progress import progress_of_runs
 from rbnorm_lab.records import environment
 from rbnorm_lab.subject import Request, first_batches, load_subject, shifted_batches
 
-_TRAINING_IMAGES: Final = 1024  # at most, to re-estimate running statistics on
 _WIDTH: Final = 32  # of what stands before a bar
-_PARTS: Final = 3  # of the calibration: nothing, centring and scaling left out
 
 
 def diagnose(request: Request, out: Path, command: str) -> None:
@@ -100,20 +98,16 @@ class _Measurement:
         if request.shifted is not None:
             self.second = shifted_batches(request, data, self.first)
 
-    def tracked(self, batches: Any, name: str, passes: int = 1) -> Batches:
+    def tracked(self, batches: Any, name: str) -> Batches:
         """The batches on a bar of their own."""
-        task = self.progress.add_task(name, total=passes * len(batches))
+        task = self.progress.add_task(name, total=len(batches))
         return Batches(batches, lambda: self.progress.advance(task))
 
     def report(self, title: str, command: str) -> Report:
         """Measure."""
-        training, passes = None, 1
-        if self.request.counterfactuals:
-            images = loader_of(self.data.train, self.request.batch_size, _TRAINING_IMAGES)
-            training, passes = self.tracked(images, "recalibrating", _PARTS), 1 + _PARTS
-        first = self.tracked(self.first, "measuring", passes)
+        first = self.tracked(self.first, "measuring")
         second = None if self.second is None else self.tracked(self.second, "shifted")
-        result = rbnorm.diagnose(self.model, first, shifted=second, recalibration=training)
+        result = rbnorm.diagnose(self.model, first, shifted=second)
         worst = self.first if self.second is None else self.second
         return Report(
             result,

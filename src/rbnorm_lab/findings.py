@@ -39,7 +39,6 @@ def findings(result: rbnorm.Diagnosis, images: Sequence[int]) -> list[Text]:
         *(s for case in CASES if (s := _case(case, result))),
         *_broken(result),
         *_calibration(result),
-        *_effect(result),
         *_recalibrate(layers),
     ]
 
@@ -179,25 +178,6 @@ def _calibration(result: rbnorm.Diagnosis) -> list[Text]:
                 f"channels where it is inert and could be absorbed into gamma: {inert.en}.",
                 f"门控的平均值：{mean.zh}；在图像之间的变化：{spread.zh}；"
                 f"几乎不变、可并入 γ 的通道：{inert.zh}。",
-            )
-        )
-    return found
-
-
-def _effect(result: rbnorm.Diagnosis) -> list[Text]:
-    accuracies = {found.without: percent(found.accuracy) for found in result.counterfactuals}
-    before = accuracies.pop("nothing", "")
-    found = []
-    for without, after in accuracies.items():
-        name = {"centring": "中心化校准", "scaling": "缩放校准"}[without]
-        moves = Text(f"goes from {before} to {after}", f"从 {before} 变为 {after}")
-        if after == before:
-            moves = Text(f"stays at {before}", f"仍为 {before}")
-        found.append(
-            Text(
-                f"Without {without} in any layer, and with re-estimated running statistics, the "
-                f"accuracy on the first data {moves.en}.",
-                f"所有层都去掉{name}并重新估计滑动统计量后，第一个数据集上的准确率{moves.zh}。",
             )
         )
     return found

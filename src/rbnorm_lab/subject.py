@@ -43,7 +43,6 @@ class Request:
     image_size: int | None
     classes: str | None
     device: str | None
-    counterfactuals: bool
     remedies: bool
     budget: float
     fine_tune: int | None

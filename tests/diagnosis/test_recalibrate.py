@@ -1,12 +1,11 @@
-"""Running statistics re-estimated, and accuracies without parts of the calibration."""
+"""Running statistics re-estimated."""
 
 import math
 
 import pytest
 import torch
-from models import calibrate, left_as_found, shake, small
+from models import calibrate, shake
 from torch import nn
-from torch.nn.utils import prune
 
 import rbnorm
 from rbnorm.definition import STATISTICS
@@ -89,57 +88,3 @@ def test_what_is_not_finite_is_refused_and_nothing_changes() -> None:
     with pytest.raises(ValueError, match="reach a normaliser with running statistics"):
         rbnorm.recalibrate(layer, [torch.ones(1)], forward=lambda model, x: x)
     assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
-
-
-def separable() -> tuple[nn.Module, list]:
-    """A classifier that only works by what RBN's gate makes of each instance's own mean."""
-    torch.manual_seed(0)
-    labels = torch.arange(40) % 2
-    x = torch.randn(40, 1, 6, 6) + 2.0 * labels.view(-1, 1, 1, 1)
-    norm = rbnorm.RepresentativeBatchNorm2d(1, center_weight_init=-1.0, scale=False)
-    other = rbnorm.RepresentativeBatchNorm2d(1, center_weight_init=0.5, scale_weight_init=1.0)
-    head = nn.Linear(1, 2)
-    head.weight.data, head.bias.data = torch.tensor([[-1.0], [1.0]]), torch.zeros(2)
-    model = nn.Sequential(norm, other, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    batches = list(zip(x.split(8), labels.split(8), strict=True))
-    return rbnorm.recalibrate(model, batches), batches
-
-
-def test_counterfactual_accuracies_are_those_of_a_model_without_that_part() -> None:
-    model, batches = separable()
-    with left_as_found(model):
-        found = rbnorm.diagnose(model, batches, recalibration=batches).counterfactuals
-    by = {c.without: c.accuracy for c in found}
-    assert list(by) == ["nothing", "centring", "scaling"]
-    # centring by -1 removes the mean, which is all the classes differ in
-    assert by["nothing"] < 0.7
-    assert by["centring"] == 1
-    for without, accuracy in by.items():
-        twin, _ = separable()
-        vectors = {"nothing": (), "centring": ("center_weight",), "scaling": ("scale_weight",)}
-        for name, vector in twin.named_parameters():
-            if name.endswith(vectors[without]):
-                vector.data.zero_()
-        rbnorm.recalibrate(twin, batches).eval()
-        right = sum(int((twin(x).argmax(1) == y).sum()) for x, y in batches)
-        assert accuracy == right / 40
-
-
-def test_counterfactuals_of_a_pruned_layer_are_refused() -> None:
-    model, batches = separable()
-    prune.identity(model[1], "center_weight")
-    with pytest.raises(ValueError, match="layer '1' has a pruned or parametrised center_weight"):
-        rbnorm.diagnose(model, batches, recalibration=batches)
-
-
-def test_counterfactuals_say_what_they_need_and_of_batchnorm_there_is_one() -> None:
-    model, batches = small(), [(torch.randn(4, 2, 8, 8), torch.zeros(4, dtype=torch.long))]
-    found = rbnorm.diagnose(model, batches, recalibration=batches).counterfactuals
-    assert [c.without for c in found] == ["nothing"]
-    rbnorm.convert_batchnorm(model)
-    with pytest.raises(ValueError, match="recalibration must be something to iterate over many"):
-        rbnorm.diagnose(model, batches, recalibration=iter(batches))
-    with pytest.raises(ValueError, match="an accuracy needs batches of"):
-        rbnorm.diagnose(model, [batches[0][0]], recalibration=batches)
-    with pytest.raises(ValueError, match=r"gives .N, classes. scores"):
-        rbnorm.diagnose(model[:3], batches, recalibration=batches)

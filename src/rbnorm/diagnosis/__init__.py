@@ -3,11 +3,10 @@
 from rbnorm.diagnosis.images import ImageShift
 from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.diagnosis.recalibration import recalibrate
-from rbnorm.diagnosis.result import Counterfactual, Diagnosis, LayerDiagnosis
+from rbnorm.diagnosis.result import Diagnosis, LayerDiagnosis
 from rbnorm.diagnosis.run import diagnose
 
 __all__ = [
-    "Counterfactual",
     "Diagnosis",
     "ImageShift",
     "LayerDiagnosis",

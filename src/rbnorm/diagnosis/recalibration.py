@@ -1,8 +1,7 @@
-"""Running statistics re-estimated exactly, and accuracies without parts of the calibration."""
+"""Running statistics re-estimated exactly."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -11,17 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.diagnosis.meter import normalised
-from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unchanged
-from rbnorm.diagnosis.result import Counterfactual, mean
-from rbnorm.diagnosis.scores import Collector
+from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
 from rbnorm.diagnosis.tally import Tally
 from rbnorm.kernels.phases import positions
-from rbnorm.layers.base import _RepresentativeBatchNorm
-from rbnorm.models.originals import refuse_replaced
 
 Model = TypeVar("Model", bound=nn.Module)
-
-_PARTS = {"nothing": (), "centring": ("center_weight",), "scaling": ("scale_weight",)}
 
 
 class _Pooled:
@@ -109,49 +102,3 @@ def recalibrate(
         for name, seen in pooled.items():
             seen.store(tracked[name])
     return model
-
-
-def counterfactuals(
-    model: nn.Module,
-    batches: Iterable[Any],
-    recalibration: Iterable[Any],
-    *,
-    forward: Forward | None = None,
-) -> tuple[Counterfactual, ...]:
-    """The accuracy on ``batches`` without the centring and without the scaling of all RBN layers.
-
-    Without centring means ``w_m = 0``, without scaling ``w_v = 0``, where the gate is the constant
-    ``R(w_b)``. The running statistics of all layers are re-estimated on ``recalibration`` before
-    each accuracy, the one without any change too. The model is left as it was.
-
-    Raises:
-        ValueError: As :func:`recalibrate`; batches without labels that belong to the output's
-            scores, or that can be iterated over only once; or a layer is pruned or parametrised, so
-            that its vectors cannot be set.
-    """
-    for name, layer in normalisers(model).items():
-        if isinstance(layer, _RepresentativeBatchNorm):
-            refuse_replaced(name, layer)
-    found = []
-    with unchanged(model):  # a loader that begins draws a random number
-        again("batches", batches)
-        again("recalibration", recalibration)
-        for without, names in _PARTS.items():
-            twin = copy.deepcopy(model)
-            layers = normalisers(twin).values()
-            own = (getattr(layer, name, None) for layer in layers for name in names)
-            vectors = [vector for vector in own if vector is not None]
-            for vector in vectors:
-                vector.data.zero_()
-            if vectors or without == "nothing":
-                recalibrate(twin, recalibration, forward=forward)
-                collect = Collector(None)
-                run(twin.eval(), batches, forward or call, {}, collect)
-                right = collect.scores().score
-                if not len(right):
-                    raise ValueError(
-                        "an accuracy needs batches of (inputs, labels) and a model that gives "
-                        "(N, classes) scores, got none"
-                    )
-                found.append(Counterfactual(without, mean(right)))
-    return tuple(found)

@@ -68,19 +68,6 @@ class LayerDiagnosis:
         }
 
 
-@dataclass(frozen=True)
-class Counterfactual:
-    """The accuracy with a calibration switched off and the running statistics re-estimated.
-
-    Attributes:
-        without: "centring" or "scaling", in all RBN layers; or "nothing", which these compare with.
-        accuracy: Share of instances whose highest score is their label's.
-    """
-
-    without: str
-    accuracy: float
-
-
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Table):
     """What :func:`rbnorm.diagnose` found.
@@ -90,7 +77,6 @@ class Diagnosis(Table):
         thresholds: Beyond what an instance counts as one of the four cases.
         batches: Number of batches.
         shifted: The same for the shifted batches, or None.
-        counterfactuals: Accuracies without parts of the calibration; empty if not asked for.
         images: How far the shifted images themselves lie from the others, before any layer; None
             without shifted batches, or where the model's inputs have no positions.
     """
@@ -99,7 +85,6 @@ class Diagnosis(Table):
     thresholds: Thresholds
     batches: int
     shifted: Diagnosis | None = field(default=None, repr=False)
-    counterfactuals: tuple[Counterfactual, ...] = ()
     images: ImageShift | None = None
 
     def __getitem__(self, layer: str) -> LayerDiagnosis:
@@ -130,7 +115,6 @@ class Diagnosis(Table):
                 }
                 for layer in self.layers
             ],
-            "counterfactuals": [vars(c) for c in self.counterfactuals],
         }
         if self.shifted is not None:
             found["shifted"] = self.shifted.to_dict()

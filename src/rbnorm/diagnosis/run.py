@@ -12,7 +12,6 @@ from rbnorm.diagnosis.build import layer_diagnosis
 from rbnorm.diagnosis.images import Images, ImageShift
 from rbnorm.diagnosis.meter import LayerMeter, Thresholds
 from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
-from rbnorm.diagnosis.recalibration import counterfactuals
 from rbnorm.diagnosis.result import Diagnosis
 
 
@@ -21,7 +20,6 @@ def diagnose(
     batches: Iterable[Any],
     *,
     shifted: Iterable[Any] | None = None,
-    recalibration: Iterable[Any] | None = None,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
     forward: Forward | None = None,
 ) -> Diagnosis:
@@ -62,9 +60,6 @@ def diagnose(
             device.
         shifted: A second data set; the result then has its own diagnosis, and how far the images
             themselves moved.
-        recalibration: Batches of training data. When given, the accuracy on ``batches``, then with
-            labels, is measured without the centring and without the scaling of all RBN layers,
-            after the running statistics were re-estimated on these: six passes.
         thresholds: Beyond what a pair of instance and channel counts as one of the four cases.
         forward: Called with the model and a batch, for models and batches of another form.
 
@@ -82,9 +77,6 @@ def diagnose(
         second = _measure(model, shifted, others, thresholds, forward or call)
         moved = ImageShift.of(images, others, thresholds)
         result = replace(result, shifted=second, images=moved)
-    if recalibration is not None:
-        found = counterfactuals(model, batches, recalibration, forward=forward)
-        result = replace(result, counterfactuals=found)
     return result
 
 
