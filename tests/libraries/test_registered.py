@@ -1,4 +1,4 @@
-"""RBN by name in other libraries, and what they know of it."""
+"""RBN in other libraries' networks, and what they know of it."""
 
 import pytest
 import torch
@@ -8,33 +8,25 @@ from torch import nn
 import rbnorm
 
 
-def test_mmcv_builds_rbn_by_name() -> None:
+def test_mmcv_builds_rbn_by_its_path() -> None:
     from mmcv.cnn import ConvModule, build_norm_layer
 
-    from rbnorm.integrations import mm
-
-    mm.register()
-    mm.register()
-    assert type(build_norm_layer({"type": "RBN", "scale": False}, 4)[1]).__name__ == (
-        "RepresentativeBatchNorm2d"
-    )
-    module = ConvModule(3, 4, 3, norm_cfg={"type": "RBN2d", "requires_grad": True})
+    path = "rbnorm.RepresentativeBatchNorm2d"
+    layer = build_norm_layer({"type": path, "scale": False}, 4)[1]
+    assert (type(layer), layer.scale_weight) == (rbnorm.RepresentativeBatchNorm2d, None)
+    module = ConvModule(3, 4, 3, norm_cfg={"type": path, "requires_grad": True})
     assert type(module.norm) is rbnorm.RepresentativeBatchNorm2d
     assert module(torch.randn(2, 3, 5, 5)).shape == (2, 4, 3, 3)
 
 
-def test_monai_builds_rbn_by_name() -> None:
+@pytest.mark.parametrize("dim", [2, 3])
+def test_monai_network_is_converted(dim: int) -> None:
     from monai.networks.nets import UNet
 
-    from rbnorm.integrations import monai
-
-    monai.register()
-    monai.register()
     sizes = {"channels": (4, 8), "strides": (2,), "in_channels": 1, "out_channels": 2}
-    for dim in (2, 3):
-        model = UNet(spatial_dims=dim, norm=("rbn", {"eps": 1e-3}), **sizes)
-        assert len(rbnorm.assert_intact(model)) == 2
-        assert model(torch.randn(2, 1, *[8] * dim)).shape == (2, 2, *[8] * dim)
+    model = rbnorm.convert_batchnorm(UNet(spatial_dims=dim, norm="batch", **sizes))
+    assert len(rbnorm.assert_intact(model)) == 2
+    assert model(torch.randn(2, 1, *[8] * dim)).shape == (2, 2, *[8] * dim)
 
 
 def test_opacus_refuses_rbn() -> None:
