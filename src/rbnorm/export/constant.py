@@ -1,24 +1,20 @@
-"""Calibrations, or their gates alone, that constants can replace on given images."""
+"""Calibrations that constants can replace on given images."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from rbnorm.export.layer import Parts, split
-from rbnorm.export.trial import Candidate, Pair
+from rbnorm.export.layer import Parts
+from rbnorm.export.trial import Candidate
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
 # Of the second moment; below it a channel is constant, and nothing says how its output follows.
 _NO_SPREAD = 1e-12
-
-CONSTANTS: Final = ("calibration", "gate")
-"""What constants may take the place of in a layer."""
 
 
 class Observed:
@@ -32,47 +28,28 @@ class Observed:
     size: int
 
     def __init__(self, layer: _RepresentativeBatchNorm) -> None:
-        self._layer, self._parts = layer, split(layer)
+        self._layer = layer
         self._origin = layer.running_mean.double()  # so that a large mean costs nothing
-        self.count = self._instances = 0
-        self._x = self._y = self._xx = self._xy = self._g = torch.zeros_like(self._origin)
+        self.count = 0
+        self._x = self._y = self._xx = self._xy = torch.zeros_like(self._origin)
 
     def __call__(self, layer: nn.Module, x: Tensor) -> None:
         """Take in an input, as a listener of :func:`rbnorm.diagnosis.passes.run`."""
         self.size = x[:1].numel()
         y = _RepresentativeBatchNorm.forward(self._layer, x).double()
         x = x.double() - self._origin.reshape(-1, *(1,) * (x.ndim - 2))
-        positions = tuple(range(2, x.ndim))
-        axes = (0, *positions)
+        axes = (0, *range(2, x.ndim))
         self.count += x.numel() // x.shape[1]
         self._x, self._xx = self._x + x.sum(axes), self._xx + x.square().sum(axes)
         self._y, self._xy = self._y + y.sum(axes), self._xy + (x * y).sum(axes)
-        if "scale_weight" in self._parts.instance:
-            k = self._parts.gain * (x.mean(positions) if positions else x)
-            s = self._parts.instance["scale_weight"] * k + self._parts.instance["scale_bias"]
-            gate = self._layer.calibration.restriction(s)
-            self._g, self._instances = self._g + gate.sum(0), self._instances + len(x)
 
-    def without(self, what: str) -> Parts | None:
-        """The layer with constants in the place of one of :data:`CONSTANTS`.
-
-        Instead of the calibration the affine map per channel that is nearest to the layer in least
-        squares; instead of the gate each channel's mean gate, where that is something new.
-        """
-        if what == "calibration":
-            x, y = self._x / self.count, self._y / self.count
-            second = self._xx / self.count
-            spread, common = second - x * x, self._xy / self.count - x * y
-            gain = torch.where(spread > _NO_SPREAD * second, common / spread, 0)
-            return Parts(gain, y - gain * (x + self._origin), {})
-        gain, offset, old = self._parts
-        new = not {"center_weight", "scale_weight"} - old.keys()
-        if not new or self._layer.calibration.statistic != "mean":
-            return None
-        g = self._g / self._instances
-        center = {name: old[name] for name in ("center_weight", "center_bias")}
-        center["center_bias"] = g * old["center_bias"] + old["bias"]
-        return Parts(g * gain, g * offset, center)
+    def nearest(self) -> Parts:
+        """The affine map per channel that is nearest to the layer in least squares."""
+        x, y = self._x / self.count, self._y / self.count
+        second = self._xx / self.count
+        spread, common = second - x * x, self._xy / self.count - x * y
+        gain = torch.where(spread > _NO_SPREAD * second, common / spread, 0)
+        return Parts(gain, y - gain * (x + self._origin), {})
 
 
 def variation(actual: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
@@ -98,32 +75,26 @@ def _variation(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def approximate(
-    what: str,
     model: nn.Module,
     layers: Mapping[str, Candidate],
     seen: Mapping[str, Observed],
     measure: Callable[[], float],
     tolerance: float,
 ) -> None:
-    """Put constants in the place of one of :data:`CONSTANTS`, as far as the tolerance bears.
+    """Put constants in the place of calibrations, as far as the tolerance bears.
 
     The order is that of the squared effect for each value of the map that no longer costs, since
     effects of many layers add up as squares do. Of it the longest beginning is taken whose own
     effect, measured, is within the tolerance.
 
     Args:
-        what: Of which.
         model: It has the layers' pairs; it is changed, and the layers say how.
         layers: By their names.
         seen: What they met.
         measure: The change of the outputs of the model as it is.
         tolerance: The largest change.
     """
-    tried: dict[str, Pair] = {}
-    for name, observed in seen.items():
-        parts = None if layers[name].outcome.constant else observed.without(what)
-        if parts is not None:
-            tried[name] = layers[name].folded(parts)
+    tried = {name: layers[name].folded(observed.nearest()) for name, observed in seen.items()}
 
     def effect(names: Sequence[str]) -> float:
         before = {name: layers[name].put(model, tried[name]) for name in names}
@@ -140,16 +111,10 @@ def approximate(
     count = bisect_right(range(1, len(order) + 1), tolerance, key=lambda n: effect(order[:n]))
     for name, pair in tried.items():
         layer = layers[name]
+        layer.outcome = replace(layer.outcome, effect=alone[name])
         if name in order[:count]:
             assert layer.source is not None
             layer.put(model, pair)
             layer.outcome = replace(
-                layer.outcome,
-                into=layer.source.name,
-                whole=what == "calibration",
-                reason=None,
-                constant=what,
-                effect=alone[name],
+                layer.outcome, into=layer.source.name, whole=True, reason=None, constant=True
             )
-        elif layer.outcome.effect is None:
-            layer.outcome = replace(layer.outcome, effect=alone[name])

@@ -11,7 +11,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from rbnorm.diagnosis.passes import run
-from rbnorm.export.constant import CONSTANTS, Observed, approximate, variation
+from rbnorm.export.constant import Observed, approximate, variation
 from rbnorm.export.layer import split
 from rbnorm.export.trial import TOLERANCE, LayerFold, Trial, difference
 from rbnorm.models.intact import forget
@@ -42,11 +42,11 @@ class FoldReport(Report):
         found = self.layers.values()
         whole = sum(layer.whole for layer in found)
         stay = sum(layer.into is None for layer in found)
-        constant = [sum(layer.constant == what for layer in found) for what in CONSTANTS]
+        constant = sum(layer.constant for layer in found)
         text = (
-            f"{whole} of {len(found)} RBN layers are folded wholly, {constant[0]} of them with a "
+            f"{whole} of {len(found)} RBN layers are folded wholly, {constant} of them with a "
             f"constant calibration; {len(found) - whole - stay} are folded but for what depends on "
-            f"the instance, {constant[1]} of them with a constant gate; {stay} stay as they were"
+            f"the instance; {stay} stay as they were"
         )
         return text if self.effect is None else f"{text}; the outputs change by {self.effect:.2%}"
 
@@ -55,7 +55,7 @@ class FoldReport(Report):
             (
                 name or type(self.model).__name__,
                 "nothing" if layer.whole else "all" if layer.into is None else "calibration",
-                layer.constant or "-",
+                "yes" if layer.constant else "-",
                 number(layer.effect, ".2%"),
             )
             for name, layer in self.layers.items()
@@ -88,8 +88,7 @@ def fold(
     With a ``tolerance`` the outputs may change by that much: by their largest difference, relative
     to the largest deviation of an output from its mean over the inputs. A layer whose calibration
     hardly depends on the instance becomes the affine map per channel that is nearest to it on the
-    inputs in least squares, and costs nothing; where that is too much, its gate becomes each
-    channel's mean gate, and only an addition is left. As many layers are taken as the tolerance
+    inputs in least squares, and costs nothing. As many layers are taken as the tolerance
     bears, those first that do least to the outputs for their size; the report says which. That
     takes one more run of the inputs for every layer. Give images that stand for those the model
     will meet: what it does to others is not measured.
@@ -136,8 +135,7 @@ def fold(
     error, effect = _check(found(), expected), None
     if tolerance is not None:
         seen = {name: observed for name, observed in seen.items() if observed.count}
-        for what in CONSTANTS:
-            approximate(what, folded, layers, seen, lambda: variation(found(), expected), tolerance)
+        approximate(folded, layers, seen, lambda: variation(found(), expected), tolerance)
         effect = variation(found(), expected)
     outcomes = {name: layer.outcome for name, layer in trial.found.items()}
     return FoldReport(folded, outcomes, error, effect)

@@ -42,16 +42,16 @@ class LayerFold:
         error: Largest difference of the layer's output on the given inputs, relative to the
             largest value, before constants took the place of anything; None where it was not tried.
         reason: Why the layer stays, or None.
-        constant: What constants took the place of: "calibration", "gate", or None for nothing.
-        effect: What that does to the model's outputs where nothing else is constant, or nothing
-            but whole calibrations for a gate; None where it was not tried.
+        constant: Whether constants took the place of the calibration.
+        effect: What that does to the model's outputs where nothing else is constant; None where it
+            was not tried.
     """
 
     into: str | None
     whole: bool
     error: float | None
     reason: str | None
-    constant: str | None = None
+    constant: bool = False
     effect: float | None = None
 
 
