@@ -5,7 +5,7 @@ import sys
 
 from rbnorm import definition, functional
 from rbnorm._version import __version__
-from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, Thresholds, diagnose, recalibrate
+from rbnorm.diagnosis import Diagnosis, LayerDiagnosis, diagnose, recalibrate
 from rbnorm.integrations import when_imported
 from rbnorm.kernels import NoKernelsWarning, backends, use_backend
 from rbnorm.layers.classes import (
@@ -50,7 +50,6 @@ __all__ = [
     "RevertReport",
     "SyncRepresentativeBatchNorm",
     "SyncRepresentativeBatchNormAct2d",
-    "Thresholds",
     "__version__",
     "assert_intact",
     "backends",

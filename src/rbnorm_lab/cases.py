@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rbnorm
-from rbnorm.diagnosis.meter import batch_or_running, normalised, wide
+from rbnorm.diagnosis.meter import LIMITS, batch_or_running, normalised, wide
 from rbnorm.diagnosis.passes import Listener, call, run, unchanged
 from rbnorm.functional import representative_batch_norm
 from rbnorm.layers.base import _RepresentativeBatchNorm
@@ -125,10 +125,9 @@ def _uri(values: Tensor, **colours: Any) -> str:
 class _Search:
     """The strongest pair of each case so far, and the batch that is under way."""
 
-    def __init__(self, limits: rbnorm.Thresholds) -> None:
+    def __init__(self) -> None:
         self.found: dict[str, Extreme] = {}
-        beyond = (limits.mean, limits.mean, limits.log_var, limits.log_var)
-        self.most = dict(zip(CASES, beyond, strict=True))
+        self.most = dict(LIMITS)
         self.images = torch.empty(0)
         self.seen = 0  # images of the batches before
 
@@ -182,7 +181,7 @@ def _pictures(layer: _BatchNorm, x: Tensor, E: Tensor, V: Tensor) -> tuple[Tenso
 
 def extremes(model: nn.Module, result: rbnorm.Diagnosis, batches: Iterable[Any]) -> list[Extreme]:
     """The strongest pair of image and channel of each case that there is, from one pass."""
-    search = _Search(result.thresholds)
+    search = _Search()
     reached = [layer.layer for layer in result.layers if layer.instances]
     with unchanged(model):
         model.eval()

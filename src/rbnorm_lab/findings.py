@@ -9,6 +9,7 @@ from typing import Final
 import rbnorm
 from rbnorm import LayerDiagnosis
 from rbnorm.diagnosis import ImageShift
+from rbnorm.diagnosis.meter import LIMITS
 from rbnorm_lab.cases import CASES
 from rbnorm_lab.text import Text
 
@@ -102,7 +103,7 @@ def _case(case: str, result: rbnorm.Diagnosis) -> Text | None:
     if not known:
         return None
     _, limit, effect = CASES[case]
-    values = {"mean": result.thresholds.mean, "factor": math.exp(result.thresholds.log_var)}
+    values = {"mean": LIMITS["mean_above"], "factor": math.exp(LIMITS["var_above"])}
     shares = _each(result, case, percent)
     worst = max(known, key=lambda layer: layer[case])
     most = Text("", "")

@@ -1,5 +1,7 @@
 """The diagnosis computed literally, in float64, from everything a layer saw at once."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -25,7 +27,7 @@ def vector(layer: nn.Module, name: str, default: float) -> torch.Tensor:
     return value.detach().double()
 
 
-def statistics(layer: nn.Module, x: torch.Tensor, mean=0.5, log_var=0.6931471805599453):
+def statistics(layer: nn.Module, x: torch.Tensor):
     """Every column as (C,), from the inputs (N, C, L)."""
     calibrated = hasattr(layer, "calibration")
     K = STATISTICS[layer.calibration.statistic] if calibrated else STATISTICS["mean"]
@@ -37,10 +39,10 @@ def statistics(layer: nn.Module, x: torch.Tensor, mean=0.5, log_var=0.6931471805
     found = {
         "mean_offset": offset.mean(0),
         "log_var_ratio": ratio.mean(0),
-        "mean_below": (offset < -mean).double().mean(0),
-        "mean_above": (offset > mean).double().mean(0),
-        "var_below": (ratio < -log_var).double().mean(0),
-        "var_above": (ratio > log_var).double().mean(0),
+        "mean_below": (offset < -0.5).double().mean(0),
+        "mean_above": (offset > 0.5).double().mean(0),
+        "var_below": (ratio < -math.log(2)).double().mean(0),
+        "var_above": (ratio > math.log(2)).double().mean(0),
         "between_share": share(x),
     }
     o = (z - mu[:, None]) / sigma2.sqrt()[:, None]

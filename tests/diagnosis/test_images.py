@@ -45,9 +45,6 @@ def test_the_numbers_are_the_literal_ones(x) -> None:
     ratio = other.var(1, correction=0) / within
     assert found.mean == pytest.approx(float(offset.mean()), rel=1e-9)
     assert found.contrast == pytest.approx(float(ratio.mean().sqrt()), rel=1e-9)
-    shares = (offset < -0.5, offset > 0.5, ratio < 0.5, ratio > 2)
-    expected = [float(share.double().mean()) for share in shares]
-    assert [found.mean_below, found.mean_above, found.var_below, found.var_above] == expected
 
 
 def test_they_are_those_of_the_models_input_whatever_the_batch() -> None:

@@ -86,12 +86,6 @@ def test_a_lazy_layer_is_refused() -> None:
         rbnorm.diagnose(nn.Sequential(nn.LazyBatchNorm2d()), [torch.ones(2, 2, 3, 3)])
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_thresholds_are_checked(value: float) -> None:
-    with pytest.raises(ValueError, match="threshold mean must be a non-negative number, got"):
-        rbnorm.Thresholds(mean=value)
-
-
 def test_a_layer_that_is_never_reached_has_a_row_of_its_own() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -1,7 +1,6 @@
 """What batch statistics do to the instances of a model's own data, and what RBN learnt."""
 
 from rbnorm.diagnosis.images import ImageShift
-from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.diagnosis.recalibration import recalibrate
 from rbnorm.diagnosis.result import Diagnosis, LayerDiagnosis
 from rbnorm.diagnosis.run import diagnose
@@ -10,7 +9,6 @@ __all__ = [
     "Diagnosis",
     "ImageShift",
     "LayerDiagnosis",
-    "Thresholds",
     "diagnose",
     "recalibrate",
 ]

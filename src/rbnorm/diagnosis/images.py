@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbnorm.diagnosis.meter import Thresholds, four_cases
-
 _OFF = 0.25  # standard deviations by which the average image's mean must move to count
 _FACTOR = 1.25  # by which its contrast must
 
@@ -56,21 +54,13 @@ class ImageShift:
         mean: How far the average mean lies from the typical one, in standard deviations of all
             values of the first data.
         contrast: The root mean square of the standard deviations over the typical one.
-        mean_below: Share of images whose mean is below the typical one by more than the threshold.
-        mean_above: Likewise above.
-        var_below: Share of images whose variance is below the typical one by more than a factor.
-        var_above: Likewise above.
     """
 
     mean: float
     contrast: float
-    mean_below: float
-    mean_above: float
-    var_below: float
-    var_above: float
 
     @classmethod
-    def of(cls, first: Images, second: Images, thresholds: Thresholds) -> ImageShift | None:
+    def of(cls, first: Images, second: Images) -> ImageShift | None:
         """From two passes; None without images, or where all of the first are constant."""
         if min(first.dims, second.dims) < 2:
             return None
@@ -79,10 +69,7 @@ class ImageShift:
         if not (within > 0 and len(seen)):
             return None
         offset = (seen[:, 0] - typical) / (within + known[:, 0].var(correction=0)).sqrt()
-        ratio = seen[:, 1].square() / within
-        cases = four_cases(offset, ratio.log(), thresholds)
-        shares = {name: float(values.nanmean()) for name, values in cases.items()}
-        return cls(float(offset.mean()), float(ratio.mean().sqrt()), **shares)
+        return cls(float(offset.mean()), float((seen[:, 1].square().mean() / within).sqrt()))
 
     @property
     def moved(self) -> str | None:

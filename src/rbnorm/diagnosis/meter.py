@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,26 +17,14 @@ from rbnorm.kernels.phases import positions, table_dtype
 from rbnorm.layers.base import _RepresentativeBatchNorm
 from rbnorm.layers.options import NAMES
 
-CASES = ("mean_below", "mean_above", "var_below", "var_above")
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Beyond what an instance's statistic counts as one of the four cases.
-
-    Attributes:
-        mean: Distance of the instance mean from the running mean, in running standard deviations.
-        log_var: Distance of ln(instance variance / running variance) from 0; ln 2 is a factor of 2.
-    """
-
-    mean: float = 0.5
-    log_var: float = math.log(2)
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "log_var"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"threshold {name} must be a non-negative number, got {value}")
+# Beyond which a pair of instance and channel counts as a case: of the distance of the means in
+# running standard deviations, and of ln(instance variance / running variance).
+LIMITS: Final = {
+    "mean_below": 0.5,
+    "mean_above": 0.5,
+    "var_below": math.log(2),
+    "var_above": math.log(2),
+}
 
 
 def wide(table: Tensor) -> Tensor:
@@ -122,8 +111,8 @@ def gate(layer: _BatchNorm, seen: Normalised, t: Tensor) -> Tensor | None:
 class LayerMeter:
     """Everything that is kept of one layer during a pass."""
 
-    def __init__(self, layer: _BatchNorm, thresholds: Thresholds) -> None:
-        self.layer, self.thresholds = layer, thresholds
+    def __init__(self, layer: _BatchNorm) -> None:
+        self.layer = layer
         self.calls = self.instances = 0
         self.names: tuple[str, ...] = ()
         self.rows = Tally()
@@ -157,17 +146,16 @@ class LayerMeter:
             "var": seen.var,
             "mean_offset": offset,
             "log_var_ratio": log_var,
-            **four_cases(offset, log_var, self.thresholds),
+            **four_cases(offset, log_var),
             "output_mean": output + _vector(layer, "bias", 0.0),
             **({"x_mean": seen.x_mean, "x_var": seen.x_var} if calibrated else {}),
             **({} if gates is None else {"gate": gates}),
         }
 
 
-def four_cases(offset: Tensor, log_var: Tensor, limits: Thresholds) -> dict[str, Tensor]:
-    """Which statistics (N, ...) are beyond the thresholds, 1 or 0; NaN where one is not finite."""
-    values = [limits.mean, limits.mean, limits.log_var, limits.log_var]
-    limit = offset.new_tensor(values).view(-1, *(1,) * (offset.ndim - 1))
+def four_cases(offset: Tensor, log_var: Tensor) -> dict[str, Tensor]:
+    """Which statistics (N, C) are beyond the limits, 1 or 0; NaN where one is not finite."""
+    limit = offset.new_tensor(list(LIMITS.values())).view(-1, 1)
     signed = torch.stack([-offset, offset, -log_var, log_var], 1)
     beyond = (signed > limit).double().where(signed.isfinite(), torch.nan)
-    return dict(zip(CASES, beyond.unbind(1), strict=True))
+    return dict(zip(LIMITS, beyond.unbind(1), strict=True))

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from rbnorm.diagnosis.images import ImageShift
-from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.models.report import Table, finite, paragraph, percent, table
 
 SCHEMA = 2
@@ -74,7 +73,6 @@ class Diagnosis(Table):
 
     Attributes:
         layers: In the order of the model.
-        thresholds: Beyond what an instance counts as one of the four cases.
         batches: Number of batches.
         shifted: The same for the shifted batches, or None.
         images: How far the shifted images themselves lie from the others, before any layer; None
@@ -82,7 +80,6 @@ class Diagnosis(Table):
     """
 
     layers: tuple[LayerDiagnosis, ...]
-    thresholds: Thresholds
     batches: int
     shifted: Diagnosis | None = field(default=None, repr=False)
     images: ImageShift | None = None
@@ -106,7 +103,6 @@ class Diagnosis(Table):
         """Everything, the channels too, as JSON has it: None for what is not finite."""
         found: dict[str, Any] = {
             "schema": SCHEMA,
-            "thresholds": vars(self.thresholds),
             "batches": self.batches,
             "layers": [
                 {

@@ -10,7 +10,7 @@ from torch import nn
 
 from rbnorm.diagnosis.build import layer_diagnosis
 from rbnorm.diagnosis.images import Images, ImageShift
-from rbnorm.diagnosis.meter import LayerMeter, Thresholds
+from rbnorm.diagnosis.meter import LayerMeter
 from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
 from rbnorm.diagnosis.result import Diagnosis
 
@@ -20,7 +20,6 @@ def diagnose(
     batches: Iterable[Any],
     *,
     shifted: Iterable[Any] | None = None,
-    thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
     forward: Forward | None = None,
 ) -> Diagnosis:
     r"""Measure where the statistics of instances and batches leave a model's running statistics.
@@ -37,7 +36,7 @@ def diagnose(
     - ``mean_offset``: :math:`(m - \mu) / \sqrt{\sigma^2 + \epsilon}`;
     - ``log_var_ratio``: :math:`\ln((v + \epsilon) / (\sigma^2 + \epsilon))`;
     - ``mean_below``, ``mean_above``, ``var_below``, ``var_above``: 1 where the first of these is
-      beyond ``thresholds.mean``, or the second beyond ``thresholds.log_var``, else 0.
+      beyond 0.5, or the second beyond :math:`\ln 2`, else 0.
 
     ``between_share`` is :math:`\mathrm{Var}_n(m) / (\mathrm{Var}_n(m) + \mathrm{mean}_n(v))` of the
     layer's input :math:`x`, averaged over channels. With a single position per channel variances of
@@ -60,7 +59,6 @@ def diagnose(
             device.
         shifted: A second data set; the result then has its own diagnosis, and how far the images
             themselves moved.
-        thresholds: Beyond what a pair of instance and channel counts as one of the four cases.
         forward: Called with the model and a batch, for models and batches of another form.
 
     Returns:
@@ -72,10 +70,10 @@ def diagnose(
         RuntimeError: The model raised; the sentence names the batch and the last layer before it.
     """
     images, others = Images(), Images()
-    result = _measure(model, batches, images, thresholds, forward or call)
+    result = _measure(model, batches, images, forward or call)
     if shifted is not None:
-        second = _measure(model, shifted, others, thresholds, forward or call)
-        moved = ImageShift.of(images, others, thresholds)
+        second = _measure(model, shifted, others, forward or call)
+        moved = ImageShift.of(images, others)
         result = replace(result, shifted=second, images=moved)
     return result
 
@@ -84,10 +82,9 @@ def _measure(
     model: nn.Module,
     batches: Iterable[Any],
     images: Images,
-    limits: Thresholds,
     forward: Forward,
 ) -> Diagnosis:
-    meters = {n: LayerMeter(layer, limits) for n, layer in normalisers(model).items()}
+    meters = {n: LayerMeter(layer) for n, layer in normalisers(model).items()}
     with unchanged(model):
         model.eval()
         count = run(model, batches, forward, meters, on_input=images)
@@ -97,4 +94,4 @@ def _measure(
             "instance"
         )
     layers = tuple(layer_diagnosis(name, meter) for name, meter in meters.items())
-    return Diagnosis(layers, limits, count)
+    return Diagnosis(layers, count)

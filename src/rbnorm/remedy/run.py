@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm.diagnosis.images import Images, ImageShift, own_moments
-from rbnorm.diagnosis.meter import Thresholds
 from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unchanged
 from rbnorm.diagnosis.result import mean
 from rbnorm.diagnosis.scores import Collector, Metric, Scores, agreement, interval
@@ -202,7 +201,7 @@ class _Session:
     def _own_moments(self) -> list[Trial]:
         """Set what the second data's images have other than the first's."""
         first, second = self.images
-        shift = ImageShift.of(first, second, Thresholds())
+        shift = ImageShift.of(first, second)
         if shift is not None and shift.moved is not None:
             whole, channels = first.table.nanmean(0), self.data[0].channels.result()[1]
             return [
