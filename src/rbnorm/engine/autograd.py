@@ -20,10 +20,7 @@ _TRACED_BACKWARD: Final = torch.__version__ >= "2.14"
 class _Context(torch.autograd.function.FunctionCtx):
     """What forward leaves for backward."""
 
-    kernels: Kernels
-    options: Options
-    group: Group | None
-    training: bool
+    how: tuple[Kernels, Options, bool, Group | None]  # training, after the options
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
@@ -56,7 +53,7 @@ class Normalise(torch.autograd.Function):
         y, m, E, V, batch = layer.normalise(kernels, call, options)
         if not training and kernels.whole is None:  # the buffers, which may change before backward
             E, V = E.clone(), V.clone()
-        ctx.kernels, ctx.options, ctx.group, ctx.training = kernels, options, group, training
+        ctx.how = kernels, options, training, group
         # An activation's derivative needs what entered it, and with it the residual.
         kept = residual if options.activation else None
         shared = () if batch is None or group is None else batch
@@ -76,19 +73,19 @@ class Normalise(torch.autograd.Function):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
         x, residual, m, E, V, *others = ctx.saved_tensors
-        p, training, options, group = Vectors(*others[:5]), ctx.training, ctx.options, ctx.group
+        p, (kernels, options, training, group) = Vectors(*others[:5]), ctx.how
         want_dx, want_dresidual, *want_dp = ctx.needs_input_grad[4:]
         want_dz = want_dresidual and options.activation > 0
-        wanted = want_dx, want_dz, *want_dp
         gradients: Sequence[Tensor | None]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             running = None if training else (E, V)
+            wanted = want_dx, want_dz, *want_dp
             gradients = _differentiable(dy, x, residual, p, running, options, group, wanted)
         else:
             batch = Batch(*others[5:]) if others[5:] else None
             at = dy, x, residual, m, E, V, p, training, options
-            gradients = layer.differentiate(ctx.kernels, *at, batch, group, want_dx, want_dz)
-        dx, dz, *dp = (g if keep else None for g, keep in zip(gradients, wanted, strict=True))
+            gradients = layer.differentiate(kernels, *at, batch, group, want_dx, want_dz)
+        dx, dz, *dp = gradients
         dresidual = dz if want_dz else dy if want_dresidual else None
         return None, None, None, None, dx, dresidual, *dp
 
