@@ -11,23 +11,28 @@ import dataclasses
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from rbnorm_cli.main import main
-from rbnorm_cli.parser import make_parser
-from rbnorm_lab.names import study_names
-from rbnorm_lab.store import Store
-from rbnorm_lab.studies.command import Plans
 from rbnorm_lab.studies.learnt import Learnt, learnt, sentence
-from rbnorm_lab.studies.results import Compared, Results, collect
+from rbnorm_lab.studies.results import Compared, Results
 from rbnorm_lab.studies.sentences import NOT_RUN, answer
-from rbnorm_lab.studies.study import Settings
 from rbnorm_lab.studies.words import chinese, close
 from rbnorm_lab.text import Text, interval, joined, p_value, points
 from tools import costs
 from tools.marks import put
 from tools.questions import QUESTIONS, Question
-from tools.results_table import ROOT, domain_results, markdown
+from tools.results_table import markdown
+from tools.sources import (
+    CIFAR,
+    ROOT,
+    SOURCES,
+    STUDIES,
+    TABLED,
+    Source,
+    domain_results,
+    results_of,
+)
 
 PAGES: Final = {
     "en": ROOT / "docs" / "results.md",
@@ -36,52 +41,13 @@ PAGES: Final = {
 SUMMARY: Final = "summary"
 ONE_LINE: Final = ("fine-tune", "networks")
 """Studies of which the page has a line each."""
-_MOST_ROWS: Final = 8
+_MOST_ROWS: Final = 9
 _SHORT: Final = {
     "clean": Text("clean images", "干净图像"),
     "shifted": Text("corrupted images", "退化图像"),
     "iou": Text("mean IoU", "平均 IoU"),
     "target": Text("new domain", "新的域"),
 }
-
-
-class Source(NamedTuple):
-    """A folder of committed records, with the command that made them."""
-
-    folder: str
-    command: tuple[str, ...]
-
-
-STUDIES: Final = Source("studies", ("study", "all"))
-CIFAR: Final = Source(
-    "cifar",
-    (
-        *("study", "cifar", "--data", "cifar10-jpeg", "--model", "cifar-resnet20"),
-        *("--batch-size", "128", "--epochs", "10", "--limit", "50000", "--seeds", "5"),
-        *("--rates", "0.1", "0.2", "0.4", "--tuning-seeds", "1", "--tuning-epochs", "10"),
-        *("--trace", "--mixed-precision", "bf16"),
-    ),
-)
-CIFAR10: Final = Source(
-    "cifar10",
-    (
-        *("study", "batch-size", "init", "fine-tune", "networks", "--data", "cifar10-jpeg"),
-        *("--seeds", "5", "--clean-only", "--trace", "--limit", "10000", "--test-limit", "2000"),
-        *("--epochs", "1", "--rates", "0.05", "0.2", "--tuning-seeds", "1"),
-        *("--networks", "small:timm:mobilenetv3_small_050", "small:timm:regnetx_002"),
-    ),
-)
-CAMVID: Final = Source(
-    "camvid",
-    (
-        *("study", "segmentation", "--data", "camvid", "--model", "lraspp-mobilenet-v2"),
-        *("--image-size", "72", "--batch-size", "8", "--epochs", "3", "--seeds", "5"),
-        *("--rates", "0.004", "0.02", "0.1", "--tuning-seeds", "1"),
-    ),
-)
-TABLED: Final = (STUDIES, CIFAR, CAMVID)
-SOURCES: Final = (*TABLED, CIFAR10)
-"""Of the last, the page has a line each."""
 
 
 def drawn(results: Path) -> dict[str, dict[str, str]]:
@@ -92,7 +58,7 @@ def drawn(results: Path) -> dict[str, dict[str, str]]:
     """
     found, networks = {}, []
     for source in TABLED:
-        for name, of in _results(results / source.folder, source).items():
+        for name, of in results_of(results / source.folder, source).items():
             found[name] = of
             if name in ("networks", "cifar"):
                 networks += [_named_by_network(source, one) for one in learnt(of)]
@@ -113,12 +79,6 @@ def drawn(results: Path) -> dict[str, dict[str, str]]:
 
 def _named_by_network(source: Source, of: Learnt) -> Learnt:
     return dataclasses.replace(of, group="cifar-resnet20") if source is CIFAR else of
-
-
-def _results(folder: Path, source: Source) -> dict[str, Results]:
-    options = make_parser("").parse_args(source.command)
-    plans = Plans(study_names(options.names), Settings.of(vars(options)), Store(folder))
-    return {study.name: collect(study, plans.store) for study in plans.studies()}
 
 
 def _found(results: Results, language: str) -> str:

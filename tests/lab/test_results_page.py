@@ -1,17 +1,17 @@
 """What docs/results.md says is what the committed records say."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rbnorm_cli.parser import make_parser
-from rbnorm_lab.shift import CLEAN, TRAINED
 from rbnorm_lab.store import Store
+from rbnorm_lab.studies.results import value_of
 from tools.marks import marked
-from tools.results_page import CAMVID, CIFAR, CIFAR10, PAGES, drawn, write
-from tools.results_table import NAME, accuracies, table
+from tools.results_page import PAGES, drawn, write
+from tools.results_table import NAME, table
 from tools.results_table import PAGES as TABLED
+from tools.sources import CAMVID, CIFAR, CIFAR10
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,19 +41,18 @@ def test_a_page_without_a_studys_marks_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_tables_of_both_readmes_are_drawn_from_the_records():
-    drawn = table(ROOT / "results" / "studies")
+    drawn = table(ROOT / "results")
     for language, pages in TABLED.items():
         assert {marked(page, NAME).strip() for page in pages} == {drawn[language]}
 
 
-def test_a_column_of_other_images_is_refused():
-    records = list(Store(ROOT / "results" / "studies").records.values())
-    (one, *_) = [record for record in records if TRAINED in record.shifted]
-    expected = one.shifted[TRAINED][CLEAN]
-    assert accuracies([one], TRAINED, CLEAN) == [expected]
-    whole = replace(one, config=replace(one.config, shift="whole"))
-    with pytest.raises(ValueError, match="must be of the same images"):
-        accuracies([one, whole], TRAINED, CLEAN)
+def test_the_clean_accuracy_is_of_the_statistics_that_are_asked_for():
+    records = Store(ROOT / "results" / "cifar").records.values()
+    one = next(record for record in records if "test-batch-8" in record.shifted)
+    assert value_of(one, "clean") == one.accuracy
+    few = value_of(one, "clean", "test-batch-8")
+    assert few == one.shifted["test-batch-8"]["clean"] != one.accuracy
+    assert value_of(one, "clean", "test-batch") is None
 
 
 def test_no_record_is_of_uncommitted_code():

@@ -64,7 +64,8 @@ def study(settings: Settings, rate: Rates) -> Study:
             arms.append(arm(label, norm, "bn", few))
     primary = [("rbn", "bn", "clean"), ("rbn", "bn", "shifted")]
     primary += [(f"rbn{MATCHED}", f"bn{MATCHED}", "shifted")]
-    others = [(f"bn{MATCHED}", "bn", "shifted"), ("rbn", f"bn{MATCHED}", "shifted")]
+    others = [("centring only", "bn", "shifted")]
+    others += [(f"bn{MATCHED}", "bn", "shifted"), ("rbn", f"bn{MATCHED}", "shifted")]
     others += [(f"bn{MATCHED}", "bn", "clean"), ("gn", "bn", "clean"), ("gn", "bn", "shifted")]
     return Study(
         "cifar",

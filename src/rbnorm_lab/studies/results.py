@@ -279,6 +279,8 @@ def value_of(record: Record, measure: str, statistics: str = TRAINED) -> float |
             return None
         return accuracies[config.target] if config.target else mean_corruption_accuracy(accuracies)
     own = SOURCE if config.target else IOU if config.model == LRASPP else CLEAN
+    if measure == own == CLEAN and statistics != TRAINED:
+        return record.shifted.get(statistics, {}).get(CLEAN)
     return record.accuracy if measure == own and record.epochs else None
 
 
