@@ -1,30 +1,7 @@
 // The functions of one number: restrictions R and activations act, each with its derivative.
 //
-// A new one is a code, a line in the table of names, and the two functions below with their line in
-// the table of functions. Included once for codes and names, then once per instruction set, inside
-// its namespace.
-
-#ifndef RBNORM_BACKEND
-
-enum Restriction { SIGMOID = 0, TANH = 1, HARDSIGMOID = 2, SOFTSIGN = 3, IDENTITY = 4, CLIP01 = 5 };
-enum Activation { NONE = 0, RELU = 1, LEAKY_RELU = 2, SILU = 3, HARDSWISH = 4, GELU = 5, GELU_TANH = 6 };
-
-// What the Python side calls a function, and the number that the kernels take for it: its place in
-// the table of functions.
-struct Named {
-  const char* name;
-  int code;
-};
-
-constexpr Named restrictions[] = {{"sigmoid", SIGMOID},   {"tanh", TANH},
-                                  {"hardsigmoid", HARDSIGMOID}, {"softsign", SOFTSIGN},
-                                  {"clip01", CLIP01},     {"identity", IDENTITY}};
-
-constexpr Named activations[] = {{"none", NONE},           {"relu", RELU}, {"leaky_relu", LEAKY_RELU},
-                                 {"silu", SILU},           {"hardswish", HARDSWISH},
-                                 {"gelu", GELU},           {"gelu_tanh", GELU_TANH}};
-
-#else
+// A new one is a name in kernels.h, and the two functions below with their place in the table of
+// functions. Included once per instruction set, inside its namespace.
 
 // e^x = 2^k (1 + p), |p| < 0.42, for x that is neither too low nor too high.
 struct Power {
@@ -127,21 +104,17 @@ struct LeakyRelu {
   static INLINE V f(const V& z, float slope) { return select(z <= V{}, z * slope, z); }
   static INLINE V grad(const V& z, float slope) { return select(z <= V{}, fill(slope), fill(1)); }
 };
-struct Silu {
-  static INLINE V f(const V& z, float) { return z / (1.f + exp(-z)); }
-  static INLINE V grad(const V& z, float) {
-    const V gate = sigmoid(z);
-    return gate * (1.f + z * (1.f - gate));
-  }
-};
-struct HardSwish {
+// z R(z): of the sigmoid it is SiLU, of its piecewise form hardswish.
+template <class R>
+struct Gated {
   static INLINE V f(const V& z, float) {
-    const V gate = z / 6.f + 0.5f, one = fill(1);
-    return z * select(gate <= V{}, V{}, select(gate >= one, one, gate));
+    V slope;
+    return z * R()(z, slope);
   }
   static INLINE V grad(const V& z, float) {
-    const V inside = z / 3.f + 0.5f;
-    return select(z <= fill(-3), V{}, select(z >= fill(3), fill(1), inside));
+    V slope;
+    const V gate = R()(z, slope);
+    return gate + z * slope;
   }
 };
 struct Gelu {
@@ -198,7 +171,5 @@ constexpr Act act{activated<A>, differentiated<A>};
 using Restrict = void (*)(float*, float*, int64_t);
 constexpr Restrict restrict_by[] = {restricted<Sigmoid>,  restricted<Tanh>,     restricted<HardSigmoid>,
                                     restricted<SoftSign>, restricted<Identity>, restricted<Clip01>};
-constexpr Act act_by[] = {{nullptr, nullptr}, act<Relu>, act<LeakyRelu>, act<Silu>,
-                          act<HardSwish>,     act<Gelu>, act<GeluTanh>};
-
-#endif
+constexpr Act act_by[] = {{nullptr, nullptr}, act<Relu>, act<LeakyRelu>, act<Gated<Sigmoid>>,
+                          act<Gated<HardSigmoid>>, act<Gelu>, act<GeluTanh>};

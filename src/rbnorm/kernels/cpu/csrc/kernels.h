@@ -5,7 +5,11 @@
 
 namespace rbnorm {
 
-#include "elementwise.h"
+// What the Python side calls a function; the number that the kernels take for it is its place, here and
+// in the table of functions.
+constexpr const char* restrictions[] = {"sigmoid", "tanh", "hardsigmoid", "softsign", "identity", "clip01"};
+constexpr const char* activations[] = {"none", "relu", "leaky_relu", "silu", "hardswish", "gelu", "gelu_tanh"};
+constexpr int NONE = 0;  // of the activations
 
 enum Type { FLOAT32, BFLOAT16, FLOAT16, TYPES };
 constexpr int64_t bytes_of[TYPES + 1] = {4, 2, 2, 0};  // at last of what is none of them
@@ -15,6 +19,8 @@ struct Shape {
   int64_t N, C, L;
   bool last;
   int64_t threads;
+  int64_t numbers() const { return N * C * L; }
+  bool has_many() const { return N > 1 || L > 1; }  // numbers of a channel
   int64_t offset(int64_t n, int64_t c, int64_t i) const {
     return last ? (n * L + i) * C + c : (n * C + c) * L + i;
   }
@@ -27,56 +33,38 @@ struct Epilogue {
   float slope;
 };
 
-// The vectors (C,) of a layer, null where absent, and its options.
-struct Layer {
-  const float *weight, *bias, *center_weight, *scale_weight, *scale_bias;
+// The vectors (C,) of a layer, or their gradients; null where absent.
+template <class Number>
+struct Vectors {
+  Number *weight, *bias, *center_weight, *scale_weight, *scale_bias;
+};
+struct Layer : Vectors<const float> {
   bool training;
   double eps;
   int restriction;
 };
 
-struct Forward {
+// The layer forward or backward, or one of its phases, over whole tensors. Null is what a call has no
+// use for, and of the outputs what is not wanted.
+struct Call {
   Type type;
   Shape shape;
   Layer layer;
   Epilogue epilogue;
   double momentum;
-  const void* x;
+  const void *dy, *x;
   float *running_mean, *running_var;  // updated in training, read in evaluation
-  void* y;
-  float *m, *E, *V;  // null where nothing will be differentiated
+  float *m, *E, *V;                   // (N, C) and (C,), of `forward` outputs
+  const float *scale, *shift, *x_scale, *u;  // tables of a phase, (N, C) but for x_scale (C,)
+  void *y, *dx, *dresidual;
+  float *first, *second;  // (N, C), of the phases that sum
+  Vectors<float> gradients;
 };
 
-struct Backward {
-  Type type;
-  Shape shape;
-  Layer layer;
-  Epilogue epilogue;
-  const void *dy, *x;
-  const float *m, *E, *V;
-  void *dx, *dresidual;  // null where not wanted
-  float *weight, *bias, *center_weight, *scale_weight, *scale_bias;  // gradients, null where absent
-};
-
-// One phase over whole tensors; tables are (N, C), x_scale is (C,), each null where there is none.
-struct Phase {
-  Type type;
-  Shape shape;
-  Epilogue epilogue;
-  const void *dy, *x;
-  const float *m, *scale, *shift, *x_scale, *u;
-  void *y, *dresidual;   // of the phases that write
-  float *first, *second;  // of those that sum
-};
-
+using Kernel = void(const Call&);
 struct Kernels {
   const char* name;
-  void (*forward)(const Forward&);
-  void (*backward)(const Backward&);
-  void (*moments)(const Phase&);
-  void (*affine)(const Phase&);
-  void (*grad_moments)(const Phase&);
-  void (*grad_affine)(const Phase&);
+  Kernel *forward, *backward, *moments, *affine, *grad_moments, *grad_affine;
 };
 
 namespace plain { extern const Kernels kernels; }

@@ -94,21 +94,20 @@ const Kernels& kernels(const Shape& s = {}) {
 // one is kept until the end.
 class Arguments {
  public:
-  Type type = FLOAT32;
-  Shape shape{};
+  Call call{};
 
   Arguments(PyObject* const* given, Py_ssize_t count) : given(given), left(count) {}
   Arguments(PyObject* const* given, Py_ssize_t count, Py_ssize_t input) : Arguments(given, count) {
     const bool is_plain = count > input && describe(given[input], x);
-    type = x.is_float32() ? FLOAT32 : x.is_of(4, 16) ? BFLOAT16 : x.is_of(2, 16) ? FLOAT16 : TYPES;
-    demand(is_plain && type != TYPES && x.rank > 1, "x must be (N, C, ...), plain, of one of the types");
+    call.type = x.is_float32() ? FLOAT32 : x.is_of(4, 16) ? BFLOAT16 : x.is_of(2, 16) ? FLOAT16 : TYPES;
+    demand(is_plain && call.type != TYPES && x.rank > 1, "x must be (N, C, ...), plain, of one of the types");
     if (wrong) return;
     own = given[input];
-    shape = {x.shape[0], x.shape[1], 1, !x.is_packed(false), 1};
-    for (int k = 2; k < x.rank; k++) shape.L *= x.shape[k];
-    demand(shape.N * shape.C * shape.L > 0, "x must not be empty");
+    Shape& s = call.shape = {x.shape[0], x.shape[1], 1, !x.is_packed(false), 1};
+    for (int k = 2; k < x.rank; k++) s.L *= x.shape[k];
+    demand(s.N * s.C * s.L > 0, "x must not be empty");
     const bool is_map = x.rank == 4 || x.rank == 5;
-    demand(!shape.last || (is_map && x.is_packed(true)), "x must have no gaps");
+    demand(!s.last || (is_map && x.is_packed(true)), "x must have no gaps");
   }
   ~Arguments() {
     for (int k = 0; k < capsules; k++) Py_DECREF(kept[k]);
@@ -116,8 +115,7 @@ class Arguments {
 
   int64_t integer() {
     PyObject* next = take();
-    const long long value = next ? PyLong_AsLongLong(next) : 0;
-    return value;
+    return next ? PyLong_AsLongLong(next) : 0;
   }
   double number() {
     PyObject* next = take();
@@ -126,71 +124,61 @@ class Arguments {
   // Of a tensor like x, of a table (N, C), of a vector (C,); null of None.
   template <class T>
   void data(T*& to, bool needed = false) {
-    to = static_cast<T*>(place(needed, [&](const Described& t) {
-      return t.code == x.code && t.bits == x.bits && t.rank == x.rank &&
-             std::equal(t.shape, t.shape + t.rank, x.shape) && t.is_packed(is_last());
-    }));
+    to = static_cast<T*>(place(needed, x, x.rank, x.shape, call.shape.last));
   }
   template <class T>
   void table(T*& to, bool needed = false) {
-    to = static_cast<T*>(place(needed, [&](const Described& t) {
-      return t.is_float32() && t.rank == 2 && t.shape[0] == shape.N && t.shape[1] == shape.C && t.is_packed(false);
-    }));
+    to = static_cast<T*>(place(needed, float32, 2, &call.shape.N));
   }
   template <class T>
   void vector(T*& to, bool needed = false) {
-    to = static_cast<T*>(place(needed, [&](const Described& t) {
-      return t.is_float32() && t.rank == 1 && t.shape[0] == shape.C && t.is_packed(false);
-    }));
+    to = static_cast<T*>(place(needed, float32, 1, &call.shape.C));
   }
   void demand(bool holds, const char* sentence) {
     if (!holds && !wrong) wrong = sentence;
   }
-  template <int Count>
-  int code(const Named (&table)[Count], const char* sentence) {
-    const int64_t value = integer();
-    for (const Named& entry : table)
-      if (entry.code == value) return entry.code;
-    demand(false, sentence);
-    return 0;
-  }
-  void vectors(Layer& l) {
-    vector(l.weight), vector(l.bias), vector(l.center_weight), vector(l.scale_weight);
-    vector(l.scale_bias);
-    demand(!l.scale_weight == !l.scale_bias, "vectors must come in pairs");
+  template <class Number>
+  void vectors(Vectors<Number>& v) {
+    vector(v.weight), vector(v.bias), vector(v.center_weight), vector(v.scale_weight);
+    vector(v.scale_bias);
+    demand(!v.scale_weight == !v.scale_bias, "vectors must come in pairs");
   }
   void options(Layer& l) {
     l.eps = number();
     demand(std::isfinite(l.eps) && (l.training ? l.eps > 0 : l.eps >= 0), "eps must be positive and finite");
-    l.restriction = code(restrictions, "restrict must be one of the codes of rbnorm.elementwise");
+    l.restriction = code(std::size(restrictions), "restrict must be one of the codes of rbnorm.elementwise");
   }
-  void function(Epilogue& e) {
-    e.activation = code(activations, "activation must be one of the codes of rbnorm.elementwise");
-    e.slope = float(number());
+  // The last options, which outputs follow: new ones of the caller's, nowhere negative by a bit.
+  void last_options() {
+    call.epilogue.activation = code(std::size(activations), "activation must be one of the codes of rbnorm.elementwise");
+    call.epilogue.slope = float(number());
+    threads();
   }
-  // The last option, which outputs follow: new ones of the caller's, nowhere negative by a bit.
   void threads() {
     own = nullptr, is_output = true;
-    shape.threads = integer();
-    demand(0 < shape.threads && shape.threads <= 4096, "threads must be 1 to 4096");
-  }
-  // In memory: the channels of one position lie side by side in either layout.
-  Shape memory() const {
-    Shape s = shape;
-    if (s.L == 1) s.last = true;
-    return s;
+    call.shape.threads = integer();
+    demand(0 < call.shape.threads && call.shape.threads <= 4096, "threads must be 1 to 4096");
   }
 
-  // Runs a kernel on what was read, without the interpreter's lock; None, or null with an error.
-  template <class Kernel, class Read>
-  PyObject* run(Kernel kernel, const Read& read) {
+  // Whether all were read, and rightly; if not, the error is set.
+  bool are_right() {
     demand(left == 0, "there are more or fewer arguments than that");
-    if (PyErr_Occurred()) return nullptr;
-    if (wrong) return PyErr_SetString(refused, wrong), nullptr;
+    if (!PyErr_Occurred() && wrong) PyErr_SetString(refused, wrong);
+    return !PyErr_Occurred();
+  }
+  // Runs a kernel on what was read, without the interpreter's lock; None, or null with an error.
+  PyObject* run(Kernel* Kernels::* kernel) {
+    Call& c = call;
+    demand(!c.dresidual || c.epilogue.activation != NONE, "the residual's gradient is dy");
+    if (!are_right()) return nullptr;
+    if (c.shape.L == 1) c.shape.last = true;  // the channels of one position lie side by side
+    const int64_t bytes = c.shape.numbers() * bytes_of[c.type];
+    for (void* output : {c.y, c.dx, c.dresidual}) use_huge_pages(output, bytes);
+    use_huge_pages(c.m, 4 * c.shape.N * c.shape.C);
     bool has_memory = true;
     PyThreadState* state = PyEval_SaveThread();
     try {
-      kernel(read);
+      (kernels(c.shape).*kernel)(c);
     } catch (const std::bad_alloc&) {
       has_memory = false;
     }
@@ -200,6 +188,7 @@ class Arguments {
   }
 
  private:
+  static constexpr Described float32{nullptr, 0, 0, 0, 2, 32, 1, nullptr, nullptr, 0};
   PyObject* const* given;
   Py_ssize_t left;
   const char* wrong = nullptr;
@@ -209,7 +198,15 @@ class Arguments {
   int capsules = 0;
   PyObject* kept[24];  // no call has more tensors
 
-  bool is_last() const { return shape.last; }
+  PyObject* take() {
+    left--;
+    return left < 0 || PyErr_Occurred() ? nullptr : *given++;
+  }
+  int code(size_t count, const char* sentence) {
+    const int64_t value = integer();
+    demand(0 <= value && value < int64_t(count), sentence);
+    return int(value);
+  }
   // Whether a tensor is plain: what its memory says, of this processor.
   bool describe(PyObject* t, Described& to) {
     const auto type = reinterpret_cast<PyObject*>(Py_TYPE(t));
@@ -230,33 +227,25 @@ class Arguments {
     if (!found) PyErr_Clear();
     return found && to.device == 1;
   }
-  template <class Fits>
-  void* place(bool needed, Fits fits) {
+  // The memory of a tensor of a type and shape; null of None.
+  void* place(bool needed, const Described& like, int rank, const int64_t* shape, bool last = false) {
     PyObject* next = take();
     if (!next || wrong) return nullptr;
+    if (next == Py_None) return demand(!needed, "a tensor must be given"), nullptr;
     Described t = x;
-    if (next == Py_None)
-      demand(!needed, "a tensor must be given");
-    else if ((next != own && !describe(next, t)) || !t.data || !fits(t))
-      demand(false, "a tensor must be plain, and fit x");
-    else
-      return static_cast<char*>(t.data) + t.offset;
-    return nullptr;
-  }
-  PyObject* take() {
-    left--;
-    return left < 0 || PyErr_Occurred() ? nullptr : *given++;
+    const bool is_plain = (next == own || describe(next, t)) && t.data;
+    const bool fits = is_plain && t.is_of(like.code, like.bits) && t.rank == rank &&
+                      std::equal(shape, shape + rank, t.shape) && t.is_packed(last);
+    demand(fits, "a tensor must be plain, and fit x");
+    return fits ? static_cast<char*>(t.data) + t.offset : nullptr;
   }
 };
 
-int64_t bytes(Type type, const Shape& s) { return s.N * s.C * s.L * bytes_of[type]; }
-
-bool has_many(const Shape& s) { return s.N > 1 || s.L > 1; }
 constexpr char many[] = "a channel must have more than one value in training";
 
 // Whether nothing is read where the running statistics are written.
-bool is_apart(const Forward& f) {
-  const int64_t data = bytes(f.type, f.shape), vector = 4 * f.shape.C;
+bool is_apart(const Call& f) {
+  const int64_t data = f.shape.numbers() * bytes_of[f.type], vector = 4 * f.shape.C;
   const auto apart = [](const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
     const auto first = reinterpret_cast<uintptr_t>(a), second = reinterpret_cast<uintptr_t>(b);
     return !a || !b || first + uintptr_t(a_bytes) <= second || second + uintptr_t(b_bytes) <= first;
@@ -273,86 +262,67 @@ bool is_apart(const Forward& f) {
 
 PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count, 0);
-  Forward f;
+  Call& f = in.call;
   in.data(f.x, true), in.data(f.epilogue.residual), in.vectors(f.layer);
   in.vector(f.running_mean), in.vector(f.running_var);
   f.layer.training = in.integer() != 0, f.momentum = in.number();
-  in.options(f.layer), in.function(f.epilogue), in.threads();
-  f.type = in.type, f.shape = in.memory();
+  in.options(f.layer), in.last_options();
   in.data(f.y, true), in.table(f.m, f.layer.training), in.vector(f.E, f.m), in.vector(f.V, f.m);
   in.demand(!f.running_mean == !f.running_var, "vectors must come in pairs");
   in.demand(std::isfinite(f.momentum), "momentum must be a finite number");
   if (f.layer.training) {
-    in.demand(has_many(f.shape), many);
+    in.demand(f.shape.has_many(), many);
     in.demand(is_apart(f), "running statistics must not share memory with what is read");
   } else {
     in.demand(f.running_mean, "running statistics must be given in evaluation");
   }
-  return in.run([](const Forward& f) {
-    use_huge_pages(f.y, bytes(f.type, f.shape)), use_huge_pages(f.m, 4 * f.shape.N * f.shape.C);
-    kernels(f.shape).forward(f);
-  }, f);
+  return in.run(&Kernels::forward);
 }
 
 PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count, 1);
-  Backward b;
+  Call& b = in.call;
   in.data(b.dy, true), in.data(b.x, true), in.data(b.epilogue.residual), in.table(b.m, true);
   in.vector(b.E, true), in.vector(b.V, true), in.vectors(b.layer), b.layer.training = in.integer() != 0;
-  in.options(b.layer), in.function(b.epilogue), in.threads();
-  b.type = in.type, b.shape = in.memory();
-  in.demand(!b.layer.training || has_many(b.shape), many);
-  in.data(b.dx), in.data(b.dresidual), in.vector(b.weight), in.vector(b.bias);
-  in.vector(b.center_weight), in.vector(b.scale_weight), in.vector(b.scale_bias);
-  in.demand(!b.dresidual || b.epilogue.activation != NONE, "the residual's gradient is dy");
-  return in.run([](const Backward& b) {
-    use_huge_pages(b.dx, bytes(b.type, b.shape)), use_huge_pages(b.dresidual, bytes(b.type, b.shape));
-    kernels(b.shape).backward(b);
-  }, b);
-}
-
-// A phase on what was read.
-template <void (*Kernels::*phase)(const Phase&)>
-PyObject* run_phase(Arguments& in, Phase& p) {
-  p.type = in.type, p.shape = in.memory();
-  in.demand(p.epilogue.activation == NONE || (p.scale && p.shift), "an activation needs scale and shift");
-  in.demand(!p.dresidual || p.epilogue.activation != NONE, "the residual's gradient is dy");
-  return in.run([](const Phase& p) {
-    use_huge_pages(p.y, bytes(p.type, p.shape)), use_huge_pages(p.dresidual, bytes(p.type, p.shape));
-    (kernels(p.shape).*phase)(p);
-  }, p);
+  in.options(b.layer), in.last_options();
+  in.demand(!b.layer.training || b.shape.has_many(), many);
+  in.data(b.dx), in.data(b.dresidual), in.vectors(b.gradients);
+  return in.run(&Kernels::backward);
 }
 
 PyObject* moments(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count, 0);
-  Phase p{};
+  Call& p = in.call;
   in.data(p.x, true), in.threads(), in.table(p.first, true), in.table(p.second);
-  return run_phase<&Kernels::moments>(in, p);
+  return in.run(&Kernels::moments);
 }
 PyObject* affine(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count, 0);
-  Phase p{};
+  Call& p = in.call;
   in.data(p.x, true), in.table(p.m), in.table(p.scale, true), in.table(p.shift, true);
-  in.data(p.epilogue.residual), in.function(p.epilogue), in.threads(), in.data(p.y, true);
-  return run_phase<&Kernels::affine>(in, p);
+  in.data(p.epilogue.residual), in.last_options(), in.data(p.y, true);
+  return in.run(&Kernels::affine);
 }
+constexpr char tables[] = "an activation needs scale and shift";
 PyObject* grad_moments(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count, 1);
-  Phase p{};
+  Call& p = in.call;
   in.data(p.dy, true), in.data(p.x, true), in.table(p.m, true), in.table(p.scale), in.table(p.shift);
-  in.data(p.epilogue.residual), in.function(p.epilogue), in.threads();
+  in.data(p.epilogue.residual), in.last_options();
+  in.demand(p.epilogue.activation == NONE || (p.scale && p.shift), tables);
   in.table(p.first, true), in.table(p.second, true);
-  return run_phase<&Kernels::grad_moments>(in, p);
+  return in.run(&Kernels::grad_moments);
 }
 PyObject* grad_affine(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count, 1);
-  Phase p{};
+  Call& p = in.call;
   in.data(p.dy, true), in.data(p.x, true), in.table(p.m, true), in.table(p.scale, true);
   in.table(p.shift), in.vector(p.x_scale), in.table(p.u, true);
-  in.data(p.epilogue.residual), in.function(p.epilogue), in.threads();
-  in.data(p.y), in.data(p.dresidual);
-  in.demand(p.y || p.dresidual, "a gradient must be wanted");
-  return run_phase<&Kernels::grad_affine>(in, p);
+  in.data(p.epilogue.residual), in.last_options();
+  in.demand(p.epilogue.activation == NONE || p.shift, tables);
+  in.data(p.dx), in.data(p.dresidual);
+  in.demand(p.dx || p.dresidual, "a gradient must be wanted");
+  return in.run(&Kernels::grad_affine);
 }
 
 // Takes torch's types of plain tensors, Tensor.is_neg, the function that makes a DLPack capsule of a
@@ -375,19 +345,18 @@ PyObject* use_threads(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments in(given, count);
   uintptr_t at[3];
   for (uintptr_t& address : at) address = static_cast<uintptr_t>(in.integer());
-  return in.run([](const uintptr_t* at) {
-    runtime = {reinterpret_cast<decltype(Runtime::run)>(at[0]),
-               reinterpret_cast<decltype(Runtime::index)>(at[1]),
-               reinterpret_cast<decltype(Runtime::size)>(at[2])};
-  }, at);
+  if (!in.are_right()) return nullptr;
+  runtime = {reinterpret_cast<decltype(Runtime::run)>(at[0]), reinterpret_cast<decltype(Runtime::index)>(at[1]),
+             reinterpret_cast<decltype(Runtime::size)>(at[2])};
+  Py_RETURN_NONE;
 }
 
 template <int Count>
-int add_codes(PyObject* module, const char* name, const Named (&table)[Count]) {
+int add_codes(PyObject* module, const char* name, const char* const (&functions)[Count]) {
   PyObject* codes = PyDict_New();
-  for (const Named& entry : table) {
-    PyObject* code = PyLong_FromLong(entry.code);
-    PyDict_SetItemString(codes, entry.name, code);
+  for (int k = 0; k < Count; k++) {
+    PyObject* code = PyLong_FromLong(k);
+    PyDict_SetItemString(codes, functions[k], code);
     Py_DECREF(code);
   }
   return PyModule_AddObject(module, name, codes);  // takes the reference

@@ -12,28 +12,30 @@ struct Sums {
   }
 };
 
-// What a sweep adds up of a vector: two terms of dz and x - center, or of x - center alone.
+// What a sweep adds up of a vector at a place: two terms of dz and x - center, or of x - center alone.
 struct Mean {
   static constexpr int sums = 1;
-  static INLINE void terms(const V&, const V& d, V* out) { out[0] = d; }
+  template <class Rows, class R>
+  static INLINE void at(Rows, Rows x, const R& r, int64_t j, const V& center, V* out) {
+    out[0] = x.get(r, j) - center;
+  }
 };
 struct Moment {
   static constexpr int sums = 2;
-  static INLINE void terms(const V&, const V& d, V* out) { out[0] = d, out[1] = d * d; }
+  template <class Rows, class R>
+  static INLINE void at(Rows, Rows x, const R& r, int64_t j, const V& center, V* out) {
+    const V d = x.get(r, j) - center;
+    out[0] = d, out[1] = d * d;
+  }
 };
 struct Gradient {
   static constexpr int sums = 2;
-  static INLINE void terms(const V& dz, const V& d, V* out) { out[0] = dz, out[1] = dz * d; }
+  template <class Rows, class R>
+  static INLINE void at(Rows dz, Rows x, const R& r, int64_t j, const V& center, V* out) {
+    const V d = dz.get(r, j);
+    out[0] = d, out[1] = d * (x.get(r, j) - center);
+  }
 };
-
-template <class Term, class S>
-INLINE void terms_at(RowsOf<S> dz, RowsOf<S> x, int64_t r, int64_t j, const V& center, V* out) {
-  const V d = x.get(r, j) - center;
-  if constexpr (std::is_same_v<Term, Gradient>)
-    Term::terms(dz.get(r, j), d, out);
-  else
-    Term::terms(V{}, d, out);
-}
 
 // Adds up a tile of runs: a vector of rows at a time, whose sums are turned into lanes.
 template <class Term, class S, class Ahead>
@@ -54,17 +56,17 @@ void sum_runs(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x,
       for (; i + 4 * W <= n; i += 4 * W)
         UNROLLED
         for (int q = 0; q < 4; q++) {
-          terms_at<Term>(dz, x, r, i + q * W, middle, v);
+          Term::at(dz, x, r, i + q * W, middle, v);
           UNROLLED
           for (int s = 0; s < K; s++) total[q][s] += v[s];
         }
       for (; i + W <= n; i += W) {
-        terms_at<Term>(dz, x, r, i, middle, v);
+        Term::at(dz, x, r, i, middle, v);
         UNROLLED
         for (int s = 0; s < K; s++) total[0][s] += v[s];
       }
       if (rest) {
-        terms_at<Term>(dz, x, r, most(n - W, 0), middle, v);
+        Term::at(dz, x, r, most(n - W, 0), middle, v);
         UNROLLED
         for (int s = 0; s < K; s++) total[1][s] += keep(v[s]);
       }
@@ -93,7 +95,7 @@ INLINE void sum_group(const Piece& tile, const float* center, RowsOf<S> dz, Rows
     UNROLLED
     for (int g = 0; g < Group; g++) {
       V v[K];
-      terms_at<Term>(dz, x, r + g, j, middle, v);
+      Term::at(dz, x, r + g, j, middle, v);
       UNROLLED
       for (int s = 0; s < K; s++) total[s] += v[s];
     }
@@ -120,27 +122,29 @@ void sum_lanes(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x
   groups_of(std::integral_constant<int, 1>{});
 }
 
-// The numbers at the places `from` of runs that follow one another: one for each of a vector of channels.
-INLINE V of_runs(const float* runs, int64_t L, const Mask& from) {
-  V v = permuted(load(runs), load(runs + W), from);
-  for (int64_t k = 2; k < L; k += 2)
-    v = select(from < int32_t(k * W), v, permuted(load(runs + k * W), load(runs + (k + 1) * W), from));
-  return v;
-}
-// Adds up short runs: a vector of channels at a time, position by position.
+// Short runs of L numbers that follow one another: of those from `j` on, the numbers at the places `from`,
+// one for each of a vector of channels.
+struct ShortRuns {
+  const float* at;
+  int64_t L;
+  INLINE V get(const Mask& from, int64_t j) const {
+    const float* runs = at + j * L;
+    V v = permuted(load(runs), load(runs + W), from);
+    for (int64_t k = 2; k < L; k += 2)
+      v = select(from < int32_t(k * W), v, permuted(load(runs + k * W), load(runs + (k + 1) * W), from));
+    return v;
+  }
+};
+// Adds them up: a vector of channels at a time, position by position.
 template <class Term>
-INLINE void sum_short_runs(int64_t channels, int64_t L, const float* center, const float* dz, const float* x,
-                           float* first, float* second) {
+INLINE void sum_short_runs(int64_t channels, const float* center, ShortRuns dz, ShortRuns x, float* first,
+                           float* second) {
   for (int64_t c = 0; c < channels; c += W) {
     const V middle = load_some(center + c, channels - c);
     V total[Term::sums] = {}, v[Term::sums];
-    Mask from = numbered(Lanes{}) * int32_t(L);
-    for (int64_t i = 0; i < L; i++, from += 1) {
-      const V d = of_runs(x + c * L, L, from) - middle;
-      if constexpr (std::is_same_v<Term, Gradient>)
-        Term::terms(of_runs(dz + c * L, L, from), d, v);
-      else
-        Term::terms(V{}, d, v);
+    Mask from = numbered(Lanes{}) * int32_t(x.L);
+    for (int64_t i = 0; i < x.L; i++, from += 1) {
+      Term::at(dz, x, from, c, middle, v);
       UNROLLED
       for (int s = 0; s < Term::sums; s++) total[s] += v[s];
     }
@@ -190,7 +194,8 @@ void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source&
         dz = through(tile, t, lanes, in.dy.in(tile, room[1].at, is_short), x, *in.tail, room[2].at, room[3].at);
       if (!is_short) return add(dz, x);
       const int64_t n = tile.width / s.L;
-      sum_short_runs<Term>(n, s.L, tables.center + done, dz.at, x.at, sums.first + done, sums.second + done);
+      sum_short_runs<Term>(n, tables.center + done, {dz.at, s.L}, {x.at, s.L}, sums.first + done,
+                           sums.second + done);
       done += n;
     });
   });

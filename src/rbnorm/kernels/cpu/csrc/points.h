@@ -32,27 +32,19 @@ void share_points(const Shape& s, int64_t times, const F& f) {
 }
 
 // E and V of the batch into f.E and f.V; moves the running statistics.
-void statistics_of_points(const Forward& f) {
+void statistics_of_points(const Call& f) {
   const Grid grid = columns_of(f.shape);
-  const int64_t C = f.shape.C, ld = padded(C);
+  const int64_t C = f.shape.C;
   Arena arena;
   const Table mean = take(arena, 1, C, grid.chunks), variance = take(arena, 1, C, grid.chunks);
   const Table rest = take(arena, 1, C, grid.chunks);
-  grid.for_areas([&](const Area& a) {
-    const int64_t at = grid.row(a) * ld + a.c0;
-    moments(grid.shape, a, {f.type, f.x}, {mean.at + at, variance.at + at, rest.at + at});
-  });
-  merge_chunks(grid, mean.at, variance.at, rest.at, ld);
-  const double M = double(f.shape.N);
-  for_lanes(0, ld, [&](int64_t j) FLAT {
+  moments(grid, {f.type, f.x}, mean, variance, rest);
+  for_lanes(0, padded(C), [&](int64_t j) FLAT {
     const int64_t count = C - j;
     const float* given = f.layer.center_weight;
     const V by = (given ? load_some(given + j, count) : V{}) + 1.f;
     const V E = by * load(mean.at + j) + by * load(rest.at + j), value = by * by * load(variance.at + j);
-    store_some(f.E + j, E, count), store_some(f.V + j, value, count);
-    if (!f.running_mean) return;
-    update(f.running_mean + j, E, f.momentum, count);
-    update(f.running_var + j, value * float(M / (M - 1)), f.momentum, count);
+    keep_statistics(f, j, count, E, value, double(f.shape.N));
   });
 }
 
@@ -72,7 +64,7 @@ INLINE void output(const Standardised& point, const Channels& p, const Piece& ti
   if (tail.residual.start) for_rows(tile, z, tail.residual.in(tile, room), add_strip);
 }
 
-void forward_points(const Forward& f) {
+void forward_points(const Call& f) {
   const Shape& s = f.shape;
   const bool training = f.layer.training;
   if (training) statistics_of_points(f);
@@ -160,7 +152,7 @@ void sums_of_points(const Channels& p, const Grid& grid, const Source& in, float
 }
 
 // The gradients of the vectors; `common` and `slope` become what reaches x through E and V.
-void gradients_of_points(const Backward& b, const Channels& p, const float* sums, float* common,
+void gradients_of_points(const Call& b, const Channels& p, const float* sums, float* common,
                          float* slope) {
   using K = Channels;
   const int64_t C = b.shape.C, ld = p.ld + W;
@@ -172,19 +164,19 @@ void gradients_of_points(const Backward& b, const Channels& p, const float* sums
     const V h = weight * (sum(1) + w_v * sum(2)), hx = weight * (sum(3) + w_v * sum(4));
     const V ht = gain * hx + offset * h;
     const auto put = [&](float* to, const V& v) FLAT { if (to) store_some(to + j, v, C - j); };
-    put(b.weight, gain * sum(3) + offset * sum(1)), put(b.bias, sum(0));
-    put(b.scale_weight, weight * (gain * sum(4) + offset * sum(2)));
-    put(b.scale_bias, weight * sum(2));
+    put(b.gradients.weight, gain * sum(3) + offset * sum(1)), put(b.gradients.bias, sum(0));
+    put(b.gradients.scale_weight, weight * (gain * sum(4) + offset * sum(2)));
+    put(b.gradients.scale_bias, weight * sum(2));
     // With V = (1 + w_m)^2 v, what reaches w_m through E and V leaves eps / (V + eps) of the rest.
     const bool training = b.layer.training;
     const V around = training ? (hx - sum(5) / N * h) * (float(b.layer.eps) * r * r)
                               : hx + p.get(K::CENTER, j) * h;
-    put(b.center_weight, r * around);
+    put(b.gradients.center_weight, r * around);
     store(common + j, training ? h / N : V{}), store(slope + j, training ? ht / N : V{});
   });
 }
 
-void backward_points(const Backward& b) {
+void backward_points(const Call& b) {
   const Shape& s = b.shape;
   const Grid grid = columns_of(s);
   const int64_t times = rows_in_one(s.C, s.N), ld = padded(s.C * times) + W;

@@ -3,11 +3,14 @@
 //
 // Included once per instruction set, inside its namespace.
 
-// Rows of tables, padded to whole vectors; `step` from one instance to the next.
+// Rows of tables, padded to whole vectors; `step` from one instance to the next, with one for each chunk.
 struct Table {
-  float* at;
-  int64_t step;
+  float* at = nullptr;
+  int64_t step = 0;
   float* operator[](int64_t n) const { return at + n * step; }
+  float* of(const Grid& grid, const Area& a) const {
+    return at + grid.instance(a) * step + (at ? a.i0 / grid.chunk * (step / grid.chunks) + a.c0 - grid.c0 : 0);
+  }
 };
 inline Table take(Arena& arena, int64_t rows, int64_t channels, int64_t chunks = 1) {
   const int64_t ld = padded(channels);
@@ -163,6 +166,24 @@ inline void merge_chunks(const Grid& grid, float* mean, float* variance, float* 
   }
 }
 
+// The moments of the instances of a grid, of which the means may be wanted alone; at first of its areas.
+inline void moments(const Grid& grid, Memory x, const Table& mean, const Table& variance, const Table& rest) {
+  grid.for_areas([&](const Area& a) {
+    moments(grid.shape, a, x, {mean.of(grid, a), variance.of(grid, a), rest.of(grid, a)});
+  });
+  for (int64_t n = 0; n < grid.instances(); n++)
+    merge_chunks(grid, mean[n], variance[n], rest[n], mean.step / grid.chunks);
+}
+// Likewise what the gradient needs, with the tables(area) of the first sweep.
+template <class F>
+void grad_moments(const Grid& grid, const Source& in, const F& tables, const Table& first, const Table& second) {
+  grid.for_areas([&](const Area& a) {
+    grad_moments(grid.shape, a, tables(a), in, first.of(grid, a), second.of(grid, a));
+  });
+  for (int64_t n = 0; n < grid.instances(); n++)
+    for (float* sums : {first[n], second[n]}) merge_chunks(grid, sums, nullptr, nullptr, first.step / grid.chunks);
+}
+
 // Calls f(j0, j1) for the columns of tiles, whole vectors.
 template <class F>
 void for_columns(int64_t end, const F& f) {
@@ -205,8 +226,16 @@ INLINE void update(float* running, const V& batch, double momentum, int64_t coun
   store_some(running, float(1 - momentum) * load_some(running, count) + float(momentum) * batch, count);
 }
 
+// E and V over M numbers of a channel each, into f and the running statistics.
+INLINE void keep_statistics(const Call& f, int64_t c, int64_t count, const V& E, const V& variance, double M) {
+  store_some(f.E + c, E, count), store_some(f.V + c, variance, count);
+  if (!f.running_mean) return;
+  update(f.running_mean + c, E, f.momentum, count);
+  update(f.running_var + c, variance * float(M / (M - 1)), f.momentum, count);
+}
+
 // E and V of the batch from the instances' moments, into f and the running statistics.
-inline void batch_statistics(const Forward& f, const Grid& grid, const Channels& p, const Table& mean,
+inline void batch_statistics(const Call& f, const Grid& grid, const Channels& p, const Table& mean,
                              const Table& variance, const Table& rest, int64_t j0, int64_t j1) {
   const int64_t N = grid.instances();
   const Share share(N);
@@ -225,11 +254,7 @@ inline void batch_statistics(const Forward& f, const Grid& grid, const Channels&
     const V by = p.amplify(j), value = totals.get(0, j) / share.rest;
     const V E = by * (p.get(Channels::CENTER, j) - p.get(Channels::OFFSET, j));
     const int64_t c = grid.c0 + j, count = grid.channels() - j;
-    if (f.E) store_some(f.E + c, E, count), store_some(f.V + c, value, count);
-    if (f.running_mean) {
-      update(f.running_mean + c, E, f.momentum, count);
-      update(f.running_var + c, value * float(M / (M - 1)), f.momentum, count);
-    }
+    keep_statistics(f, c, count, E, value, M);
     finish_center(p, j, value);
   });
 }
@@ -255,7 +280,7 @@ INLINE void forward_tables(const Channels& p, int64_t N, int64_t j0, int64_t j1,
 // From `first` and `second`, the means of dz and dz (x - m): the tables of the second sweep and
 // the vectors' gradients. `first` is overwritten, `second` ends as u.
 template <class M>
-INLINE void backward_tables(const Backward& b, const Grid& grid, const Channels& p, int64_t j0, int64_t j1, M m,
+INLINE void backward_tables(const Call& b, const Grid& grid, const Channels& p, int64_t j0, int64_t j1, M m,
                             const Table& first, const Table& second, const Table& scale, float* x_scale) {
   using C = Channels;
   enum { WEIGHT, BIAS, SCALE_WEIGHT, SCALE_BIAS, H, HO, SUMS };
@@ -295,8 +320,8 @@ INLINE void backward_tables(const Backward& b, const Grid& grid, const Channels&
     const auto put = [&](float* to, const V& sum) FLAT {
       if (to) store_some(to + grid.c0 + j, sum * float(grid.shape.L), grid.channels() - j);
     };
-    put(b.weight, totals.get(WEIGHT, j)), put(b.bias, totals.get(BIAS, j));
-    put(b.scale_weight, totals.get(SCALE_WEIGHT, j)), put(b.scale_bias, totals.get(SCALE_BIAS, j));
-    put(b.center_weight, center_weight.get(0, j));
+    put(b.gradients.weight, totals.get(WEIGHT, j)), put(b.gradients.bias, totals.get(BIAS, j));
+    put(b.gradients.scale_weight, totals.get(SCALE_WEIGHT, j)), put(b.gradients.scale_bias, totals.get(SCALE_BIAS, j));
+    put(b.gradients.center_weight, center_weight.get(0, j));
   });
 }

@@ -85,7 +85,7 @@ class Wide {
       for (int64_t c = 0; c < n; c += W) {
         const V v = load_some(table + c, n - c);
         for (int64_t k = 0; k < length; k++)
-          store(row + c * length + k * W, permuted(v, read<Mask>(repeats.lane[length][k])));
+          store(row + c * length + k * W, permuted(v, v, read<Mask>(repeats.lane[length][k])));
       }
       return row;
     });

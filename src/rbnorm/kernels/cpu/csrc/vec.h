@@ -98,16 +98,7 @@ INLINE V row_sums(V* rows) {
     return row_sums<step / 2>(rows);
 }
 
-// The lanes of v, or of two vectors, in the order of `from`.
-INLINE V permuted(const V& v, const Mask& from) {
-#if defined(__clang__)
-  V result;
-  for (int64_t k = 0; k < W; k++) result[k] = v[from[k]];
-  return result;
-#else
-  return __builtin_shuffle(v, from);
-#endif
-}
+// The lanes of two vectors, in the order of `from`.
 INLINE V permuted(const V& a, const V& b, const Mask& from) {
 #if defined(__clang__)
   V result;
@@ -146,12 +137,17 @@ struct Float {
   static INLINE float number(const float* p) { return *p; }
 };
 
-// A bfloat16 is the upper half of a float32.
-struct BFloat {
+// A type of 16 bits, by its conversions of vectors.
+template <class Type>
+struct Short {
   using Stored = uint16_t;
-  static INLINE V get(const uint16_t* p) { return wide(read<Shorts>(p)); }
-  static INLINE void put(uint16_t* p, const V& v) { write(p, narrow(v)); }
-  static INLINE float number(const uint16_t* p) { return bits<float>(uint32_t(*p) << 16); }
+  static INLINE V get(const uint16_t* p) { return Type::wide(read<Shorts>(p)); }
+  static INLINE void put(uint16_t* p, const V& v) { write(p, Type::narrow(v)); }
+  static INLINE float number(const uint16_t* p) { return Type::wide(Shorts{*p})[0]; }
+};
+
+// A bfloat16 is the upper half of a float32.
+struct BFloat : Short<BFloat> {
   static INLINE V wide(const Shorts& half) {
 #if RBNORM_VECTOR_BYTES == 64
     return bits<V>(bits<Words>(_mm512_cvtepu16_epi32(bits<__m256i>(half))) << 16);
@@ -174,11 +170,7 @@ struct BFloat {
   }
 };
 
-struct Half {
-  using Stored = uint16_t;
-  static INLINE V get(const uint16_t* p) { return wide(read<Shorts>(p)); }
-  static INLINE void put(uint16_t* p, const V& v) { write(p, narrow(v)); }
-  static INLINE float number(const uint16_t* p) { return wide(Shorts{*p})[0]; }
+struct Half : Short<Half> {
 #if RBNORM_VECTOR_BYTES == 64
   static INLINE V wide(const Shorts& half) { return _mm512_cvtph_ps(bits<__m256i>(half)); }
   static INLINE Shorts narrow(const V& v) {
@@ -218,25 +210,24 @@ INLINE void by_type(Type type, F f) {
 
 template <class S>
 void widen(const void* from, float* to, int64_t n) {
-  const auto p = static_cast<const uint16_t*>(from);
+  const auto p = static_cast<const typename S::Stored*>(from);
   int64_t i = 0;
-  for (; i + W <= n; i += W) store(to + i, S::wide(read<Shorts>(p + i)));
+  for (; i + W <= n; i += W) store(to + i, S::get(p + i));
   if (i == n) return;
-  uint16_t rest[W] = {};
-  std::memcpy(rest, p + i, (n - i) * 2);
-  store_some(to + i, S::wide(read<Shorts>(rest)), n - i);
+  typename S::Stored rest[W] = {};
+  std::memcpy(rest, p + i, (n - i) * sizeof(*p));
+  store_some(to + i, S::get(rest), n - i);
 }
 template <class S>
 void narrow(const float* from, void* to, int64_t n) {
-  const auto p = static_cast<uint16_t*>(to);
+  const auto p = static_cast<typename S::Stored*>(to);
   int64_t i = 0;
-  for (; i + W <= n; i += W) write(p + i, S::narrow(load(from + i)));
+  for (; i + W <= n; i += W) S::put(p + i, load(from + i));
   if (i == n) return;
-  const Shorts rest = S::narrow(load_some(from + i, n - i));
-  std::memcpy(p + i, &rest, (n - i) * 2);
+  typename S::Stored rest[W];
+  S::put(rest, load_some(from + i, n - i));
+  std::memcpy(p + i, rest, (n - i) * sizeof(*p));
 }
-inline void copy_in(const void* from, float* to, int64_t n) { std::memcpy(to, from, n * 4); }
-inline void copy_out(const float* from, void* to, int64_t n) { std::memcpy(to, from, n * 4); }
 
 // How numbers come in and go out, by type.
 struct Way {
@@ -244,4 +235,4 @@ struct Way {
   void (*narrow)(const float*, void*, int64_t);
 };
 constexpr Way ways[TYPES] = {
-    {copy_in, copy_out}, {widen<BFloat>, narrow<BFloat>}, {widen<Half>, narrow<Half>}};
+    {widen<Float>, narrow<Float>}, {widen<BFloat>, narrow<BFloat>}, {widen<Half>, narrow<Half>}};
