@@ -1,4 +1,4 @@
-"""timm's models with RBN in folders: written, and loaded by name."""
+"""Models with RBN in folders: written, and loaded into what their code builds."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from models import calibrate, shake
 from torch import nn
 
 import rbnorm
-from rbnorm.hub import from_pretrained, load, save, save_pretrained
+from rbnorm.hub import load, save
 
 
 def model(name: str = "resnet10t") -> nn.Module:
@@ -24,11 +24,11 @@ def model(name: str = "resnet10t") -> nn.Module:
 @torch.no_grad()
 def test_model_comes_back(name: str, tmp_path) -> None:
     saved, x = calibrate(rbnorm.convert_batchnorm(model(name))), torch.randn(2, 3, 64, 64)
-    save_pretrained(saved, tmp_path / "new" / "folder", name, num_classes=7)
-    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["config.json", "model.safetensors"]
-    loaded = from_pretrained(tmp_path / "new" / "folder")
-    assert not loaded.training
-    assert torch.equal(loaded(x), saved(x))
+    save(saved, tmp_path / "new" / "folder")
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["model.safetensors", "rbnorm.json"]
+    loaded = load(model(name), tmp_path / "new" / "folder")
+    assert loaded.training
+    assert torch.equal(loaded.eval()(x), saved(x))
 
 
 @torch.no_grad()
@@ -40,8 +40,8 @@ def test_every_layer_keeps_its_options(tmp_path) -> None:
     nn.init.normal_(second.center_weight)
     first.eps, first.momentum, second.momentum = 0.5, None, 0.25
     rbnorm.freeze(second)
-    save_pretrained(saved.eval(), tmp_path, "resnet10t", num_classes=7)
-    loaded = from_pretrained(tmp_path)
+    save(saved.eval(), tmp_path)
+    loaded = load(model(), tmp_path).eval()
     for name, layer in saved.named_modules():
         other = loaded.get_submodule(name)
         assert type(other) is type(layer)
@@ -49,32 +49,6 @@ def test_every_layer_keeps_its_options(tmp_path) -> None:
             assert getattr(other, key, None) == getattr(layer, key, None)
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(loaded(x), saved(x))
-
-
-@pytest.mark.parametrize(
-    ("make", "name", "arguments", "message"),
-    [
-        (model, "resnet10t", {"num_classes": 7}, "model must have an RBN layer, got ResNet"),
-        (None, "resnet10t", {"num_classes": 8}, "size mismatch for fc.weight"),
-        (None, "resnet18", {"num_classes": 7}, "ResNet has no BatchNorm at 'conv1.1'"),
-        (None, "resnet81", {}, "name must be one of timm's models, got 'resnet81'"),
-        (None, "resnet10t", {"pretrained": True}, "model_args must not have 'pretrained'"),
-        (
-            None,
-            "resnet10t",
-            {"num_classes": 7, "act_layer": nn.ReLU},
-            "model_args must be of JSON's types",
-        ),
-        (None, "resnet10t", {"num_classes": 10**9}, "must not have numbers above 1048576"),
-    ],
-)
-def test_model_that_could_not_be_loaded_is_refused(
-    make, name, arguments, message, tmp_path
-) -> None:
-    saved = make() if make else rbnorm.convert_batchnorm(model())
-    with pytest.raises(ValueError, match=message):
-        save_pretrained(saved, tmp_path / "out", name, **arguments)
-    assert not (tmp_path / "out").exists()
 
 
 class Counting(nn.Module):
@@ -85,6 +59,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (rbnorm.revert_batchnorm, "model must have an RBN layer, got Sequential"),
         (lambda model: model.to("meta"), "is on the device meta, which has no memory"),
         (lambda model: model.append(Counting()), r"entry '4\._extra_state' is a dict"),
         (
@@ -103,66 +78,57 @@ def test_model_that_no_file_can_hold_is_refused(change, message, tmp_path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def edit(folder, **changes) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+def edit(folder, layers: object) -> None:
+    record = json.loads((folder / "rbnorm.json").read_text())
+    (folder / "rbnorm.json").write_text(json.dumps({**record, "layers": layers}))
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "config.json").write_text("{"), "must hold config.json and model"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "must hold config.json and"),
-        (lambda f: edit(f, architecture="hf-hub:someone/model"), "must be one of timm's models"),
-        (lambda f: edit(f, model_args={"checkpoint_path": "a"}), "not have 'checkpoint_path'"),
-        (lambda f: edit(f, model_args={"wings": 2}), "wings"),
-        (lambda f: edit(f, model_args={"num_classes": 8}), "size mismatch for fc.weight"),
-        (lambda f: edit(f, rbnorm={"layers": {"bn1": {"wings": 2}}}), "unknown option 'wings'"),
-        (lambda f: edit(f, rbnorm={}), "layers"),
-        (lambda f: edit(f, rbnorm={"layers": {"bn1": [1]}}), "'bn1' in the record: cannot"),
-        (
-            lambda f: edit(f, rbnorm={"layers": {"bn1": {"eps": "1"}}}),
-            "layer 'bn1' in the record: '<='",
-        ),
-        (
-            lambda f: edit(f, rbnorm={"layers": {"bn1": {"momentum": "a"}}}),
-            "in the record: must be",
-        ),
-        (lambda f: edit(f, rbnorm={"layers": {"bn1": {"statistic": []}}}), "in the record"),
-        (lambda f: edit(f, model_args={"num_classes": 2**40}), "numbers above 1048576"),
-        (lambda f: edit(f, model_args={"layers": [2**20, 1, 1, 1]}), "ask for far more than the"),
-        (lambda f: edit(f, model_args={"num_classes": 2**20}), "size mismatch for fc.weight"),
-        (lambda f: (f / "config.json").write_text("[" * 99999), "must hold config.json and model"),
-        (lambda f: (f / "config.json").write_bytes(b"\xff"), "must hold config.json and model"),
-        (lambda f: (f / "config.json").write_text("[]"), "must hold a model of save_pretrained"),
+        (lambda f: (f / "rbnorm.json").write_text("{"), "must hold what rbnorm.hub.save wrote"),
+        (lambda f: (f / "rbnorm.json").write_text("[" * 99999), "nested too deeply"),
+        (lambda f: (f / "rbnorm.json").write_bytes(b"\xff"), "must hold what rbnorm.hub"),
+        (lambda f: (f / "rbnorm.json").write_text("[]"), "a record must be what record_layers"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "is truncated"),
         (
             lambda f: (f / "model.safetensors").write_bytes(
                 safetensors.torch.save({"a": torch.ones(1)})
             ),
             "Missing key",
         ),
+        (lambda f: edit(f, None), "a record must be what record_layers"),
+        (lambda f: edit(f, {"bn1": {"wings": 2}}), "unknown option 'wings'"),
+        (lambda f: edit(f, {"bn1": [1]}), "'bn1' in the record: cannot"),
+        (lambda f: edit(f, {"bn1": {"eps": "1"}}), "layer 'bn1' in the record: '<='"),
+        (lambda f: edit(f, {"bn1": {"momentum": "a"}}), "in the record: must be"),
+        (lambda f: edit(f, {"bn1": {"statistic": []}}), "in the record"),
     ],
 )
 def test_spoilt_folder_is_refused(spoil, message, tmp_path) -> None:
-    save_pretrained(rbnorm.convert_batchnorm(model()), tmp_path, "resnet10t", num_classes=7)
+    save(rbnorm.convert_batchnorm(model()), tmp_path)
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message) as raised:
-        from_pretrained(tmp_path)
+        load(model(), tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_missing_folder(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        from_pretrained(tmp_path / "nowhere")
+def test_folder_without_a_record(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"rbnorm\.json"):
+        load(own(), tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"rbnorm\.json"):
+        load(own(), tmp_path)
 
 
 @torch.no_grad()
 def test_folder_inside_a_device_context(tmp_path) -> None:
-    """Whatever the default device is, the model is on the CPU with its values."""
+    """Whatever the default device is, the model has its values."""
     saved = calibrate(rbnorm.convert_batchnorm(model()))
+    loaded = model().eval()
     with torch.device("meta"):
-        save_pretrained(saved, tmp_path, "resnet10t", num_classes=7)
-        loaded = from_pretrained(tmp_path)
+        save(saved, tmp_path)
+        load(loaded, tmp_path)
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(loaded(x), saved(x))
 

@@ -92,7 +92,7 @@ def test_hub_folder_of_0_1_0_loads(tmp_path: Path) -> None:
     model = timm.create_model("test_efficientnet", num_classes=3)
     model = rbnorm.convert_batchnorm(model, restrict="tanh", scale_weight_init=0.25, preserve=False)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    loaded = hub.from_pretrained(tmp_path)
+    loaded = hub.load(timm.create_model("test_efficientnet", num_classes=3), tmp_path)
     assert loaded.bn1.calibration.restrict == "tanh"
     assert loaded.bn1.calibration.scale_weight_init == 0.25
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
