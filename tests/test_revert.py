@@ -119,8 +119,8 @@ def test_frozen_statistics_are_not_lost_without_a_word() -> None:
     assert "frozen_stats" not in vars(model[0])
 
 
-@pytest.mark.parametrize("case", ["equal gates", "different gates", "a BatchNorm's"])
-def test_tied_weights_stay_tied_where_they_become_equal(case: str) -> None:
+@pytest.mark.parametrize("case", ["no gates", "equal gates", "different gates", "a BatchNorm's"])
+def test_layers_that_shared_a_divided_weight_get_one_each(case: str) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double().eval()
     weight = model[1].weight = model[0].weight
     nn.init.uniform_(weight)
@@ -128,15 +128,16 @@ def test_tied_weights_stay_tied_where_they_become_equal(case: str) -> None:
         rbnorm.convert_batchnorm(model, preserve=False, where="0")
         weight.requires_grad_(False)
     else:
-        rbnorm.convert_batchnorm(model)
-        model[1].scale_bias.data.fill_(3 if case == "different gates" else 1)
+        rbnorm.convert_batchnorm(model, scale=case != "no gates")
+        if case == "different gates":
+            model[1].scale_bias.data.fill_(3)
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     expected = model(x)
     assert rbnorm.revert_batchnorm(model, x).output < 1e-12
     assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
-    assert (model[0].weight is model[1].weight) == (case == "equal gates")
+    assert (model[0].weight is model[1].weight) == (case == "no gates")
     assert model[0].weight.requires_grad == (case != "a BatchNorm's")
-    assert model[1].weight is weight or case == "different gates"
+    assert model[1].weight is weight or case in ("equal gates", "different gates")
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 5), (2, 3, 5, 5)])

@@ -329,8 +329,11 @@ def test_positions_of_a_segmentation_are_counted_but_for_void_ones() -> None:
     target[:, 0] = 1 - target[:, 0]  # a third is wrong
     target[:, 1] = 255  # a third is void
     target[5] = 255  # and an image altogether
-    result = rbnorm.remedies(Segmenter(), [(x, target)], [(x, target)], batch_sizes=())
+    data = [(x, target)]
+    tuning = rbnorm.FineTuning(data, steps=1)
+    result = rbnorm.remedies(Segmenter(), data, data, batch_sizes=(), fine_tuning=tuning)
     assert result.unchanged.first.value == pytest.approx(0.5, abs=1e-12)
+    assert "fine-tuned as it is, 1 steps" not in result.skipped
 
 
 def test_what_does_not_fit_the_budget_is_named(model, first, second) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -97,8 +96,8 @@ class _Step:
         return _squares(actual, _RepresentativeBatchNorm.forward(layer, x))
 
     @torch.no_grad()
-    def take(self, shared: Collection[int]) -> None:
-        """Make the layer that BatchNorm; ``shared`` weights are needed as they are."""
+    def take(self, places: Mapping[int, int]) -> None:
+        """Make the layer that BatchNorm; a weight with several ``places`` stays as it is there."""
         layer, weight = self.layer, self.weight
         if self.running_mean is not None:
             layer.running_mean.copy_(self.running_mean)
@@ -109,10 +108,11 @@ class _Step:
                 layer.affine = True
                 layer.weight = Parameter(weight, requires_grad=False)
                 layer.bias = Parameter(torch.zeros_like(weight), requires_grad=False)
-        elif weight is not None and id(layer.weight) in shared:
-            layer.weight = Parameter(weight, layer.weight.requires_grad)
-        elif weight is not None:
-            layer.weight.copy_(weight)
+        elif weight is not None and weight is not layer.weight:
+            if places[id(layer.weight)] > 1:
+                layer.weight = Parameter(weight, layer.weight.requires_grad)
+            else:
+                layer.weight.copy_(weight)
         for name in NAMES:
             del layer._parameters[name]
         group = layer.process_group
@@ -164,20 +164,6 @@ def _relative(squares: Iterable[Squares]) -> float | None:
     return math.sqrt(sum(difference for difference, _ in parts) / norm) if parts else None
 
 
-def _needed_as_it_is(model: nn.Module, plan: Iterable[_Step]) -> set[int]:
-    """The weights that another module uses as they are, or that would become different ones."""
-    used = uses(model)
-    becomes: defaultdict[int, list[Tensor]] = defaultdict(list)
-    for step in plan:
-        if step.weight is not None:
-            becomes[id(step.layer.weight)].append(step.weight)
-    return {
-        weight
-        for weight, values in becomes.items()
-        if len(values) < used[weight] or any(not torch.equal(values[0], v) for v in values)
-    }
-
-
 def revert_batchnorm(model: nn.Module, inputs: Inputs | None = None) -> RevertReport:
     r"""Turn every RBN layer of a model back into BatchNorm, in place, and measure what that costs.
 
@@ -188,7 +174,7 @@ def revert_batchnorm(model: nn.Module, inputs: Inputs | None = None) -> RevertRe
     :math:`\gamma` gets a frozen ``weight`` and ``bias`` unless :math:`R(w_b)` was compensated by a
     constant. A synchronised layer becomes a SyncBatchNorm of its process group (timm's, where it
     was timm's layer); one made from a SyncBatchNorm that no longer synchronises, a BatchNorm2d.
-    Tied weights stay tied where they become equal.
+    A weight that several modules share stays as it is in the others, and the layer gets its own.
 
     Args:
         model: A model with RBN layers, or one such layer.
@@ -227,10 +213,10 @@ def revert_batchnorm(model: nn.Module, inputs: Inputs | None = None) -> RevertRe
             "into evaluation mode after each model.train()",
             stacklevel=2,
         )
-    shared = _needed_as_it_is(model, plan.values())
+    places = uses(model)
     forget(model)
     for step in plan.values():
-        step.take(shared)
+        step.take(places)
     if inputs is None:
         return RevertReport(model, errors, None if None in errors.values() else 0.0)
     with unchanged(model):

@@ -32,20 +32,14 @@ class FineTuning:
     Attributes:
         batches: Of the first data set's kind, with labels; gone through as often as needed.
         steps: Optimizer steps.
-        lr: Of SGD with momentum 0.9.
-        calibration_lr: Of RBN's calibration, which starts where it changes nothing and moves too
-            little at the rate of pretrained weights; None for ten times ``lr``.
-        weight_decay: Of the parameters with two axes or more.
-        loss: Called with the model's output and the second item of the batch; None for the
-            cross-entropy of the classes.
+        lr: Of SGD with momentum 0.9 and a weight decay of 0.0001 of the parameters with two axes or
+            more. RBN's calibration, which starts where it changes nothing and moves too little at
+            the rate of pretrained weights, has ten times as much.
     """
 
     batches: Iterable[Any]
     steps: int
     lr: float = 1e-3
-    calibration_lr: float | None = None
-    weight_decay: float = 1e-4
-    loss: Callable[[Any, Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -139,8 +133,10 @@ def fine_tuned(
 def _cross_entropy(output: Any, target: Any) -> Tensor:
     logits = logits_of(output)
     if logits is None:
-        raise ValueError("fine-tuning needs class scores, or a loss= of its own")
-    return F.cross_entropy(logits, target.to(logits.device).long())
+        raise ValueError("fine-tuning needs scores of classes, got an output without")
+    classes = target.to(logits.device).long()
+    known = (classes >= 0) & (classes < logits.shape[1])
+    return F.cross_entropy(logits, classes.where(known, -100))
 
 
 def _again(batches: Iterable[Any]) -> Iterator[Any]:
@@ -154,16 +150,14 @@ def _again(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _trained(model: nn.Module, forward: Forward, tuning: FineTuning) -> nn.Module:
-    rate = 10 * tuning.lr if tuning.calibration_lr is None else tuning.calibration_lr
-    groups = parameter_groups(model, tuning.weight_decay, calibration={"lr": rate})
+    groups = parameter_groups(model, 1e-4, calibration={"lr": 10 * tuning.lr})
     optimizer = torch.optim.SGD(groups, lr=tuning.lr, momentum=0.9)
-    loss_of = tuning.loss or _cross_entropy
     model.train()
     batches = _again(tuning.batches)
     with torch.enable_grad():
         for _ in range(tuning.steps):
             batch = next(batches)
             optimizer.zero_grad()
-            loss_of(forward(model, batch), target_in(batch)).backward()
+            _cross_entropy(forward(model, batch), target_in(batch)).backward()
             optimizer.step()
     return model.eval()
