@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from os import PathLike
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from torch import nn
 
+from rbnorm.layers.base import Model
 from rbnorm.models.files import packed, parse_json, replace, state_in
 from rbnorm.models.record import convert_as_recorded, record_layers
 
 __all__ = ["load", "save"]
-
-Model = TypeVar("Model", bound=nn.Module)
 
 RECORD: Final = "rbnorm.json"
 WEIGHTS: Final = "model.safetensors"

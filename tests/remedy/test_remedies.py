@@ -189,10 +189,6 @@ SHUFFLED = DataLoader(TensorDataset(*images(80, 4)), batch_size=16, shuffle=True
         (lambda first: {"first": SHUFFLED}, "first must give the same instances in the same order"),
         (lambda first: {"second": iter(first)}, "second must be something to iterate over many"),
         (
-            lambda first: {"fine_tuning": rbnorm.FineTuning(iter(first), 2)},
-            "must be something to iterate over many times",
-        ),
-        (
             lambda first: {"metric": lambda output, target: output.mean()},
             "metric must return one number per instance",
         ),
@@ -357,6 +353,8 @@ def test_fine_tuning_on_nothing_ends_and_says_so(model, first, second) -> None:
     assert why == "fine_tuning.batches must give at least one batch, got none"
 
 
-def test_fine_tuning_without_a_step_is_refused(first) -> None:
+def test_fine_tuning_that_cannot_be_is_refused(first) -> None:
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         rbnorm.FineTuning(first, steps=0)
+    with pytest.raises(ValueError, match="batches must be something to iterate over many times"):
+        rbnorm.FineTuning(iter(first), steps=2)

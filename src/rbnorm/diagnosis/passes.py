@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -87,9 +87,9 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(inputs.to(device, non_blocking=True))
 
 
-def again(name: str, batches: Iterable[Any]) -> None:
-    """Refuse batches that can be gone through once alone."""
-    if iter(batches) is batches:
+def check_repeatable(name: str, batches: Iterable[Any]) -> None:
+    """Refuse batches that can be gone through only once."""
+    if hasattr(batches, "__next__"):
         raise ValueError(
             f"{name} must be something to iterate over many times, such as a list or a DataLoader, "
             f"got {type(batches).__name__}"
@@ -154,26 +154,20 @@ def run(
         if x is not None:
             on_input(x)
 
-    layers = normalisers(model)
-    handles = [model.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)]
-    handles += [
-        layers[name].register_forward_pre_hook(hook(name, listen), with_kwargs=True)
-        for name, listen in listeners.items()
-    ]
-    count = 0
-    try:
-        stance: Any = getattr(torch.compiler, "set_stance", nullcontext)  # torch 2.4 has none
-        with torch.no_grad(), stance("force_eager"):
-            for count, batch in enumerate(batches, start=1):
-                last = None
-                try:
-                    output = forward(model, batch)
-                except Exception as error:
-                    raise _failure(error, count, last) from error
-                on_output(batch, output)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers, count = normalisers(model), 0
+    stance: Any = getattr(torch.compiler, "set_stance", nullcontext)  # torch 2.4 has none
+    with ExitStack() as hooks, torch.no_grad(), stance("force_eager"):
+        hooks.enter_context(model.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+        for name, listen in listeners.items():
+            before = hook(name, listen)
+            hooks.enter_context(layers[name].register_forward_pre_hook(before, with_kwargs=True))
+        for count, batch in enumerate(batches, start=1):
+            last = None
+            try:
+                output = forward(model, batch)
+            except Exception as error:
+                raise _failure(error, count, last) from error
+            on_output(batch, output)
     if not count:
         raise ValueError("batches must hold at least one batch, got none")
     return count

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm.diagnosis.meter import normalised
 from rbnorm.diagnosis.passes import Forward, call, normalisers, run, unchanged
 from rbnorm.diagnosis.tally import Tally
 from rbnorm.kernels.phases import positions
-
-Model = TypeVar("Model", bound=nn.Module)
+from rbnorm.layers.base import Model
 
 
 class _Pooled:

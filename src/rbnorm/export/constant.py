@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm.export.layer import Parts
-from rbnorm.export.trial import Candidate
+from rbnorm.export.trial import Candidate, difference
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
 # Of the second moment; below it a channel is constant, and nothing says how its output follows.
@@ -68,10 +68,7 @@ def _variation(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         torch.cat([part if one_shape else part.flatten() for part in parts]).double()
         for parts in (actual, expected)
     )
-    if not wanted.numel():
-        return 0.0
-    deviation = wanted - wanted.mean(0) if one_shape and len(wanted) > 1 else wanted
-    return float((y - wanted).abs().max()) / (float(deviation.abs().max()) or 1.0)
+    return difference(y, wanted, wanted.mean(0) if one_shape and len(wanted) > 1 else 0.0)
 
 
 def approximate(

@@ -134,12 +134,12 @@ class Candidate:
             self.stay(f"follows {source.name}, and differs after folding", error)
 
 
-def difference(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest value."""
+def difference(actual: Tensor, expected: Tensor, origin: Tensor | float = 0.0) -> float:
+    """Largest difference, relative to the largest distance from the origin."""
     if expected.numel() == 0:
         return 0.0
     actual, expected = actual.double(), expected.double()
-    scale = float(expected.abs().max()) or 1.0
+    scale = float((expected - origin).abs().max()) or 1.0
     return float((actual - expected).abs().max()) / scale
 
 

@@ -10,8 +10,7 @@ from torch_pruning.pruner.function import BasePruningFunc
 
 from rbnorm.integrations import layer_classes
 from rbnorm.layers.base import _RepresentativeBatchNorm
-from rbnorm.layers.options import NAMES
-from rbnorm.models.originals import AFFINE
+from rbnorm.layers.options import AFFINE, NAMES
 
 __all__ = ["PRUNERS", "RepresentativeBatchNormPruner"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,10 +21,17 @@ from rbnorm.kernels.phases import table_dtype
 from rbnorm.layers.checkpoints import complete_batchnorm, flatten_official
 from rbnorm.layers.deferred import with_initial_value
 from rbnorm.layers.guard import RunningMean
-from rbnorm.layers.options import NAMES, Calibration, bias_option, check_rates
+from rbnorm.layers.options import (
+    AFFINE,
+    BUFFERS,
+    NAMES,
+    Calibration,
+    bias_option,
+    check_rates,
+)
 
-_VECTORS = ("weight", "bias", *NAMES)
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+Model = TypeVar("Model", bound=nn.Module)
+
 # Where a layer keeps what gamma was when its model was looked at last.
 GAMMA = "_gamma"
 # The BatchNorm for inputs of each rank.
@@ -205,8 +212,8 @@ class _RepresentativeBatchNorm(_BatchNorm):
                 return own, (b["running_mean"], b["running_var"], b["num_batches_tracked"])
             except KeyError:  # pruned, parametrised, or deleted
                 pass
-        own = tuple(getattr(self, name) for name in _VECTORS)
-        return own, tuple(getattr(self, name) for name in _BUFFERS)
+        own = tuple(getattr(self, name) for name in (*AFFINE, *NAMES))
+        return own, tuple(getattr(self, name) for name in BUFFERS)
 
     def _factor(self, mean: Tensor | None, batches: Tensor | None) -> float | Tensor:
         """The share of this batch in the running statistics."""

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from rbnorm.layers.options import NAMES
+from rbnorm.layers.options import AFFINE, NAMES
 
 State = dict[str, Tensor]
 
 
 def flatten_official(state: State, prefix: str) -> None:
     """Give vectors of shape (1, C, 1, 1) the shape (C,)."""
-    for name in ("weight", "bias", *NAMES):
+    for name in (*AFFINE, *NAMES):
         value = state.get(prefix + name)
         if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == value.numel():
             state[prefix + name] = value.reshape(-1)

@@ -18,7 +18,9 @@ from rbnorm.definition import (
 )
 from rbnorm.elementwise import RestrictionName
 
+AFFINE = ("weight", "bias")
 NAMES = ("center_weight", "scale_weight", "scale_bias")
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Calibration(NamedTuple):

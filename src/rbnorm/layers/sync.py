@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from typing_extensions import Unpack
 
-from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.layers.base import Model, _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.classes import RepresentativeBatchNormAct2d
 from rbnorm.layers.options import LayerOptions
 
@@ -19,8 +17,6 @@ __all__ = [
     "convert_sync",
     "revert_sync",
 ]
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class SyncRepresentativeBatchNorm(_RepresentativeBatchNorm):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from rbnorm.layers.options import NAMES, bias_option
+from rbnorm.layers.options import AFFINE, BUFFERS, NAMES, bias_option
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm.models.files import State
-
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def convert_state(state: State) -> tuple[State, str]:
@@ -23,7 +21,7 @@ def convert_state(state: State) -> tuple[State, str]:
             sentence lacks its subject.
     """
     calibrated = _owners(state, NAMES)
-    prefixes = calibrated or [p for p in _owners(state, _BUFFERS[:1]) if f"{p}running_var" in state]
+    prefixes = calibrated or [p for p in _owners(state, BUFFERS[:1]) if f"{p}running_var" in state]
     if not prefixes:
         raise ValueError(
             "has neither BatchNorm nor RBN layers: no entry is named running_mean, running_var or "
@@ -31,7 +29,7 @@ def convert_state(state: State) -> tuple[State, str]:
         )
     result = dict(state)
     for prefix in prefixes:
-        names = ("weight", "bias", *_BUFFERS, *NAMES)
+        names = (*AFFINE, *BUFFERS, *NAMES)
         own = {n: state[prefix + n].clone() for n in names if prefix + n in state}
         try:
             layer = _layer(own)
@@ -58,7 +56,7 @@ def _owners(state: State, names: tuple[str, ...]) -> list[str]:
 def _layer(own: State) -> nn.Module:
     """The RBN layer with these entries: its own, or a BatchNorm's, whose function it keeps."""
     layer = nn.BatchNorm2d(
-        next(own[name] for name in (*NAMES, *_BUFFERS) if name in own).numel(),
+        next(own[name] for name in (*NAMES, *BUFFERS) if name in own).numel(),
         affine="weight" in own,
         track_running_stats="running_mean" in own,
         device="meta",

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import Parameter
 from typing_extensions import Unpack
 
-from rbnorm.layers.base import _RepresentativeBatchNorm
+from rbnorm.layers.base import Model, _RepresentativeBatchNorm
 from rbnorm.layers.classes import (
     RepresentativeBatchNorm1d,
     RepresentativeBatchNorm2d,
@@ -29,8 +29,6 @@ from rbnorm.models.intact import remember
 from rbnorm.models.originals import refuse_unsized, uses
 
 __all__ = ["convert_batchnorm"]
-
-Model = TypeVar("Model", bound=nn.Module)
 
 COUNTERPARTS: dict[type[_BatchNorm], type[_RepresentativeBatchNorm]] = {
     nn.BatchNorm1d: RepresentativeBatchNorm1d,

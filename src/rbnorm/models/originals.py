@@ -9,9 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 
-from rbnorm.layers.options import NAMES
-
-AFFINE = ("weight", "bias")
+from rbnorm.layers.options import AFFINE, NAMES
 
 # Pruning, spectral_norm and weight_norm keep these, and set the vector before each forward pass.
 _SUFFIXES = ("_orig", "_g", "_v")

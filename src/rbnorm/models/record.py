@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rbnorm._version import __version__
-from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
+from rbnorm.layers.base import Model, _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.options import Calibration, check_rates
 from rbnorm.models.convert import convert_layers, put_constant
 
 __all__ = ["convert_as_recorded", "record_layers"]
-
-Model = TypeVar("Model", bound=nn.Module)
 
 # What a layer has beside its calibration.
 _STATE: Final = ("eps", "momentum", "frozen_stats", "constant_weight")

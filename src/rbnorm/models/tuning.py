@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 from torch import nn
 
-from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
-from rbnorm.layers.options import NAMES
-from rbnorm.models.originals import AFFINE, originals
+from rbnorm.layers.base import Model, _RepresentativeBatchNorm, rbn_layers
+from rbnorm.layers.options import AFFINE, NAMES
+from rbnorm.models.originals import originals
 
 __all__ = ["freeze", "parameter_groups", "unfreeze"]
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def freeze(

@@ -145,8 +145,5 @@ def matched(model: nn.Module, match: MatchMoments) -> Iterator[None]:
         y = match.to(x.device)(x)
         return tree_map(lambda leaf: y if leaf is x else leaf, (args, kwargs))
 
-    handle = model.register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with model.register_forward_pre_hook(before, with_kwargs=True):
         yield
-    finally:
-        handle.remove()

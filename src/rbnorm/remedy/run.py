@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm.diagnosis.images import Images, ImageShift, own_moments
-from rbnorm.diagnosis.passes import Forward, again, call, normalisers, run, unchanged
+from rbnorm.diagnosis.passes import Forward, call, check_repeatable, normalisers, run, unchanged
 from rbnorm.diagnosis.result import mean
 from rbnorm.diagnosis.scores import Collector, Metric, Scores, agreement, interval
 from rbnorm.diagnosis.tally import Tally
@@ -41,6 +41,7 @@ class _Data:
     """A data set, and what its instances were at the first pass."""
 
     def __init__(self, name: str, batches: Iterable[Any]) -> None:
+        check_repeatable(name, batches)
         self.name, self.batches = name, batches
         self.images: Images | None = None
         self.channels = Tally()  # mean and standard deviation of each, (2, C)
@@ -126,11 +127,7 @@ def remedies(
         RuntimeError: The unchanged model raised. The model is as it was.
     """
     normalisers(model)
-    with unchanged(model):  # a loader that begins draws a random number
-        again("first", first)
-        again("second", second)
-        if fine_tuning is not None:
-            again("fine_tuning.batches", fine_tuning.batches)
+    with unchanged(model):
         model.eval()
         session = _Session(model, first, second, metric, forward or call)
         return session.result(batch_sizes, fine_tuning, budget, on_trial)

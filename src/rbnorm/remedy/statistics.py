@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,16 +29,11 @@ def mixed_statistics(model: nn.Module, weight: float) -> Iterator[None]:
         weight: :math:`\alpha`, from 0 to 1.
     """
     layers = [m for m in normalisers(model).values() if m.running_mean is not None]
-    with unchanged(model):
-        handles = [
-            layer.register_forward_pre_hook(_mixing(layer, weight), with_kwargs=True)
-            for layer in layers
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with unchanged(model), ExitStack() as hooks:
+        for layer in layers:
+            mix = _mixing(layer, weight)
+            hooks.enter_context(layer.register_forward_pre_hook(mix, with_kwargs=True))
+        yield
 
 
 def _mixing(layer: _BatchNorm, weight: float) -> Callable[..., None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rbnorm.diagnosis.passes import Forward, target_in, unchanged
+from rbnorm.diagnosis.passes import Forward, check_repeatable, target_in, unchanged
 from rbnorm.diagnosis.recalibration import recalibrate
 from rbnorm.diagnosis.scores import logits_of
 from rbnorm.models.convert import convert_batchnorm
@@ -42,6 +42,7 @@ class FineTuning:
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_repeatable("batches", self.batches)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
@@ -139,7 +140,7 @@ def _cross_entropy(output: Any, target: Any) -> Tensor:
     return F.cross_entropy(logits, classes.where(known, -100))
 
 
-def _again(batches: Iterable[Any]) -> Iterator[Any]:
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches, over and over."""
     while True:
         count = 0
@@ -153,7 +154,7 @@ def _trained(model: nn.Module, forward: Forward, tuning: FineTuning) -> nn.Modul
     groups = parameter_groups(model, 1e-4, calibration={"lr": 10 * tuning.lr})
     optimizer = torch.optim.SGD(groups, lr=tuning.lr, momentum=0.9)
     model.train()
-    batches = _again(tuning.batches)
+    batches = _endless(tuning.batches)
     with torch.enable_grad():
         for _ in range(tuning.steps):
             batch = next(batches)
