@@ -168,7 +168,7 @@ def test_weight_shared_with_something_else_is_refused() -> None:
     """Dividing it would change what is not converted."""
     model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match="the weight of layer '0', which preserve=True div"):
+    with pytest.raises(ValueError, match="divides the weight of layer '0'"):
         rbnorm.convert_batchnorm(model, where="0")
     assert type(model[0]) is nn.BatchNorm2d
     assert model[1].weight.tolist() == [1, 1, 1, 1]

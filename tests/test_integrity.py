@@ -47,11 +47,11 @@ REVERT = "rbnorm.revert_batchnorm(model, inputs) makes BatchNorm of it and tells
 REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "torch sync": (
         nn.SyncBatchNorm.convert_sync_batchnorm,
-        "convert_sync_batchnorm of torch knows BatchNorm alone and would lose the calibration of "
+        "convert_sync_batchnorm of torch knows only BatchNorm and would lose the calibration of "
         "an RBN layer; use rbnorm.convert_sync(model)",
     ),
     "torch fuse": (lambda model: nn.utils.fuse_conv_bn_eval(*first_two(model)), FOLD),
-    "torch fuse linear": (fuse_linear, "fuse_linear_bn_eval of torch knows BatchNorm alone"),
+    "torch fuse linear": (fuse_linear, "fuse_linear_bn_eval of torch knows only BatchNorm"),
     "timm sync": (timm.layers.convert_sync_batchnorm, "use rbnorm.convert_sync(model)"),
     "timm freeze": (timm.layers.freeze_batch_norm_2d, "use rbnorm.freeze(model)"),
     "timm freeze all": (timm.utils.freeze, "use rbnorm.freeze(model)"),
@@ -83,7 +83,7 @@ def test_mkldnn_is_refused() -> None:
     with warnings.catch_warnings():  # its import warns of torch.jit
         warnings.simplefilter("ignore", FutureWarning)
         to_mkldnn = importlib.import_module("torch.utils.mkldnn").to_mkldnn
-        with pytest.raises(ValueError, match=r"of torch knows BatchNorm alone"):
+        with pytest.raises(ValueError, match=r"of torch knows only BatchNorm"):
             to_mkldnn(converted().eval())
 
 
@@ -93,7 +93,7 @@ REPARAMETERISED = ("mobileone_s0", "repvgg_a0", "repvit_m0_9", "levit_128s", "fa
 @pytest.mark.parametrize("name", [*REPARAMETERISED, "repghostnet_050"])
 def test_timm_does_not_reparameterise(name: str) -> None:
     model = rbnorm.convert_batchnorm(timm.create_model(name)).eval()
-    with pytest.raises(ValueError, match=r"of timm knows BatchNorm alone.*can be fused"):
+    with pytest.raises(ValueError, match=r"of timm knows only BatchNorm.*can be fused"):
         timm.utils.reparameterize_model(model)
     assert rbnorm.assert_intact(model)
 
@@ -128,7 +128,7 @@ def test_who_only_looks_may_say_so() -> None:
     first.guarded = False
     assert plotted(first) == plotted(nn.BatchNorm2d(2))
     assert plotted(copy.deepcopy(first)) == plotted(first)
-    with pytest.raises(ValueError, match=r"plotted of .* knows BatchNorm alone"):
+    with pytest.raises(ValueError, match=r"plotted of .* knows only BatchNorm"):
         plotted(second)
 
 

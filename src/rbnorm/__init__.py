@@ -79,7 +79,7 @@ def _register_with_opacus() -> None:
 
 when_imported("opacus.validators", _register_with_opacus)
 
-# What 0.1 and 0.2 pickled names modules as they were called then.
+# Pickles of 0.1 and 0.2 have the former names of modules.
 _FORMER = {
     "calibration": "layers.options",
     "deferred": "layers.deferred",

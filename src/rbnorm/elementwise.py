@@ -92,7 +92,7 @@ RESTRICTIONS: Final[dict[str, Elementwise]] = {
     "hardsigmoid": Elementwise(
         2,
         r"\min(\max(s / 6 + 1 / 2, 0), 1)",
-        # F.hardsigmoid's 1/6 is a float32, and clamp's derivative at the ends a version's.
+        # F.hardsigmoid has 1/6 in float32; the derivative of clamp at its ends varies with torch.
         lambda s: F.hardtanh(s / 6 + 0.5, 0.0, 1.0),
         lambda s: (s.abs() < 3).to(s.dtype) / 6,
         (0, 1),
@@ -193,7 +193,7 @@ def activation_of(module: nn.Module) -> str | None:
 
 
 def mismatch(language: str, restrictions: Mapping[str, int], activations: Mapping[str, int]) -> str:
-    """What keeps a compiled language's functions from being used; nothing if they are these."""
+    """Why a compiled language's functions cannot be used; empty if they are those of this table."""
     for ours, theirs in ((RESTRICTIONS, restrictions), (ACTIVATIONS, activations)):
         for name in {**ours, **theirs}:
             own = ours[name].code if name in ours else None

@@ -130,6 +130,6 @@ def representative_batch_norm(
                 return y
             return layer.output(kernels, call, options)
         except Unfit:
-            if direct:  # kernels look at less cost, but these are the words of every way
+            if direct:  # the same sentence as on every other way; kernels check faster
                 check(call, *checks)
             kernels = PORTABLE

@@ -27,7 +27,7 @@ def x():
         (lambda x: x + 1, "mean", "brighter than the first's"),
         (lambda x: centre(x).lerp(x, 0.3), "contrast", "0.30 times theirs: set their contrast"),
         (lambda x: 0.3 * x - 1, "both", 'MatchMoments.of(first, "both")'),
-        (lambda x: x.flip(3) + 0.05, None, "neither is what is wrong"),
+        (lambda x: x.flip(3) + 0.05, None, "neither needs to be set"),
     ],
 )
 def test_what_was_planted_is_named(x, change, moved: str | None, said: str) -> None:

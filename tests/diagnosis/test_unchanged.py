@@ -104,7 +104,7 @@ def test_a_layer_that_is_never_reached_has_a_row_of_its_own() -> None:
 
 
 def test_a_model_in_which_no_layer_is_reached_is_refused() -> None:
-    with pytest.raises(ValueError, match="of 1 in the model none got an instance"):
+    with pytest.raises(ValueError, match="none of the 1 in the model got an instance"):
         rbnorm.diagnose(small(), [torch.randn(2, 2, 8, 8)], forward=lambda model, x: x)
 
 

@@ -15,7 +15,7 @@ def pair() -> nn.Sequential:
 
 
 def refused(tool: Callable[..., object], *arguments: object, by: str = "") -> None:
-    with pytest.raises(ValueError, match=f"{by} knows BatchNorm alone and would lose"):
+    with pytest.raises(ValueError, match=f"{by} knows only BatchNorm and would lose"):
         tool(*arguments)
 
 

@@ -343,7 +343,7 @@ def test_data_sorted_by_class_is_said(model, first) -> None:
     order = labels.argsort()
     result = rbnorm.remedies(model, first, batches(x[order], labels[order]), batch_sizes=())
     assert len(result.notes) == 1
-    assert "second data comes sorted" in result.notes[0]
+    assert "second data is sorted" in result.notes[0]
 
 
 def test_fine_tuning_on_nothing_ends_and_says_so(model, first, second) -> None:

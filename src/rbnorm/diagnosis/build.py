@@ -40,7 +40,7 @@ def layer_diagnosis(name: str, meter: LayerMeter) -> LayerDiagnosis:
 
 
 def _nonfinite(meter: LayerMeter) -> int:
-    """Pairs whose variance is not finite, which it is not either where the mean is not."""
+    """Pairs whose variance is not finite; where the mean is not, the variance is not either."""
     if not meter.instances:
         return 0
     finite = meter.rows.result()[0][meter.names.index("var")]

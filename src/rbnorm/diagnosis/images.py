@@ -86,13 +86,13 @@ class ImageShift:
 
     @property
     def sentence(self) -> str:
-        """How far they lie apart, and what to do about it; nothing of what rounds to nothing."""
+        """How far they lie apart, and what to do about it, without what rounds to nothing."""
         mean, contrast = f"{abs(self.mean):.2f}", f"{self.contrast:.2f}"
         side = "darker than" if self.mean < 0 else "brighter than"
         light = "as bright as" if mean == "0.00" else f"{mean} standard deviations {side}"
         height = f"{contrast} times theirs" if contrast != "1.00" else "the same"
         found = f"The second data's images are {light} the first's, and their contrast is {height}"
         if self.moved is None:
-            return f"{found}: neither is what is wrong."
+            return f"{found}: neither needs to be set."
         what = {"both": "mean and contrast"}.get(self.moved, self.moved)
         return f'{found}: set their {what}, rbnorm.MatchMoments.of(first, "{self.moved}").'

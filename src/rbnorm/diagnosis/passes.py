@@ -68,7 +68,7 @@ def _generators(model: nn.Module) -> list[tuple[Callable[[], Tensor], Callable[[
         if device.type in {"cpu", "meta"}:
             continue
         module: Any = torch.get_device_module(device)
-        where = {} if device.type == "mps" else {"device": device}  # there is one mps alone
+        where = {} if device.type == "mps" else {"device": device}  # which has no other device
         get, put = module.get_rng_state, module.set_rng_state
         pairs.append((partial(get, **where), partial(put, **where)))
     return pairs
@@ -104,12 +104,12 @@ def target_in(batch: Any) -> Any:
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a normaliser was called with, by a hook ``with_kwargs``."""
+    """The input of a normaliser among what a hook ``with_kwargs`` gets."""
     return args[0] if args else kwargs["input"]
 
 
 def first_tensor(arguments: Any) -> Tensor | None:
-    """The first tensor of floating numbers among arguments, else the first tensor."""
+    """The first floating-point tensor among arguments, else the first tensor."""
     tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     return next((x for x in tensors if x.is_floating_point()), next(iter(tensors), None))
 

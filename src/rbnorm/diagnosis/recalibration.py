@@ -31,7 +31,7 @@ class _Pooled:
             self.calls, self.count = self.calls + 1, self.count + len(x) * positions(x)
 
     def check(self, name: str) -> None:
-        """Refuse values that were left out since they are not finite."""
+        """Refuse values that are not finite, which the tally leaves out."""
         if self.count and bool((self.tally.count < self.count).any()):
             raise ValueError(f"layer {name!r} got activations that are not finite; check the data")
 
@@ -94,7 +94,7 @@ def recalibrate(
             layer.training = True
         run(model, batches, forward or call, pooled)
     if not any(seen.count for seen in pooled.values()):
-        raise ValueError("batches must reach a normaliser with running statistics, got none there")
+        raise ValueError("batches must reach a normaliser with running statistics, but reach none")
     for name, seen in pooled.items():
         seen.check(name)
     with torch.no_grad():

@@ -90,7 +90,7 @@ def _measure(
         count = run(model, batches, forward, meters, on_input=images)
     if not any(meter.instances for meter in meters.values()):
         raise ValueError(
-            f"batches must reach a normaliser, and of {len(meters)} in the model none got an "
+            f"batches must reach a normaliser, but none of the {len(meters)} in the model got an "
             "instance"
         )
     layers = tuple(layer_diagnosis(name, meter) for name, meter in meters.items())

@@ -16,7 +16,7 @@ RESAMPLES = 2000
 _LEVEL = 0.95
 _BLOCK = 2**22  # resampled values at a time
 _SEED = 0
-_CLASSES = 2  # at least: a single number is no score of a class
+_CLASSES = 2  # at least: a single output is no score of a class
 
 
 class Interval(NamedTuple):
@@ -59,7 +59,7 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def target_of(batch: Any, logits: Tensor | None) -> Tensor | None:
-    """The classes that belong to the logits: the target of a batch, if it is such."""
+    """The target of a batch, if it is a class for each instance or position of the logits."""
     target = target_in(batch)
     if logits is None or not isinstance(target, Tensor) or target.is_floating_point():
         return None
@@ -118,7 +118,7 @@ class Collector:
         self.parts[name].append(wide.detach().cpu())
 
     def scores(self) -> Scores:
-        """What the pass said."""
+        """The scores of the pass."""
         empty = torch.empty(0, dtype=torch.float64)
         found = {name: torch.cat(parts) if parts else empty for name, parts in self.parts.items()}
         information = torch.nan

@@ -13,7 +13,7 @@ from rbnorm.engine.batch import Batch, Group
 from rbnorm.engine.call import Call, Options, Running, Vectors
 from rbnorm.kernels.backends import PORTABLE, Kernels
 
-# Through an autograd function that dynamo traces torch 2.11 gives gradients of zero; 2.14 does not.
+# torch 2.11 gives zero gradients through an autograd function that dynamo traces; 2.14 does not.
 _TRACED_BACKWARD: Final = torch.__version__ >= "2.14"
 
 
@@ -33,8 +33,8 @@ class Normalise(torch.autograd.Function):
     running statistics in here.
     """
 
-    # forward and setup_context in one: apply() binds the arguments of split ones by `inspect`,
-    # which costs 100 us a call.
+    # Without setup_context: where there is one, apply() binds the arguments by `inspect`, which
+    # costs 100 us a call.
     @staticmethod
     def forward(
         ctx: _Context,
@@ -47,7 +47,7 @@ class Normalise(torch.autograd.Function):
         *vectors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         """y; of a traced call also E, V and, of several processes, M."""
-        if traced:  # whose tensors are these
+        if traced:  # its tensors are the arguments that follow
             call = Call(x, residual, Vectors(*vectors), *call[3:])
         training, group = call.training, call.group
         y, m, E, V, batch = layer.normalise(kernels, call, options)
@@ -102,7 +102,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The same gradients, differentiable in dy, x and the vectors: the double backward."""
     with torch.enable_grad():
-        # Views are differentiated in place of their bases, whose history may have them in common.
+        # Views, since the tensors themselves may depend on one another.
         x = x.view_as(x)
         inputs = [x, *(v if v is None else v.view_as(v) for v in (residual, *p))]
         call = Call(x, inputs[1], Vectors(*inputs[2:]), running, running is None, 0.0, group)

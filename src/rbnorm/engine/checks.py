@@ -52,7 +52,7 @@ def check(
     restrict: str | Restriction,
     activation: str | None,
 ) -> None:
-    """Raise for whatever no way takes; nothing has changed yet."""
+    """Raise for a call that no way accepts; nothing has changed yet."""
     x, residual, p, running, training, momentum, group = call
     mean, var = running or (None, None)
     _check_input(x)

@@ -12,7 +12,7 @@ from rbnorm.engine.call import Call
 from rbnorm.kernels.backends import PORTABLE, Kernels, active
 from rbnorm.kernels.phases import is_traced, table_dtype
 
-# torch before 2.7 does not tell, and has no such graphs.
+# torch before 2.7 cannot tell, and has no such graphs.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 Output = TypeVar("Output")
@@ -29,7 +29,7 @@ def route(call: Call, closed: bool) -> tuple[Way, Kernels]:
     switchable a training graph is exported                 the literal definition around
                                                             ``aten.batch_norm``
     literal    the options have no closed form              the literal definition
-    traced     somebody follows the operations              the closed form in plain PyTorch
+    traced     a compiler or tracer follows the operations  the closed form in plain PyTorch
     whole      the device has kernels for the whole layer,  one call of these in each direction
                and the batch is this process's own
     phases     otherwise                                    phases with tables between them

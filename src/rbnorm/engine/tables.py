@@ -28,7 +28,7 @@ from rbnorm.engine.call import Options, Running, Vectors
 
 
 class Forward(NamedTuple):
-    """The tables of the second phase, and what backward takes up again."""
+    """The tables of the second phase, and what backward reuses."""
 
     scale: Tensor  # gamma g r
     shift: Tensor  # beta + gamma g t
@@ -50,7 +50,7 @@ def forward(d: Tensor, V: Tensor, p: Vectors, options: Options) -> Forward:
     s = g = None
     gain = p.weight
     if p.scale_weight is not None and p.scale_bias is not None:
-        s = p.scale_bias + p.scale_weight * t  # few numbers, in what every exporter knows
+        s = p.scale_bias + p.scale_weight * t  # in operators that every exporter knows
         g = RESTRICTION_OF[options.restrict](s)
         gain = _times(g, p.weight)
     shift = _times(t, gain)

@@ -3,7 +3,7 @@
 from rbnorm.export.fold import FoldReport, fold
 from rbnorm.export.layer import FoldedRepresentativeBatchNorm
 from rbnorm.export.onnx import OPSET, to_onnx
-from rbnorm.export.trial import LayerFold
+from rbnorm.export.watch import LayerFold
 
 __all__ = [
     "OPSET",

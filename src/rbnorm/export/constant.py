@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rbnorm.export.layer import Parts
-from rbnorm.export.trial import Candidate, difference
+from rbnorm.export.watch import Candidate, difference
 from rbnorm.layers.base import _RepresentativeBatchNorm
 
-# Of the second moment; below it a channel is constant, and nothing says how its output follows.
+# Share of the second moment below which a channel is constant, so that no gain can be fitted.
 _NO_SPREAD = 1e-12
 
 
@@ -78,11 +78,11 @@ def approximate(
     measure: Callable[[], float],
     tolerance: float,
 ) -> None:
-    """Put constants in the place of calibrations, as far as the tolerance bears.
+    """Replace calibrations by constants, as far as the tolerance allows.
 
-    The order is that of the squared effect for each value of the map that no longer costs, since
-    effects of many layers add up as squares do. Of it the longest beginning is taken whose own
-    effect, measured, is within the tolerance.
+    Layers come in the order of their squared effect per value of the feature map, since the effects
+    of many layers add up as squares do. The first of them are replaced, as many as keep the
+    measured effect of all within the tolerance.
 
     Args:
         model: It has the layers' pairs; it is changed, and the layers say how.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rbnorm.diagnosis.passes import run
 from rbnorm.export.constant import Observed, approximate, variation
 from rbnorm.export.layer import split
-from rbnorm.export.trial import TOLERANCE, LayerFold, Trial, difference
+from rbnorm.export.watch import TOLERANCE, LayerFold, Watch, difference
 from rbnorm.models.intact import forget
 from rbnorm.models.report import Report, number, paragraph, table
 from rbnorm.models.revert import Inputs, outputs
@@ -88,8 +88,8 @@ def fold(
     With a ``tolerance`` the outputs may change by that much: by their largest difference, relative
     to the largest deviation of an output from its mean over the inputs. A layer whose calibration
     hardly depends on the instance becomes the affine map per channel that is nearest to it on the
-    inputs in least squares, and costs nothing. As many layers are taken as the tolerance
-    bears, those first that do least to the outputs for their size; the report says which. That
+    inputs in least squares, and costs nothing. As many layers are replaced as the tolerance
+    allows, those first that change the outputs least for their size; the report says which. That
     takes one more run of the inputs for every layer. Give images that stand for those the model
     will meet: what it does to others is not measured.
 
@@ -118,10 +118,10 @@ def fold(
     if not batches:
         raise ValueError("inputs must have at least one batch, got an empty list")
     folded = copy.deepcopy(model).eval()
-    trial = Trial(folded)
-    expected = [trial.run(folded, batches[0]), *(outputs(folded, b) for b in batches[1:])]
+    watch = Watch(folded)
+    expected = [watch.run(folded, batches[0]), *(outputs(folded, b) for b in batches[1:])]
     forget(folded)
-    layers = {name: layer for name, layer in trial.found.items() if layer.pair}
+    layers = {name: layer for name, layer in watch.found.items() if layer.pair}
     seen = {n: Observed(layer.norm) for n, layer in layers.items() if not layer.outcome.whole}
     if tolerance is not None and seen:
         run(folded, batches, outputs, seen)
@@ -137,7 +137,7 @@ def fold(
         seen = {name: observed for name, observed in seen.items() if observed.count}
         approximate(folded, layers, seen, lambda: variation(found(), expected), tolerance)
         effect = variation(found(), expected)
-    outcomes = {name: layer.outcome for name, layer in trial.found.items()}
+    outcomes = {name: layer.outcome for name, layer in watch.found.items()}
     return FoldReport(folded, outcomes, error, effect)
 
 

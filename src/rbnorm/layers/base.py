@@ -32,11 +32,11 @@ from rbnorm.layers.options import (
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Where a layer keeps what gamma was when its model was looked at last.
+# Where a layer keeps what gamma was when `assert_intact` last saw it.
 GAMMA = "_gamma"
 # The BatchNorm for inputs of each rank.
 _KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-# As torch has them, before anybody puts something else in their place.
+# As torch has them, before anybody replaces them.
 _FORWARD = _BatchNorm.forward
 _GETATTR, _GETATTRIBUTE = nn.Module.__getattr__, nn.Module.__getattribute__
 
@@ -99,7 +99,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
         self.reset_parameters()
 
     def calibrate(self, calibration: Calibration, new: Callable[[], Parameter]) -> None:
-        """Give a layer that is a BatchNorm so far its options and, made by ``new``, parameters."""
+        """Give what has been a BatchNorm the options, and parameters made by ``new``."""
         self.calibration = calibration
         initial = calibration.initial()
         for name in NAMES:
@@ -124,7 +124,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
             nn.init.constant_(tensor, value)
 
     def additions(self) -> dict[str, tuple[Tensor, float]]:
-        """The layer's own tensors that BatchNorm has not, by name, each with its initial value."""
+        """The tensors that BatchNorm does not have, by name, each with its initial value."""
         values = self.calibration.initial().items()
         found = {n: (p, v) for n, v in values if (p := self._parameters.get(n)) is not None}
         constant = self._buffers.get("weight")  # of `convert_batchnorm`, in the place of gamma
@@ -132,7 +132,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
         return {**found, **gate}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As torch, and give the calibration memory with its layer, and its initial values then."""
+        """As torch does; a calibration that gets memory gets its initial values too."""
         absent = [name for name, (tensor, _) in self.additions().items() if tensor.is_meta]
         neighbours = (self._parameters.get("weight"), self._buffers.get("running_mean"))
         layer = next((t for t in neighbours if t is not None and not t.is_meta), None)
@@ -199,7 +199,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
         except (TypeError, ValueError):  # refused
             counted = None
             raise
-        finally:  # also where checkpointing breaks the call off at its end
+        finally:  # also where activation checkpointing stops the call early
             if counted is not None:
                 counted.add_(1)
 
@@ -207,7 +207,7 @@ class _RepresentativeBatchNorm(_BatchNorm):
         """The vectors; the running statistics and the count of batches."""
         kind, p, b = type(self), self._parameters, self._buffers
         if kind.__getattr__ is _GETATTR and kind.__getattribute__ is _GETATTRIBUTE:
-            try:  # past the long way on which torch looks for parameters
+            try:  # faster than torch's own look-up
                 own = p["weight"], p["bias"], p["center_weight"], p["scale_weight"], p["scale_bias"]
                 return own, (b["running_mean"], b["running_var"], b["num_batches_tracked"])
             except KeyError:  # pruned, parametrised, or deleted

@@ -36,7 +36,7 @@ def complete_batchnorm(
     """
     own = {"weight": layer._parameters.get("weight"), "running_mean": layer.running_mean}
     keys = [prefix + name for name, tensor in own.items() if tensor is not None]
-    # An entry without memory is the layer's own, of a loader that fills in what a file lacks.
+    # An entry without memory is the layer's own: a loader fills in what a file lacks.
     given = (state.get(prefix + name) for name in NAMES)
     if any(value is not None and not value.is_meta for value in given):
         if gate is not None:
@@ -48,7 +48,7 @@ def complete_batchnorm(
         if not keys:  # nothing tells a checkpoint of this layer from one without it
             state.setdefault(prefix + name, tensor.detach())
             continue
-        # Of the kind of its neighbour: a shard, say.
+        # Of the kind of its neighbour, such as a shard.
         first = state[keys[0]]
         like = first if own["weight"] is not None or is_lazy(tensor) else tensor
         state[prefix + name] = torch.full_like(
@@ -59,7 +59,7 @@ def complete_batchnorm(
 
 
 def _warn_of_mixture(layer: _BatchNorm, state: State, prefix: str) -> None:
-    """Of a BatchNorm's checkpoint that was put into the state of the converted model."""
+    """Warn where a BatchNorm's checkpoint was put into the state of the converted model."""
     values = {**layer._parameters, **layer._buffers}
     own = {name for name, value in values.items() if _is_in(state, prefix + name, value)}
     present = {name for name in NAMES if values.get(name) is not None}

@@ -99,7 +99,7 @@ class RepresentativeBatchNorm3d(_RepresentativeBatchNorm, nn.BatchNorm3d):
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether nobody listens to a module's calls."""
+    """Whether calling a module does nothing but its ``forward``, global hooks aside."""
     return type(module).__call__ is _CALL and not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -165,7 +165,7 @@ class RepresentativeBatchNormAct2d(RepresentativeBatchNorm2d):
         return self.act(output)  # type: ignore[no-any-return]
 
     def _fused_activation(self) -> ActivationName | None:
-        """The activation that can be part of the op; None where drop or act are other code."""
+        """The activation that can be part of the op; None where drop or act do something else."""
         if is_bare(self.drop) and is_bare(self.act) and not any(_GLOBAL_HOOKS):
             name = activation_of(self.act) if activation_of(self.drop) == "none" else None
             return cast("ActivationName | None", name)

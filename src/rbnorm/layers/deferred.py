@@ -23,7 +23,7 @@ class _Deferred(Parameter):
     def __new__(  # type: ignore[misc]
         cls, data: Tensor, requires_grad: bool = True, value: float = 0.0
     ) -> Parameter:
-        """Like the others, once somebody copies its type for a tensor with values."""
+        """An ordinary parameter where a library calls the type of one on a tensor with values."""
         return with_initial_value(Parameter(data.detach(), requires_grad), value)
 
     @classmethod
@@ -52,7 +52,7 @@ class _Deferred(Parameter):
 
 
 def with_initial_value(parameter: Parameter, value: float) -> Parameter:
-    """The parameter itself, or where it has no memory one that will have this value."""
+    """The parameter, or where it has no memory one that will start with this value."""
     if not parameter.is_meta or type(parameter) is not Parameter:
         return parameter
     deferred = parameter.data.as_subclass(_Deferred)

@@ -1,4 +1,4 @@
-"""A layer's guard against tools that know BatchNorm alone and would put one in its place.
+"""A layer's guard against tools that know only BatchNorm and would put one in its place.
 
 What fuses, freezes, synchronises or converts a BatchNorm reads from it all that BatchNorm is made
 of, and nothing of the calibration. So the layer looks at each function that reads its running mean,
@@ -18,14 +18,14 @@ from torch import nn
 
 from rbnorm.layers.options import NAMES
 
-# What estimates, resets or initialises statistics needs less.
+# Code that estimates, resets or initialises statistics reads fewer of these.
 _TAKEN = {"running_mean", "running_var", "weight", "bias"}
 _SIZES = {"eps", "num_features"}
-# What sets values in place, as initialisation does, in functions that need no size.
+# Methods that set values in place: with one of them, and without a size, it is initialisation.
 _SETTERS = {"constant_", "fill_", "normal_", "ones_", "uniform_", "zero_", "zeros_"}
 _KNOWN = {"calibration", *NAMES}
 
-# What to do in the place of a tool, by its name; the first that fits.
+# What to use instead of a tool, by a pattern of its name; the first that matches.
 _REMEDIES = (
     ("sync", "use rbnorm.convert_sync(model)"),
     ("freez|frozen", "use rbnorm.freeze(model)"),
@@ -64,7 +64,7 @@ def _words(code: CodeType, scope: Mapping[str, object]) -> set[str]:
 
 
 def _judge(frame: FrameType) -> None:
-    """Refuse a tool that would put something else in the layer's place; remember all others."""
+    """Refuse a tool that would replace the layer; remember every other function."""
     asked = frame.f_code
     while frame.f_code.co_name.endswith("comp>") and frame.f_back is not None:
         frame = frame.f_back
@@ -75,7 +75,7 @@ def _judge(frame: FrameType) -> None:
         name = getattr(code, "co_qualname", code.co_name)
         remedy = next(text for word, text in _REMEDIES if re.search(word, name, re.IGNORECASE))
         raise ValueError(
-            f"{name} of {module.partition('.')[0]} knows BatchNorm alone and would lose the "
+            f"{name} of {module.partition('.')[0]} knows only BatchNorm and would lose the "
             f"calibration of an RBN layer; {remedy}; where it only looks, set layer.guarded = False"
         )
     if len(_harmless) >= _MANY:

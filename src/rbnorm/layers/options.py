@@ -44,10 +44,10 @@ class Calibration(NamedTuple):
         }
 
     def gate(self) -> float:
-        """``R(w_b)`` at first, by which a layer with untrained calibration multiplies BatchNorm."""
+        """The initial ``R(w_b)``, by which an untrained calibration multiplies BatchNorm."""
         if not self.scale:
             return 1.0
-        # On the CPU it has a value under ``torch.device("meta")``, too.
+        # On the CPU, so that it has a value under ``torch.device("meta")`` too.
         bias = torch.tensor([self.scale_bias_init], dtype=torch.float64, device="cpu")
         return float(self.restriction(bias))
 

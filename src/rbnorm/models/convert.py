@@ -37,7 +37,7 @@ COUNTERPARTS: dict[type[_BatchNorm], type[_RepresentativeBatchNorm]] = {
     nn.SyncBatchNorm: SyncRepresentativeBatchNorm,
 }
 
-# By name: to import the latter two takes longer than the rest of this library.
+# By name, since importing FSDP takes longer than the rest of this library.
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 
 
@@ -68,9 +68,9 @@ def counterpart(name: str, layer: _BatchNorm) -> type[_RepresentativeBatchNorm]:
             return rbn
     raise ValueError(
         f"layer {name!r} is a {type(layer).__name__} that cannot become RBN; accepted are plain "
-        "BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm and timm's BatchNormAct2d: no own "
-        "methods, replaced forward, pruning or parametrisation; exclude the layer with where=, or "
-        "convert it to one of these first"
+        "BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm and timm's BatchNormAct2d, without "
+        "methods of their own, a replaced forward, pruning or parametrisation; exclude the layer "
+        "with where=, or convert it to one of these first"
     )
 
 
@@ -80,9 +80,9 @@ def _check_ties(model: nn.Module, layers: Mapping[_BatchNorm, str]) -> None:
     for layer, name in layers.items():
         if layer.weight is not None and used[id(layer.weight)] > own[id(layer.weight)]:
             raise ValueError(
-                f"the weight of layer {name!r}, which preserve=True divides, is also that of "
-                "something that is not converted; convert all layers that share it in one call, or "
-                "pass preserve=False"
+                f"preserve=True divides the weight of layer {name!r}, which something that is not "
+                "converted uses too; convert all layers that share it in one call, or pass "
+                "preserve=False"
             )
 
 

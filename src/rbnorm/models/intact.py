@@ -1,4 +1,4 @@
-"""Whether the RBN layers of a model are still RBN after a tool that knows BatchNorm alone.
+"""Whether the RBN layers of a model are still RBN after a tool that knows only BatchNorm.
 
 A model remembers the names of its RBN layers: that finds what got past the layers' own guard
 (:mod:`rbnorm.layers.guard`).
@@ -24,12 +24,12 @@ _ORDINARY = (Tensor, Parameter)
 
 # Where a model keeps the names of its layers: a plain attribute, so that copies have it too.
 _MEMORY = "_rbn_layers"
-# What a layer has that became something else on purpose, and copies of it have.
+# An attribute of layers that were replaced on purpose, and of their copies.
 _RELEASED = "_released"
 
 
 def remember(model: nn.Module) -> None:
-    """Write down in a model which of its layers are RBN."""
+    """Note in a model which of its layers are RBN."""
     layers = _layers(model)
     for layer in layers.values():
         vars(layer)[GAMMA] = _gamma(layer)
@@ -103,8 +103,8 @@ def _check_lost(modules: dict[str, nn.Module], present: list[str], expected: lis
     raise ValueError(
         f"RBN layers were replaced and their calibration is lost: {pairs}; make the model again, "
         "and use rbnorm.convert_sync(model) to synchronise it, rbnorm.freeze(model) to freeze it, "
-        "and no fusion of convolution and BatchNorm; if you meant it, rbnorm.assert_intact(model, "
-        "[]) takes the model as it is"
+        "and no fusion of convolution and BatchNorm; if this is intended, "
+        "rbnorm.assert_intact(model, []) accepts the model as it is"
     )
 
 
@@ -155,7 +155,7 @@ def assert_intact(model: nn.Module, expected: Iterable[str] | None = None) -> li
         raise ValueError(
             f"the weight of converted layers was set, which changes what the model computes: "
             f"{', '.join(map(repr, reset))}; initialise the model before convert_batchnorm, or "
-            "convert it with preserve=False to train it from scratch; if this is meant, set "
+            "convert it with preserve=False to train it from scratch; if this is intended, set "
             "layer.preserved = False"
         )
     remember(model)

@@ -16,7 +16,7 @@ _SUFFIXES = ("_orig", "_g", "_v")
 
 
 def originals(layer: nn.Module, name: str) -> list[Parameter]:
-    """The parameters that a layer trains for its ``weight``, say: itself, as a rule."""
+    """The parameters from which a layer's vector is made: as a rule the vector itself."""
     own = layer._parameters.get(name)
     if own is not None:
         return [own]

@@ -15,7 +15,7 @@ from rbnorm.models.convert import convert_layers, put_constant
 
 __all__ = ["convert_as_recorded", "record_layers"]
 
-# What a layer has beside its calibration.
+# What is recorded of a layer besides its calibration.
 _STATE: Final = ("eps", "momentum", "frozen_stats", "constant_weight")
 
 
@@ -55,7 +55,7 @@ def _options(name: str, layer: _RepresentativeBatchNorm) -> dict[str, object]:
 
 
 def _checked(name: str, given: object) -> tuple[Calibration, dict[str, Any]]:
-    """The calibration of a recorded layer, and what it has beside."""
+    """The calibration of a recorded layer, and the rest of its options."""
     try:
         options = dict(given)  # type: ignore[call-overload]
         state = {key: options.pop(key) for key in _STATE if key in options}

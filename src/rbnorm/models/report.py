@@ -1,4 +1,4 @@
-"""Reports that fit a terminal and need torch alone, and the ways out of them."""
+"""Reports that fit a terminal and need no library, and their export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = 20  # of a printed table; frames and JSON have all
 
 
 class Report:
-    """What is printed as ``str`` says, in the interpreter too."""
+    """Something that an interpreter shows as ``print`` does."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -74,7 +74,7 @@ def percent(value: float, form: str = ".1f") -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns side by side within 80 characters; of long names in the first one, the ends."""
+    """Columns within 80 characters; of a long name in the first one, its end is shown."""
     lines = [header, *rows]
     left = lines[1:][_ROWS:]
     lines = lines[: _ROWS + 1]

@@ -58,7 +58,7 @@ class RevertReport(Report):
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The tensors that a model returns, which may write to its inputs; without gradients."""
+    """The tensors that a model returns for copies of the inputs, without gradients."""
     inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     with torch.no_grad():
         found = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
@@ -87,7 +87,7 @@ class _Step:
         self.exact = not any(vector.any() for vector in dropped if vector is not None)
 
     def error(self, x: Tensor) -> Squares:
-        """What dropping the rest does to the output."""
+        """What dropping the rest of the calibration does to the output."""
         layer, mean = self.layer, self.running_mean
         self.kind._check_input_dim(layer, x)
         actual = F.batch_norm(
@@ -152,7 +152,7 @@ def _original(name: str, layer: _RepresentativeBatchNorm) -> type[_BatchNorm]:
 
 
 def _squares(actual: Tensor, expected: Tensor) -> Squares:
-    """Those of the difference, and of what is expected, summed up."""
+    """The sums of squares of the difference and of what is expected."""
     actual, expected = actual.cpu().double(), expected.cpu().double()
     return float((actual - expected).square().sum()), float(expected.square().sum())
 

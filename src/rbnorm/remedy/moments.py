@@ -14,7 +14,7 @@ from rbnorm.diagnosis.images import own_moments
 from rbnorm.diagnosis.passes import first_tensor
 from rbnorm.diagnosis.tally import Tally
 
-_MOST: Final = 100.0  # times that contrast is raised: a constant image stays one
+_MOST: Final = 100.0  # the largest factor, so that a constant image stays constant
 MATCHES: Final = ("mean", "contrast", "both")
 
 
@@ -104,7 +104,7 @@ class MatchMoments(nn.Module):
         for batch in batches:
             x = first_tensor(batch)
             if x is None or x.ndim < 3:
-                raise ValueError("batches must hold tensors (N, C, ...), got one without")
+                raise ValueError("batches must hold tensors (N, C, ...), got a batch without one")
             dims = x.ndim - 1
             mean, std = own_moments(x.detach().cpu(), dims, by_channel)
             tally.add(torch.stack([mean.flatten(1), std.flatten(1)], 1).double())
@@ -136,7 +136,7 @@ class MatchMoments(nn.Module):
 
 @contextmanager
 def matched(model: nn.Module, match: MatchMoments) -> Iterator[None]:
-    """Let a model see matched images."""
+    """Show a model matched images."""
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
         x = first_tensor((args, kwargs))

@@ -168,7 +168,7 @@ class _Session:
                     rows.append(self._tried(trial))
                 except _NotRepeatedError:
                     raise
-                except Exception as error:  # the others stand
+                except Exception as error:  # the others are still valid
                     self.skipped[trial.name] = str(error) or type(error).__name__
             done += trial.cost
         sizes = len(self.images[0].table), len(self.images[1].table)
@@ -196,7 +196,7 @@ class _Session:
         return trials
 
     def _own_moments(self) -> list[Trial]:
-        """Set what the second data's images have other than the first's."""
+        """Set what differs between the images of the two data sets."""
         first, second = self.images
         shift = ImageShift.of(first, second)
         if shift is not None and shift.moved is not None:
@@ -204,10 +204,10 @@ class _Session:
             return [
                 own_moments_set(self.model, MatchMoments(M, S, shift.moved, dims=first.dims))
                 for M, S in (whole, channels)
-                if S.numel() != 1 or S.ndim == 0  # of a single channel there is nothing new
+                if S.numel() != 1 or S.ndim == 0  # a single channel is the whole image
                 if (S > 0).all()
             ]
-        why = "there are no images" if shift is None else "both are the first data's already"
+        why = "there are no images" if shift is None else "both match the first data's already"
         self.skipped["each image's own mean and contrast set"] = why
         return []
 
@@ -220,7 +220,7 @@ class _Session:
         return self._row(trial, scores, time.perf_counter() - begun, weight)
 
     def _both(self, trial: Trial, weight: float) -> list[Scores]:
-        """On the first and the second data set, which an online remedy sees afresh each."""
+        """On the first and the second data set; an online remedy begins anew with each."""
         groups = [self.data[:1], self.data[1:]] if trial.online else [self.data]
         return [scores for data in groups for scores in self._scores(trial, weight, data)]
 
@@ -268,7 +268,7 @@ class _Session:
                 same = (classes[1:] == classes[:-1]).double().mean()
                 if same > _SORTED:
                     notes.append(
-                        f"the {data.name} data comes sorted by class: statistics of a test batch "
+                        f"the {data.name} data is sorted by class: statistics of a test batch "
                         "say little about shuffled or single images"
                     )
         return notes

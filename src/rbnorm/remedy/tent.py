@@ -1,4 +1,4 @@
-"""TENT: a model that follows the entropy of its own predictions."""
+"""TENT: a model that lowers the entropy of its own predictions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Tent:
     def __init__(
         self, model: nn.Module, forward: Forward = call, *, calibration: bool = True
     ) -> None:
-        self.model, self.run = copy.deepcopy(model).eval().requires_grad_(False), forward
+        self.model, self.forward = copy.deepcopy(model).eval().requires_grad_(False), forward
         adapted: list[nn.Parameter] = []
         for layer in normalisers(self.model).values():
             layer.training, layer.momentum = True, 0.0
@@ -51,7 +51,7 @@ class Tent:
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """The twin's output for a batch, before the step that the batch causes."""
         with torch.enable_grad():
-            output = self.run(model, batch)
+            output = self.forward(model, batch)
             logits = logits_of(output)
             if logits is None:
                 raise ValueError("TENT needs scores of classes, got an output without")

@@ -1,4 +1,4 @@
-"""The remedies themselves: each makes a model that can be measured, and takes itself back."""
+"""The remedies themselves: each makes a model that can be measured, and undoes itself."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from rbnorm.layers.base import _RepresentativeBatchNorm, rbn_layers
 from rbnorm.layers.classes import is_bare
 from rbnorm.models.revert import Inputs, outputs
 
-# Of the largest value of an output: a sum's rounding in the dtype, with a wide margin.
+# Share of an output's largest value: rounding of a sum in the dtype, with a wide margin.
 TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-4,
@@ -97,7 +97,7 @@ class Candidate:
         self.outcome, self.source, self.pair = LayerFold(None, False, error, reason), None, None
 
     def put(self, model: nn.Module, pair: Pair) -> Pair:
-        """Let another pair stand wherever the present one does; return that."""
+        """Replace the present pair in the model by another; return the one that was there."""
         old, self.pair = self.pair, pair
         assert old is not None
         places = {id(before): after for before, after in zip(old, pair, strict=True)}
@@ -156,7 +156,7 @@ def _scaled(source: nn.Module, gain: Tensor, offset: Tensor) -> nn.Module:
     return module
 
 
-class Trial(TorchDispatchMode):
+class Watch(TorchDispatchMode):
     """Watches a run: whose output each RBN layer reads, and who else reads it."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -181,7 +181,7 @@ class Trial(TorchDispatchMode):
                 self._handles.append(module.register_forward_hook(record))
 
     def run(self, model: nn.Module, inputs: Inputs) -> list[Tensor]:
-        """The outputs of the run that is watched; it can be one alone."""
+        """The outputs of the one run that is watched."""
         try:
             with self:
                 found = outputs(model, inputs)
