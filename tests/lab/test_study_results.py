@@ -59,6 +59,13 @@ def test_primary_comparisons_are_judged_by_the_t_test_where_the_study_says_so():
     assert not flipped.resolvable
 
 
+@pytest.mark.parametrize(("seeds", "resolvable"), [(1, False), (2, True)])
+def test_one_seed_tells_nothing_of_an_exploratory_comparison_either(seeds, resolvable):
+    study = make_study(primary=(), others=(comparison(),), seeds=tuple(range(seeds)))
+    (result,) = found(study, accuracies(rbn=0.01)).others
+    assert result.resolvable == resolvable
+
+
 def test_an_arm_of_few_seeds_misses_no_others():
     study = make_study()
     arms = tuple(replace(arm, seeds=2) if arm.label == "gn" else arm for arm in study.arms)

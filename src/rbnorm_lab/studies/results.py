@@ -94,7 +94,8 @@ class Compared:
     def resolvable(self) -> bool:
         """Whether any difference could be detected with as many seeds."""
         seeds = len(self.difference.estimate.values) if self.difference else 0
-        return seeds > 1 if self.paired_t else self.together * 2.0 ** (1 - seeds) <= ALPHA
+        by_t = self.paired_t or not self.together
+        return seeds > 1 if by_t else self.together * 2.0 ** (1 - seeds) <= ALPHA
 
 
 @dataclass(frozen=True)
