@@ -88,4 +88,7 @@ for epoch in range(first, options.epochs):
 
 rbnorm.assert_intact(average.module)  # what is deployed still has its RBN layers
 if parallel:
+    # DDP keeps gloo's threads alive, and one that lets go of a gradient only when the interpreter
+    # ends would abort the process: meet once more, with nothing in hand.
+    distributed.barrier()
     distributed.destroy_process_group()
