@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from cases import VECTORS, arrange
+from tolerances import assert_close
 from torch import Tensor
 
 from rbnorm.elementwise import ACTIVATION_OF, RESTRICTION_OF
@@ -102,6 +103,44 @@ def of_sweeps(
 
 def arguments(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:
     return of_sweeps(*inputs(shape, dtype, layout))[name]
+
+
+def expected(name: str, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The definition in float64, with every table spread over the positions."""
+    x = args[1] if name.startswith("grad") else args[0]
+    flat = [t.double() for t in args if isinstance(t, Tensor)]
+    view = [t if t.ndim == x.ndim else t.reshape(t.shape + (1,) * (x.ndim - 2)) for t in flat]
+    axes = tuple(range(2, x.ndim))
+
+    def total(t: Tensor) -> Tensor:
+        return t.sum(axes) if axes else t
+
+    L = x.shape[2:].numel()
+    if name == "mean":
+        return (total(view[0]) / L,)
+    if name == "moments":
+        m = total(view[0]) / L
+        spread = m.reshape(m.shape + (1,) * len(axes))
+        return m, total((view[0] - spread).square()) / L
+    if name == "affine":
+        return (view[2] * (view[0] - view[1]) + view[3],)
+    if name == "grad_moments":
+        return total(view[0]) / L, total(view[0] * (view[1] - view[2])) / L
+    return (view[3] * view[0] + view[4] * (view[1] - view[2]) + view[5],)
+
+
+def compare(
+    kernels: Any, name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str
+) -> None:
+    """A sweep with its definition."""
+    args = arguments(name, shape, dtype, layout)
+    result = getattr(kernels, name)(*args)
+    found = result if isinstance(result, tuple) else (result,)
+    found = found[:1] if name == "grad_affine" else found
+    big = "affine" in name
+    for actual, wanted in zip(found, expected(name, args), strict=True):
+        assert actual.dtype == (dtype if big else phases.table_dtype(dtype))
+        assert_close(actual, wanted, actual.dtype, scale=8.0)
 
 
 def layer_arguments(op: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Any:

@@ -1,15 +1,13 @@
 """``use_backend`` in threads and generators, and the environment's limit."""
 
 import importlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from processes import python
 from torch import nn
 
 import rbnorm
@@ -84,10 +82,8 @@ def test_five_phases_are_a_backend(
 
 
 def test_unknown_limit_in_the_environment_is_refused() -> None:
-    environment = {**os.environ, "RBNORM_CPU": "avx", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", "import rbnorm"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "ValueError: RBNORM_CPU must be one of plain, avx2, avx512, got 'avx'" in run.stderr
+    found = python("-c", "import rbnorm", code=1, RBNORM_CPU="avx")
+    assert "ValueError: RBNORM_CPU must be one of plain, avx2, avx512, got 'avx'" in found.stderr
 
 
 @pytest.mark.parametrize("where", ["instance", "class", "global hook"])

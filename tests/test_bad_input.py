@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import rbnorm
 from rbnorm.elementwise import RESTRICTIONS
@@ -67,20 +66,6 @@ CALLS = [
     (X.cfloat(), TypeError, "got complex64"),
     (X.bool(), TypeError, "got bool"),
     (torch.zeros(0, 5, 4, 4), ValueError, "weight must have shape (5,)"),
-]
-
-
-@pytest.mark.parametrize(("x", "kind", "message"), CALLS)
-@pytest.mark.parametrize("training", [True, False])
-def test_layer_call(x: Tensor, kind: type[Exception], message: str, training: bool) -> None:
-    layer = rbnorm.RepresentativeBatchNorm2d(3).train(training)
-    before = copy.deepcopy(layer.state_dict())
-    with pytest.raises(kind, match=re.escape(message)):
-        layer(x)
-    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
-
-
-CALLABLES = [
     (
         {"statistic": lambda x: x.mean((2, 3))},
         ValueError,
@@ -102,14 +87,15 @@ CALLABLES = [
 ]
 
 
-@pytest.mark.parametrize(("options", "kind", "message"), CALLABLES)
-def test_callable_of_the_wrong_shape(
-    options: dict[str, Any], kind: type[Exception], message: str
-) -> None:
-    layer = rbnorm.RepresentativeBatchNorm2d(3, **options)
+@pytest.mark.parametrize(("wrong", "kind", "message"), CALLS)
+@pytest.mark.parametrize("training", [True, False])
+def test_layer_call(wrong: Any, kind: type[Exception], message: str, training: bool) -> None:
+    """With a wrong input, or with callables that return something wrong."""
+    x, options = (X, wrong) if isinstance(wrong, dict) else (wrong, {})
+    layer = rbnorm.RepresentativeBatchNorm2d(3, **options).train(training)
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(kind, match=re.escape(message)):
-        layer(torch.randn(2, 3, 4, 4))
+        layer(x)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 

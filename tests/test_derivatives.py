@@ -39,26 +39,17 @@ def arguments(shape: tuple[int, ...], **options: Any) -> tuple[Any, list[Tensor]
     return function, tensors
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("restrict", [*sorted(RESTRICTIONS), torch.cos])
-def test_gradients_of_restrictions(training: bool, restrict: Any) -> None:
-    function, tensors = arguments((3, 2, 4), training=training, restrict=restrict)
-    assert gradcheck(function, tensors)
-    assert gradgradcheck(function, tensors)
+CASES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    *(((3, 2, 4), {"restrict": name}) for name in (*sorted(RESTRICTIONS), torch.cos)),
+    *(((3, 2, 4), {"statistic": name}) for name in ("max", "min", "std")),
+    *((shape, {}) for shape in ((4, 2), (1, 2, 3), (3, 2, 1), (2, 1, 2, 3), (2, 2, 2, 1, 2))),
+]
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("statistic", ["max", "min", "std"])
-def test_gradients_of_statistics(training: bool, statistic: str) -> None:
-    function, tensors = arguments((3, 2, 4), training=training, statistic=statistic)
-    assert gradcheck(function, tensors)
-    assert gradgradcheck(function, tensors)
-
-
-@pytest.mark.parametrize("shape", [(4, 2), (1, 2, 3), (3, 2, 1), (2, 1, 2, 3), (2, 2, 2, 1, 2)])
-@pytest.mark.parametrize("training", [True, False])
-def test_gradients_of_shapes(shape: tuple[int, ...], training: bool) -> None:
-    function, tensors = arguments(shape, training=training)
+@pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
+def test_gradients_are_those_of_finite_differences(shape, options, training: bool) -> None:
+    function, tensors = arguments(shape, training=training, **options)
     assert gradcheck(function, tensors)
     assert gradgradcheck(function, tensors)
 

@@ -1,9 +1,7 @@
 """The docs: code runs, places and links are there, and both languages have the same code."""
 
 import ast
-import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from processes import ROOT, python
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS / "_ext"))
 
@@ -67,16 +65,8 @@ def test_a_pages_code_runs(name, tmp_path, monkeypatch):
 
 def loop(folder, *arguments, before=()):
     """What the example of a training loop prints."""
-    done = subprocess.run(
-        [sys.executable, *before, DOCS / "examples" / "loop.py", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    command = (*before, DOCS / "examples" / "loop.py", *arguments)
+    return python(*command, folder=folder, OMP_NUM_THREADS="1").stdout.splitlines()
 
 
 def test_the_training_loop_resumes_compiles_and_runs_in_two_processes(tmp_path):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import rbnorm
 from rbnorm import elementwise
 from rbnorm.elementwise import ACTIVATIONS, RESTRICTIONS, activation_of, codes, mismatch
 from tools import functions_table
@@ -45,13 +44,6 @@ def test_values_fill_the_range(kind: str, name: str) -> None:
 def test_codes_are_different(table: dict[str, elementwise.Elementwise]) -> None:
     assert len(set(codes(table).values())) == len(table)
     assert elementwise.by_code(table).keys() == set(codes(table).values())
-
-
-@pytest.mark.skipif(rbnorm.backends()["cpu"].name != "c++", reason=rbnorm.backends()["cpu"].why)
-def test_the_library_has_the_same_codes() -> None:
-    library = importlib.import_module("rbnorm.kernels.cpu.calls")
-    assert codes(RESTRICTIONS) == library.RESTRICTIONS
-    assert codes(ACTIVATIONS) == library.ACTIVATIONS
 
 
 def test_triton_has_the_same_codes() -> None:

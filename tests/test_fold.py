@@ -51,18 +51,22 @@ def test_folded_pair_equals_the_layers(kind, bias: bool) -> None:
     assert_folds(*pair(kind, bias))
 
 
-@pytest.mark.parametrize("restrict", ["tanh", "hardsigmoid", "softsign", "identity", torch.sigmoid])
+RESTRICTIONS = ("tanh", "hardsigmoid", "softsign", "identity", torch.sigmoid)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"restrict": restrict} for restrict in RESTRICTIONS),
+        *({part: False} for part in ("center", "scale", "affine")),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_every_restriction(restrict) -> None:
-    model, x = pair(2, restrict=restrict)
+def test_every_option(options) -> None:
+    model, x = pair(2, **options)
     folded = assert_folds(model, x)
     assert torch.equal(pickle.loads(pickle.dumps(folded))(x), folded(x))
-
-
-@pytest.mark.parametrize("options", [{"center": False}, {"scale": False}, {"affine": False}])
-@torch.no_grad()
-def test_parts_of_the_calibration(options) -> None:
-    assert_folds(*pair(2, **options))
 
 
 @pytest.mark.parametrize("statistic", ["mean", "max"])

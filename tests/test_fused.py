@@ -3,7 +3,6 @@
 import inspect
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,11 +11,12 @@ from typing import Any
 import fused
 import pytest
 import torch
-from cases import LAYOUTS, Case, arrange, cases
+from cases import DTYPES, LAYOUTS, Case, arrange, cases
 from direct import ON
 from fused import ACTIVATIONS, RESTRICTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import python
 from tolerances import assert_close
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +25,6 @@ import rbnorm
 from rbnorm.elementwise import ACTIVATION_OF
 from rbnorm.functional import representative_batch_norm
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DY_LAYOUTS = [layout for layout in LAYOUTS if layout != "expanded"]
 BASE = Case((5, 3, 4, 5), torch.float32, "contiguous", True, {"eps": 1e-3}, 0)
 FOUND = rbnorm.backends()["cpu"]
@@ -70,21 +69,8 @@ def step(ops: Any, x: Tensor, training: bool = True, activation: int = 0) -> lis
 
 
 @given(cases(), st.sampled_from(sorted(ACTIVATIONS)), st.booleans(), st.sampled_from(DY_LAYOUTS))
-@settings(max_examples=60, deadline=None)
-def test_equals_definition_in_float64(
-    ops: Any, case: Case, activation: str, with_residual: bool, dy_layout: str
-) -> None:
-    fused.compare(ops, case, activation, with_residual, dy_layout)
-
-
-@given(
-    cases(dtypes=(torch.float32, torch.bfloat16, torch.float16)),
-    st.sampled_from(sorted(ACTIVATIONS)),
-    st.booleans(),
-    st.sampled_from(DY_LAYOUTS),
-)
-@settings(max_examples=60, deadline=None)
-def test_equals_definition_in_narrower_types(
+@settings(max_examples=100, deadline=None)
+def test_equals_definition(
     ops: Any, case: Case, activation: str, with_residual: bool, dy_layout: str
 ) -> None:
     fused.compare(ops, case, activation, with_residual, dy_layout)
@@ -302,10 +288,10 @@ def test_same_input_same_bits(ops: Any, name: str, threads: int) -> None:
 
 # What the process below runs: every kind of sweep, by the instruction set it is told to use.
 LIMITED = """
-import json, fused, test_fused, torch
+import cases, json, fused, test_fused, torch
 from dataclasses import replace
 from direct import KERNELS, ON
-for dtype in test_fused.DTYPES:
+for dtype in cases.DTYPES:
     for layout in ("contiguous", "channels_last"):
         for activation in fused.ACTIVATIONS:
             for shape in ((2, 19, 3, 3), (3, 5, 11, 13), (3, 70, 1, 1)):
@@ -332,13 +318,5 @@ def test_the_widest_instruction_set_runs() -> None:
 @pytest.mark.parametrize("limit", ["plain", "avx2"])
 def test_narrower_instruction_sets_equal_the_definition(limit: str) -> None:
     """On a CPU without AVX2 both are plain: what ran is read from the module itself."""
-    environment = {**os.environ, "RBNORM_CPU": limit, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", LIMITED],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == ("plain" if WIDEST == "plain" else limit)
+    done = python("-c", LIMITED, RBNORM_CPU=limit, PYTHONPATH=os.pathsep.join(sys.path))
+    assert json.loads(done.stdout) == ("plain" if WIDEST == "plain" else limit)

@@ -1,12 +1,12 @@
-"""Random calls of the C++ kernels: wrong ones are refused, right ones equal plain PyTorch."""
+"""Random calls of the C++ kernels equal plain PyTorch."""
 
 import os
 from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS
-from direct import LAYER, NAMES, ON, coherent, named, refuses, wrong
+from cases import DTYPES, LAYOUTS
+from direct import LAYER, NAMES, ON, coherent, named
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -29,7 +29,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     shape = (draw(st.integers(1, 5)), draw(st.integers(1, 70)), *spatial)
     if torch.Size(shape).numel() == shape[1]:
         shape = (shape[0] + 1, *shape[1:])
-    dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+    dtype = draw(st.sampled_from(DTYPES))
     args = named(op, shape, dtype, draw(st.sampled_from(LAYOUTS)))
     free = {"grad_affine": ("x_scale", "residual")}
     for name in FREE if op in LAYER else free.get(op, ("residual",)):
@@ -75,15 +75,3 @@ def test_right_calls_equal_the_portable_op(call: tuple[str, dict[str, Any]]) -> 
             continue
         assert ours.isfinite().all()
         assert_close(ours, theirs, ours.dtype, scale=100.0)
-
-
-@given(calls(), st.data())
-@settings(max_examples=EXAMPLES, deadline=None)
-def test_wrong_calls_are_refused(call: tuple[str, dict[str, Any]], data: st.DataObject) -> None:
-    op, args = call
-    choices = {name: wrong(name, value) for name, value in args.items()}
-    name = data.draw(st.sampled_from([name for name in choices if choices[name]]))
-    before = {k: v.clone() for k, v in args.items() if isinstance(v, Tensor)}
-    bad = data.draw(st.sampled_from(choices[name]))
-    assert refuses(op, {**args, name: bad})
-    assert all(torch.equal(args[k], v) for k, v in before.items())

@@ -1,12 +1,9 @@
 """The GPU report tried without a GPU: every step, at the least size, in Triton's interpreter."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import ROOT, python
 
 from rbnorm_cli.main import LAB
 from tools.gpu_report import draw
@@ -15,24 +12,11 @@ from tools.marks import marked
 
 pytest.importorskip("triton", reason="Triton is installed on Linux only")
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    command = [sys.executable, "-m", "tools.gpu_report", "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": "src"}
-    found = subprocess.run(
-        [*command, "--device", "cpu"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    return out, found.stdout
+    return out, python("-m", "tools.gpu_report", "--out", out, "--device", "cpu").stdout
 
 
 def test_every_step_ends_well(report):
@@ -59,27 +43,12 @@ import tools.gpu_report.__main__
 
 
 def test_torch_and_triton_are_all_it_needs():
-    found = subprocess.run(
-        [sys.executable, "-c", BARE],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": "src"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
+    python("-c", BARE)
 
 
 def test_an_unknown_step_is_refused(tmp_path):
-    found = subprocess.run(
-        [sys.executable, "-m", "tools.gpu_report", "--out", tmp_path / "r", "--steps", "speed"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": "src"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 2
+    arguments = ("--out", tmp_path / "r", "--steps", "speed")
+    found = python("-m", "tools.gpu_report", *arguments, code=2)
     assert "--steps must be of machine, warm" in found.stderr
     assert not (tmp_path / "r").exists()
 

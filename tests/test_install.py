@@ -1,21 +1,19 @@
 """What an installation has where a compiler was missing when it was built."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from processes import ROOT, python
 
 import rbnorm
 from rbnorm.kernels import installation
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(rbnorm.__file__).parent
 KERNELS = "cpu/_kernels.abi3.so"
 
@@ -42,16 +40,7 @@ print(json.dumps([rbnorm.__file__, *rbnorm.backends()["cpu"], said]))
 
 
 def run(code: str, **environment: str) -> list:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(python("-c", code, **environment).stdout)
 
 
 DESCRIBE = """
@@ -109,15 +98,8 @@ def test_wheel_without_kernels_says_why_once_and_is_for_any_machine(tmp_path: Pa
         ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.so", "*.egg-info")
     )
     build = "import sys\nsys.argv = ['setup.py', '-q', 'bdist_wheel', '-d', 'dist']\n"
-    done = subprocess.run(
-        [sys.executable, "-c", build + "exec(open('setup.py').read())"],
-        cwd=tmp_path,
-        env={**os.environ, "CC": "/missing", "CXX": "/missing"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    build += "exec(open('setup.py').read())"
+    done = python("-c", build, folder=tmp_path, CC="/missing", CXX="/missing")
     said = [line for line in done.stderr.splitlines() if line.startswith("rbnorm: ")]
     assert len(said) == 1
     assert said[0].startswith("rbnorm: no C++ kernels: ")

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import pickle
-import warnings
 from typing import Any
 
 import pytest
@@ -215,14 +214,25 @@ ACT = [
 ]
 
 
+@pytest.mark.parametrize("heard", [False, True])
 @pytest.mark.parametrize(("options", "activate"), ACT)
-def test_act_layer_activates_after_normalising(options, activate) -> None:
+def test_act_layer_activates_after_normalising(options, activate, heard: bool) -> None:
+    """In the op, and by a call of its own where somebody listens to it."""
     torch.manual_seed(0)
-    x = torch.randn(4, 3, 5, 5)
+    x, residual = torch.randn(2, 4, 3, 5, 5).unbind()
     layer = rbnorm.RepresentativeBatchNormAct2d(3, drop_layer=nn.Identity, **options)
-    expected = activate(rbnorm.RepresentativeBatchNorm2d(3)(x))
-    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
+    if heard:
+        layer.act.register_forward_hook(lambda *_: None)
+    z = rbnorm.RepresentativeBatchNorm2d(3)(x)
+    assert torch.allclose(layer(x), activate(z), rtol=0, atol=1e-6)
+    assert torch.allclose(layer(x, residual), activate(z + residual), rtol=0, atol=1e-6)
     assert getattr(layer.act, "inplace", True)
+
+
+def test_drop_layer_acts_before_residual_and_activation() -> None:
+    x, residual = torch.randn(2, 4, 3, 5, 5).unbind()
+    layer = rbnorm.RepresentativeBatchNormAct2d(3, drop_layer=lambda: nn.Dropout(p=1.0))
+    assert torch.equal(layer(x, residual), F.relu(residual))
 
 
 LAZY = [
@@ -287,12 +297,3 @@ def test_evaluation_in_a_dtype_unlike_the_layers(
     assert y.dtype == dtype
     tolerance = {torch.float16: 2e-3, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
     assert torch.allclose(y.double(), wide(x.double()), rtol=0, atol=tolerance)
-
-
-def test_traced_layer_computes_the_same() -> None:
-    layer = rbnorm.RepresentativeBatchNorm2d(3, scale_weight_init=0.3).eval()
-    x = torch.randn(2, 3, 4, 4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's deprecation of its own tracer
-        traced = torch.jit.trace(layer, x)
-    assert torch.allclose(traced(2 * x), layer(2 * x), rtol=0, atol=1e-6)

@@ -69,9 +69,3 @@ def test_refused_by_the_same_sentence(mode: str, bad: str) -> None:
     with pytest.raises(Exception) as raised:  # noqa: PT011 - a compiler wraps it in its own
         MODES[mode](module, x)
     assert sentence in str(raised.value)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_script_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"use torch\.jit\.trace or torch\.export"):
-        torch.jit.script(nn.Sequential(rbnorm.RepresentativeBatchNorm2d(3)))

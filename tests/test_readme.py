@@ -1,27 +1,17 @@
 """What the READMEs and the docs tell people to type works."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
+from glob import glob
 
 import pytest
+from processes import ROOT, python
+from test_docs import blocks, named
 
 from rbnorm_cli.parser import joined, make_parser
 
-ROOT = Path(__file__).resolve().parent.parent
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = sorted([*READMES, *ROOT.glob("docs/*.md"), *ROOT.glob("docs/zh/*.md")])
-
-
-def named(path):
-    return path.relative_to(ROOT).as_posix()
-
-
-def blocks(path, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def commands(path):
@@ -49,38 +39,27 @@ def test_both_languages_give_the_same_advice():
     assert len(given[0]) == 6
 
 
-def execute(command, folder):
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_ten_lines_run_in_a_fresh_folder(tmp_path):
     (code,) = blocks(READMES[0], "python")
     # weights are not downloaded in tests, and a small image shows as much
     code = code.replace('weights="DEFAULT"', "weights=None").replace("224, 224", "64, 64")
-    done = execute([sys.executable, "-W", "ignore", "-c", code], tmp_path)
-    assert done.returncode == 0, done.stderr
+    python("-W", "ignore", "-c", code, folder=tmp_path)
 
 
-def shortened(line):
-    """A command of this Python; a comparison on fewer images and passes, so that it ends soon."""
-    if line.startswith("rbnorm compare"):
-        line = re.sub(r" --epochs \d+", "", line) + " --limit 96 --epochs 1"
-    return line.replace("rbnorm ", f"{shlex.quote(sys.executable)} -m rbnorm ", 1)
+def shortened(words):
+    """A comparison on fewer images and passes, so that it ends soon."""
+    if words[0] != "compare":
+        return words
+    line = re.sub(r" --epochs \d+", "", " ".join(words))
+    return [*line.split(), *("--limit", "96", "--epochs", "1")]
 
 
 def test_the_commands_run_in_a_fresh_folder(tmp_path):
-    typed = [" ".join(words) for words in commands(READMES[0]) if words[0] == "rbnorm"]
-    assert [line.split()[1] for line in typed] == ["explain", "compare", "compare", "diagnose"]
-    for line in typed:
-        done = execute(["sh", "-c", shortened(line)], tmp_path)
-        assert done.returncode == 0, done.stderr
+    typed = [words[1:] for words in commands(READMES[0]) if words[0] == "rbnorm"]
+    assert [words[0] for words in typed] == ["explain", "compare", "compare", "diagnose"]
+    for words in map(shortened, typed):
+        files = [name for word in words for name in glob(word, root_dir=tmp_path) or [word]]
+        python("-m", "rbnorm", *files, folder=tmp_path)
     pages = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*.html"))
     assert pages == [
         "rbnorm-compare/report.html",

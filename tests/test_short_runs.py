@@ -2,17 +2,15 @@
 
 import math
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import fused
 import pytest
 import torch
-from cases import Case
+from cases import DTYPES, Case, arrange
 from direct import ON
+from processes import python
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +20,6 @@ from rbnorm.functional import representative_batch_norm
 FOUND = rbnorm.backends()["cpu"]
 pytestmark = pytest.mark.skipif(FOUND.name != "c++", reason=FOUND.why)
 OPS = ON.get("c++")
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BASE = Case((5, 3, 4, 5), torch.float32, "contiguous", True, {"eps": 1e-3}, 0)
 WIDTHS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17]
 
@@ -93,33 +90,25 @@ def layer(x: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:
 def test_large_numbers_are_finite_where_batch_norm_is(
     portable: bool, layout: str, shape: tuple[int, ...], size: float
 ) -> None:
-    with rbnorm.use_backend("portable") if portable else nullcontext():
-        check_large_numbers(layout, shape, size)
-
-
-def check_large_numbers(layout: str, shape: tuple[int, ...], size: float) -> None:
     torch.manual_seed(0)
-    x = torch.randn(shape) * size
-    if layout == "channels_last" and len(shape) == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    y = layer(x, training=False)[0]
-    exact = layer(x.double(), training=False)[0]
-    assert torch.allclose(y.double(), exact, rtol=0, atol=1e-5 * size)
-    y, mean, var = layer(x, training=True)
-    assert y.isfinite().all()
-    for following in (x, torch.randn(shape)):
-        y = representative_batch_norm(following, mean, var, training=True)
+    x = arrange(torch.randn(shape) * size, layout)
+    with rbnorm.use_backend("portable") if portable else nullcontext():
+        y = layer(x, training=False)[0]
+        exact = layer(x.double(), training=False)[0]
+        assert torch.allclose(y.double(), exact, rtol=0, atol=1e-5 * size)
+        y, mean, var = layer(x, training=True)
         assert y.isfinite().all()
-        assert not var.isnan().any()
+        for following in (x, torch.randn(shape)):
+            y = representative_batch_norm(following, mean, var, training=True)
+            assert y.isfinite().all()
+            assert not var.isnan().any()
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 16, 16), (256, 4, 9), (512, 4, 3), (4096, 3)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_variance_survives_a_mean_of_10000_spreads(layout: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    x = torch.randn(shape) + 1e4
-    if layout == "channels_last" and len(shape) == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
+    x = arrange(torch.randn(shape) + 1e4, layout)
     mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
     representative_batch_norm(x, mean, var, training=True, momentum=1.0)
     axes = (0, *range(2, len(shape)))
@@ -174,14 +163,5 @@ def test_narrower_instructions(instructions: str) -> None:
     """The same tests, by the kernels of a processor without this one's."""
     if os.environ.get("RBNORM_CPU"):
         return
-    environment = {**os.environ, "RBNORM_CPU": instructions}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [*command, "--no-header", __file__],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    options = ("-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--no-header")
+    python("-m", "pytest", *options, __file__, RBNORM_CPU=instructions)

@@ -24,6 +24,7 @@ def test_the_interval_is_students():
     result = estimate(values)
     assert result.mean == pytest.approx(0.9375)
     assert result.interval == pytest.approx((0.9375 - half, 0.9375 + half))
+    assert result.margin == pytest.approx(half)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
@@ -148,12 +149,13 @@ def test_an_interval_that_touches_zero_detects_nothing(interval, detectable):
 
 
 def test_an_interval_with_blocks_pools_the_spread_inside_them():
-    found = blocked({"a": [0.1, 0.3], "b": [0.5, 0.7]})
+    found = blocked({"a": [0.1, 0.3, 0.2], "b": [0.5, 0.7]})
     assert found.mean == pytest.approx(0.4)
-    # s^2 = (0.02 + 0.02) / 2, over four values; t(0.975, 2) = 4.302653
-    margin = 4.302653 * (0.02 / 4) ** 0.5
+    # s^2 = (0.02 + 0.02) / 3, of three values and two; t(0.975, 3) = 3.182446
+    margin = 3.182446 * (0.04 / 3 * (1 / 3 + 1 / 2)) ** 0.5 / 2
     assert found.interval == pytest.approx((0.4 - margin, 0.4 + margin))
     assert blocked({"a": [0.1], "b": [0.7]}).interval is None
+    assert blocked({"a": [0.1, 0.1], "b": [0.7, 0.7]}).interval is None
 
 
 @pytest.mark.parametrize("blocks", [{}, {"a": []}])

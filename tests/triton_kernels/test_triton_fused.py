@@ -5,10 +5,12 @@ from dataclasses import replace
 import fused
 import pytest
 import torch
-from cases import LAYOUTS, Case, cases
+from cases import Case
 from fused import ACTIVATIONS, RESTRICTIONS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from test_fused import (  # noqa: F401 - the same tests, of the kernels here
+    test_equals_definition,
+    test_wanted_gradients_do_not_depend_on_each_other,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,24 +21,13 @@ from rbnorm.kernels.triton.plan import plan
 BASE = Case((5, 3, 4, 5), torch.float64, "contiguous", True, {"eps": 1e-3}, 0)
 
 
+@pytest.fixture(scope="module")
+def ops():
+    return layer
+
+
 def compare(*args) -> None:
     fused.compare(layer, *args)
-
-
-@given(cases(), st.sampled_from(sorted(ACTIVATIONS)), st.booleans(), st.sampled_from(LAYOUTS))
-@settings(max_examples=50, deadline=None)
-def test_equals_definition_in_float64(case, activation, with_residual, dy_layout):
-    compare(case, activation, with_residual, "contiguous" if dy_layout == "expanded" else dy_layout)
-
-
-@given(
-    cases(dtypes=(torch.float32, torch.bfloat16, torch.float16)),
-    st.sampled_from(sorted(ACTIVATIONS)),
-    st.booleans(),
-)
-@settings(max_examples=50, deadline=None)
-def test_equals_definition_in_narrower_types(case, activation, with_residual):
-    compare(case, activation, with_residual)
 
 
 @pytest.mark.parametrize("restrict", RESTRICTIONS)
@@ -114,23 +105,6 @@ def test_evaluation_copies_the_running_statistics():
     var.add_(1)
     assert torch.equal(E, torch.zeros(3))
     assert torch.equal(V, torch.ones(3))
-
-
-@pytest.mark.parametrize("activation", [0, 1])
-@pytest.mark.parametrize("want_dx", [True, False])
-@pytest.mark.parametrize("want_dresidual", [True, False])
-def test_wanted_gradients_do_not_depend_on_each_other(activation, want_dx, want_dresidual):
-    torch.manual_seed(0)
-    x, dy, residual = torch.randn(3, 4, 2, 5, 5).unbind()
-    _, m, E, V = call_forward(x)
-    head, tail = (
-        (dy, x, residual, m, E, V, *[None] * 5, True, 1e-5, 0, activation, 0.0),
-        (True, True),
-    )
-    whole = layer.backward(*head, *tail)
-    part = layer.backward(*head, want_dx, want_dresidual)
-    for wanted, a, b in zip((want_dx, want_dresidual), part, whole, strict=False):
-        assert torch.equal(a, b) if wanted else a is None
 
 
 def test_nan_passes_through_every_activation():

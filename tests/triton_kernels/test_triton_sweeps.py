@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from cases import arrange
-from direct import PLAIN
-from tolerances import assert_close
+from cases import DTYPES
+from direct import PLAIN, SWEEPS, compare, inputs
 from torch import Tensor
 
 from rbnorm.kernels.triton import calls, phases, sweeps
 from rbnorm.kernels.triton.plan import MAX_CHUNKS, plan
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     (3, 2, 4, 5),
     (4, 3),  # L = 1
@@ -25,22 +23,11 @@ SHAPES = [
 ]
 
 
-def tensors(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> list[Tensor]:
-    """x and dy, four (N, C) tables and a (C,) vector in the table dtype."""
-    torch.manual_seed(0)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    data = [arrange((2 * torch.randn(shape) + 1).to(dtype), layout) for _ in range(2)]
-    return [*data, *torch.randn(4, *shape[:2]).to(wide).unbind(), torch.randn(shape[1]).to(wide)]
-
-
-def spread(table: Tensor, x: Tensor) -> Tensor:
-    return table.double().reshape(table.shape + (1,) * (x.ndim - 2))
-
-
 def average(t: Tensor) -> Tensor:
-    return t.double().reshape(*t.shape[:2], -1).mean(-1)
+    return t.double().flatten(2).mean(-1)
 
 
+@pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("dtype", "layout"),
@@ -51,35 +38,8 @@ def average(t: Tensor) -> Tensor:
         (torch.float32, "transposed"),
     ],
 )
-class TestDefinition:
-    def test_moments(self, shape, dtype, layout):
-        x = tensors(shape, dtype, layout)[0]
-        m, v = phases.moments(x)
-        assert_close(m, average(x), m.dtype)
-        assert_close(v, average((x.double() - spread(average(x), x)).square()), m.dtype)
-        assert torch.equal(phases.mean(x), m)
-
-    def test_affine(self, shape, dtype, layout):
-        x, _, m, a, b, _, _ = tensors(shape, dtype, layout)
-        y = phases.affine(x, m, a, b, *PLAIN)
-        assert y.dtype == dtype
-        z = spread(a, x) * (x.double() - spread(m, x)) + spread(b, x)
-        assert_close(y, z, dtype, scale=8.0)
-
-    def test_grad_moments(self, shape, dtype, layout):
-        x, dy, m, *_ = tensors(shape, dtype, layout)
-        s1, s2 = phases.grad_moments(dy, x, m, None, None, *PLAIN)
-        assert_close(s1, average(dy), s1.dtype)
-        product = dy.double() * (x.double() - spread(m, x))
-        assert_close(s2, average(product), s1.dtype, scale=8.0)
-
-    def test_grad_affine(self, shape, dtype, layout):
-        x, dy, m, a, u, _, p = tensors(shape, dtype, layout)
-        dx, _ = phases.grad_affine(dy, x, m, a, None, p, u, *PLAIN, True, False)
-        expected = spread(a, x) * dy.double() + spread(u, x)
-        expected = expected + spread(p[None], x) * (x.double() - spread(m, x))
-        assert dx.dtype == dtype
-        assert_close(dx, expected, dtype, scale=8.0)
+def test_sweep_equals_its_definition(name, shape, dtype, layout):
+    compare(phases, name, shape, dtype, layout)
 
 
 @pytest.mark.parametrize("config", sweeps.CONFIGS, ids=str)
@@ -89,12 +49,12 @@ def test_every_configuration_computes_the_same(config, layout, shape, monkeypatc
     monkeypatch.setattr(sweeps, "CONFIGS", (config,))
     monkeypatch.setattr(calls, "_calls", {})
     for name in ("moments", "affine", "grad_moments", "grad_affine"):
-        getattr(TestDefinition(), f"test_{name}")(shape, torch.float32, layout)
+        compare(phases, name, shape, torch.float32, layout)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_output_keeps_the_layout(layout):
-    x, dy, m, a, b, _, p = tensors((2, 3, 4, 5), torch.float32, layout)
+    x, dy, m, a, b, _, p = inputs((2, 3, 4, 5), torch.float32, layout)
     assert phases.affine(x, m, a, b, *PLAIN).stride() == x.stride()
     assert (
         phases.grad_affine(dy.contiguous(), x, m, a, None, p, b, *PLAIN, True, False)[0].stride()
@@ -103,7 +63,7 @@ def test_output_keeps_the_layout(layout):
 
 
 def test_scale_may_be_expanded():
-    x, _, m, a, b, _, _ = tensors((4, 2, 3), torch.float64)
+    x, _, m, a, b, _, _ = inputs((4, 2, 3), torch.float64)
     same = a[:1].expand_as(a)
     assert torch.equal(
         phases.affine(x, m, same, b, *PLAIN), phases.affine(x, m, same.contiguous(), b, *PLAIN)
@@ -112,7 +72,7 @@ def test_scale_may_be_expanded():
 
 @pytest.mark.parametrize("shape", [(0, 2, 4, 4), (0, 2), (2, 0, 3), (2, 3, 0)])
 def test_empty_input(shape):
-    x, dy, m, a, b, _, p = tensors(shape, torch.float32)
+    x, dy, m, a, b, _, p = inputs(shape, torch.float32)
     assert [t.shape for t in phases.moments(x)] == [shape[:2]] * 2
     assert phases.mean(x).shape == shape[:2]
     assert phases.affine(x, m, a, b, *PLAIN).shape == shape
@@ -128,7 +88,7 @@ def test_variance_with_a_large_mean():
         x = torch.randn(shape) + 1e4
         m, v = phases.moments(x)
         assert torch.allclose(m.double(), average(x), rtol=1e-7, atol=0)
-        exact = average((x.double() - spread(average(x), x)).square())
+        exact = x.double().flatten(2).var(-1, correction=0)
         assert torch.allclose(v.double(), exact, rtol=relative, atol=0)
 
 
