@@ -12,7 +12,7 @@ import msgspec
 
 from rbnorm_lab.errors import UsageError, check_least, first_line, positive
 from rbnorm_lab.models import model_name
-from rbnorm_lab.names import CORRUPTIONS, MIXED_PRECISIONS, NORMS, data_name
+from rbnorm_lab.names import CORRUPTIONS, MIXED_PRECISIONS, data_name
 
 WHOLE: Final = ("whole", "whole-controls")
 SHIFTS: Final = ("none", "trained", "controls", *WHOLE)
@@ -32,7 +32,6 @@ LR_BATCH_SIZE: Final = {ONE_CYCLE: 64, STEPS: 256}
 """The batch size that each recipe's learning rate is for; others scale it in proportion."""
 
 _CHOICES: Final = {
-    "norm": NORMS,
     "mixed_precision": MIXED_PRECISIONS,
     "shift": SHIFTS,
     "recipe": RECIPES,
@@ -146,7 +145,7 @@ class RunConfig:
     def _check_ranges(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value.partition(":")[0] not in choices:
+            if value not in choices:
                 raise UsageError(
                     f"unknown {name.replace('_', ' ')} {value!r}: choose from {', '.join(choices)}"
                 )

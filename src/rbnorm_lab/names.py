@@ -12,10 +12,7 @@ from rbnorm_lab.errors import UsageError, first_line
 
 Number = TypeVar("Number", int, float)
 
-NORMS: Final = (
-    *("bn", "gn", "ln", "ln2d", "in", "iebn", "frn", "evonorm-s0"),
-    *("rbn", "rbn-center", "rbn-scale"),
-)
+NORMS: Final = ("bn", "gn", "ln", "ln2d", "in", "rbn", "rbn-center", "rbn-scale")
 MIXED_PRECISIONS: Final = ("no", "fp16", "bf16")
 FOLDER: Final = "imagefolder:"
 DATA: Final = (

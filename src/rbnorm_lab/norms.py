@@ -12,9 +12,7 @@ from rbnorm.definition import RESTRICTIONS, STATISTICS
 from rbnorm.layers.options import Calibration
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm_lab.errors import UsageError, first_line
-from rbnorm_lab.gated import InstanceEnhancementBatchNorm2d
 from rbnorm_lab.names import norm_parts
-from rbnorm_lab.replacing import replace, replace_with_activation
 
 _MOST_GROUPS: Final = 32
 _LEAST_IN_GROUP: Final = 4
@@ -61,16 +59,13 @@ def swap(model: nn.Module, spec: str) -> nn.Module:
     """Turn a model built with BatchNorm into one that has this norm instead.
 
     Convolutions and linear layers keep their weights; BatchNorm's gamma and beta become the norm's.
-    ``frn`` (filter response normalisation with its thresholded linear unit) and ``evonorm-s0``
-    replace the activation that follows, too; where none does, timm's layers leave out the
-    threshold and everything but the affine map.
 
     Args:
-        model: The model, which is not to be used afterwards.
+        model: The model, which is changed.
         spec: The norm; see :func:`canonical_norm`.
 
     Returns:
-        The model, or for ``frn`` and ``evonorm-s0`` one of the same names that shares its weights.
+        The model, or the layer in its place if it is one.
 
     Raises:
         UsageError: The spec is wrong, or the model has a BatchNorm that this norm cannot replace.
@@ -126,7 +121,10 @@ def _layer_norm(layer: _BatchNorm) -> nn.Module:
 
 
 def _channel_norm(layer: _BatchNorm) -> nn.Module:
-    norm: nn.Module = _timm_layers().LayerNorm2d(layer.num_features, layer.eps, layer.affine)
+    import timm.layers  # noqa: PLC0415 - takes seconds to import, and most studies never need it
+
+    layers: Any = timm.layers
+    norm: nn.Module = layers.LayerNorm2d(layer.num_features, layer.eps, layer.affine)
     return norm
 
 
@@ -134,27 +132,36 @@ def _instance_norm(layer: _BatchNorm) -> nn.Module:
     return nn.InstanceNorm2d(layer.num_features, layer.eps, affine=layer.affine)
 
 
-def _gated(layer: _BatchNorm) -> nn.Module:
-    return InstanceEnhancementBatchNorm2d(
-        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
-    )
+def _replace(
+    model: nn.Module, make: Callable[[_BatchNorm], nn.Module], *, images: bool = False
+) -> nn.Module:
+    """Put ``make(layer)`` in the place of every BatchNorm, one for each even where it is shared.
+
+    Args:
+        model: The model, which is changed and returned.
+        make: Makes the layer; gamma and beta of the BatchNorm become its own.
+        images: Whether ``make`` only knows BatchNorm2d.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for layer in layers:
+        if images and not isinstance(layer, nn.BatchNorm2d):
+            raise UsageError(f"this norm replaces BatchNorm2d, and the model has {layer!r}")
+    made: dict[nn.Module | None, nn.Module] = {layer: _instead(layer, make) for layer in layers}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            parent._modules[name] = made.get(child, child)
+    return model
 
 
-def _timm_layers() -> Any:
-    import timm.layers  # noqa: PLC0415 - takes seconds to import, and most studies never need it
-
-    return timm.layers
-
-
-def _filter_response_norm(layer: _BatchNorm, activated: bool) -> nn.Module:
-    norm: nn.Module = _timm_layers().FilterResponseNormTlu2d(layer.num_features, activated)
-    return norm
-
-
-def _evonorm_s0(layer: _BatchNorm, activated: bool) -> nn.Module:
-    channels = layer.num_features
-    norm: nn.Module = _timm_layers().EvoNorm2dS0(channels, _groups(channels), apply_act=activated)
-    return norm
+def _instead(layer: _BatchNorm, make: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    """The norm with the layer's affine parameters, and what else timm's BatchNormAct2d does."""
+    norm = make(layer)
+    if layer.affine:
+        norm.weight, norm.bias = layer.weight, layer.bias
+    children = dict(layer.named_children())
+    others = [children[name] for name in ("drop", "act") if name in children]
+    others = [module for module in others if not isinstance(module, nn.Identity)]
+    return nn.Sequential(norm, *others) if others else norm
 
 
 def _rbn(
@@ -181,13 +188,10 @@ def _keep(model: nn.Module) -> nn.Module:
 
 SWAPS: Final[dict[str, Callable[..., nn.Module]]] = {
     "bn": _keep,
-    "gn": partial(replace, make=_group_norm),
-    "ln": partial(replace, make=_layer_norm),
-    "ln2d": partial(replace, make=_channel_norm, images=True),
-    "in": partial(replace, make=_instance_norm, images=True),
-    "iebn": partial(replace, make=_gated, images=True),
-    "frn": partial(replace_with_activation, make=_filter_response_norm),
-    "evonorm-s0": partial(replace_with_activation, make=_evonorm_s0),
+    "gn": partial(_replace, make=_group_norm),
+    "ln": partial(_replace, make=_layer_norm),
+    "ln2d": partial(_replace, make=_channel_norm, images=True),
+    "in": partial(_replace, make=_instance_norm, images=True),
     "rbn": _rbn,
     "rbn-center": partial(_rbn, scale=False),
     "rbn-scale": partial(_rbn, center=False),

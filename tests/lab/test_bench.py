@@ -157,7 +157,7 @@ def test_every_norm_is_counted_and_has_its_parameters():
     more = {name: s.counts["parameters"] - base["parameters"] for name, s in found.items()}
     channels = 3 * (16 + 32 + 64)  # of the nine norms of cifar-resnet8
     assert more["gn"] == more["ln"] == more["in"] == 0
-    assert more["iebn"] == more["rbn-scale"] == 2 * channels
+    assert more["rbn-scale"] == 2 * channels
     assert (more["rbn-center"], more["rbn"]) == (channels, 3 * channels)
     assert base["buffers"] == 2 * channels + 9
     assert found["gn"].counts["buffers"] == 0

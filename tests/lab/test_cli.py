@@ -27,7 +27,7 @@ def _fresh_state():
 
 
 COMPARE = {
-    "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, ln2d, in, iebn",
+    "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, ln2d, in, rbn",
     "--data mnist": "unknown data 'mnist': choose from digits, fashion-mnist, cifar10",
     "--data cifar-10": "unknown data 'cifar-10': did you mean cifar10",
     "--model resnet81": "unknown model 'resnet81': did you mean",

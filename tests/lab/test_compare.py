@@ -101,16 +101,19 @@ def test_the_page_fits_and_shows_every_figure_in_both_languages(demo, browser, v
 
 
 def test_norms_spelt_differently_are_one_and_every_model_is_kept(tmp_path):
-    norms = "frn,rbn:statistic=max:restrict=tanh,rbn:restrict=tanh:statistic=max"
+    norms = "ln2d,rbn:statistic=max:restrict=tanh,rbn:restrict=tanh:statistic=max"
     options = f"--norms {norms} --batch-sizes 16 --epochs 1 --limit 32 --seeds 1 --out out"
     shifted = ("--shifted", "noise", "blur:1", "--save-models")
     done = called("compare", *options.split(), *shifted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = list(Store(tmp_path / "out").records.values())
-    assert [r.config.norm for r in records] == ["frn", "rbn:restrict=tanh:statistic=max"]
+    assert [r.config.norm for r in records] == ["ln2d", "rbn:restrict=tanh:statistic=max"]
     assert list(records[0].shifted["trained"]) == ["clean", "noise/3", "blur/1"]
     names = sorted(path.name for path in (tmp_path / "out" / "models").iterdir())
-    assert [name.split("-batch")[0] for name in names] == ["frn", "rbn-restrict=tanh-statistic=max"]
+    assert [name.split("-batch")[0] for name in names] == [
+        "ln2d",
+        "rbn-restrict=tanh-statistic=max",
+    ]
 
 
 def verdict(**shifted):

@@ -77,7 +77,7 @@ def test_what_comes_after_a_step_is_no_part_of_its_identity():
     [
         ({"epochs": "2"}, r"Expected `int`, got `str` - at `\$.epochs`"),
         ({"lr": None}, r"Expected `float`, got `null` - at `\$.lr`"),
-        ({"norm": "batch"}, "unknown norm 'batch': choose from bn, gn"),
+        ({"recipe": "cosine"}, "unknown recipe 'cosine': choose from one-cycle, steps"),
     ],
 )
 def test_refuses_a_dictionary_that_is_no_config(change, message):

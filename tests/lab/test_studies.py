@@ -226,7 +226,7 @@ def test_networks_have_every_norm_at_its_own_rate_and_at_batchnorms():
     arms = maker("networks")(settings, chosen).arms
     assert wanted == {"cifar-resnet8"}
     second = {a.label: a.config.lr for a in arms if a.group == "timm:regnetx_002"}
-    assert len(second) == 9 + 2
+    assert len(second) == 6 + 2
     assert (second["rbn"], second["rbn, BatchNorm's learning rate"]) == (0.2, 0.1)
     assert (second["gn"], second["gn, BatchNorm's learning rate"]) == (0.4, 0.1)
     assert second["ln2d"] == 0.1

@@ -8,7 +8,7 @@ from rbnorm_lab.studies.study import Settings, Study
 from rbnorm_lab.studies.variants import arms_of
 from rbnorm_lab.text import Text
 
-NETWORK_NORMS: Final = ("bn", "gn", "ln", "ln2d", "in", "iebn", "frn", "evonorm-s0", "rbn")
+NETWORK_NORMS: Final = ("bn", "gn", "ln", "ln2d", "in", "rbn")
 
 
 def study(settings: Settings, rate: Rates) -> Study:
