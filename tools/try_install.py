@@ -26,29 +26,21 @@ import torch
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")
 import rbnorm
+from rbnorm.definition import literal_rbn
+
 torch.manual_seed(0)
-
-
-def literal(x, E, V, gamma, beta, w_m, w_v, w_b):
-    at = (0, 2, 3)
-    z = x + w_m * x.mean((2, 3), keepdim=True)
-    E, V = (z.mean(at, keepdim=True), z.var(at, False, keepdim=True)) if E is None else (E, V)
-    o = (z - E) / (V + 1e-5).sqrt()
-    return gamma * torch.sigmoid(w_v * o.mean((2, 3), keepdim=True) + w_b) * o + beta
-
-
 layer = rbnorm.RepresentativeBatchNorm2d(8, center_weight_init=0.3, scale_weight_init=-0.4)
 x, said = torch.randn(4, 8, 5, 7), []
 for training in (True, False):
     layer.train(training)
     names = ("weight", "bias", "center_weight", "scale_weight", "scale_bias")
-    wide = [getattr(layer, name).detach().double().reshape(1, -1, 1, 1) for name in names]
-    running = [b.double().reshape(1, -1, 1, 1) for b in (layer.running_mean, layer.running_var)]
+    wide = [getattr(layer, name).detach().double() for name in names]
+    running = None if training else (layer.running_mean.double(), layer.running_var.double())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         y = layer(x)
         said += [w.category.__name__ for w in caught]
-    expected = literal(x.double(), *([None, None] if training else running), *wide)
+    expected, *_ = literal_rbn(x.double(), *wide, statistics=running, eps=layer.eps)
     assert torch.allclose(y.double(), expected, rtol=0, atol=1e-5), (training, y, expected)
 layer.train()(x.requires_grad_()).square().sum().backward()
 assert x.grad.isfinite().all()

@@ -14,8 +14,7 @@ from pathlib import Path
 from tools.gpu_report import ROWS, append, draw, read
 from tools.gpu_report.steps import STEPS
 
-# What compiles runs side by side, what is timed alone.
-STANDARD = "machine,warm+suite,overhead,layers,model,counters"
+STANDARD = "machine,warm,overhead,layers,model,counters"
 ROOT = Path(__file__).parents[2]
 SLOWER = 20  # times: Triton's interpreter
 
@@ -23,15 +22,13 @@ SLOWER = 20  # times: Triton's interpreter
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_report", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument(
-        "--steps", default=STANDARD, help="in this order; those joined by + run at once"
-    )
+    parser.add_argument("--steps", default=STANDARD, help="one after the other, in this order")
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the report itself"
     )
     given = parser.parse_args()
-    given.steps = [group.split("+") for group in given.steps.split(",")]
-    unknown = [name for group in given.steps for name in group if name not in STEPS]
+    given.steps = given.steps.split(",")
+    unknown = [name for name in given.steps if name not in STEPS]
     if unknown:
         parser.error(f"--steps must be of {', '.join(STEPS)}, got {unknown[0]!r}")
     return given
@@ -50,22 +47,20 @@ def _prepare(given: argparse.Namespace) -> Path:
     return out
 
 
-def _start(name: str, device: str, out: Path) -> subprocess.Popen[bytes]:
+def _run(name: str, device: str, out: Path) -> None:
+    """A step in a process of its own, until it has ended, or its time: then with its children."""
+    limit = STEPS[name].seconds * (SLOWER if device == "cpu" else 1)
+    start = time.monotonic()
     with (out / "log.txt").open("a") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-u", "-m", "tools.gpu_report.steps", name, device],
             cwd=ROOT,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-
-
-def _wait(name: str, process: subprocess.Popen[bytes], start: float, device: str) -> None:
-    """Until a step has ended, or its time: then it is ended, with its children."""
-    limit = STEPS[name].seconds * (SLOWER if device == "cpu" else 1)
     try:
-        code = process.wait(max(0.1, start + limit - time.monotonic()))
+        code = process.wait(limit)
         status = "ok" if code == 0 else f"status {code}"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
@@ -82,7 +77,6 @@ def _said(name: str) -> str:
     (ended,) = (row for row in rows if row["step"] == "steps" and row["name"] == name)
     lines = [f"== {name}: {ended['status']}, {len(mine)} rows"]
     lines += [f"FAILED {row['case']}: {row['failed'][:300]}" for row in mine if "failed" in row]
-    lines += [f"FAILED {row['test']}" for row in mine if row.get("outcome") == "failed"]
     return "\n".join(lines)
 
 
@@ -90,12 +84,9 @@ def main() -> None:
     """Run every step, and keep the report up to date after each."""
     given = _arguments()
     out = _prepare(given)
-    for group in given.steps:
-        start = time.monotonic()
-        running = {name: _start(name, given.device, out) for name in group}
-        for name, process in running.items():
-            _wait(name, process, start, given.device)
-            print(_said(name), flush=True)
+    for name in given.steps:
+        _run(name, given.device, out)
+        print(_said(name), flush=True)
         (out / "gpu-report.json").write_text(json.dumps(read(), indent=0) + "\n")
     report = draw.Report(read())
     if any("gb_per_s" in row for row in report.of("machine")):

@@ -20,7 +20,6 @@ NAME = "measured on a gpu"
 PAGE = {
     "en": """
 {card}, torch {torch}, Triton {triton}; a copy moves {copy:.0f} GB/s.
-Of `tests/gpu`, which compare everything with the definition in float64: {ran}.
 
 The layer alone, in a CUDA graph and over inputs that take turns, so that neither the host nor a \
 cache counts; RBN as a multiple of the faster BatchNorm, of cuDNN or of PyTorch. *Of copy*: the \
@@ -34,7 +33,6 @@ How long the host is busy with a call on a map of 2 x 16 x 8 x 8:
 """,
     "zh": """
 {card}，torch {torch}，Triton {triton}；复制的速度是 {copy:.0f} GB/s。
-`tests/gpu` 把所有结果与 float64 的定义比较：{ran}。
 
 单层，在 CUDA graph 中轮流使用多份输入，因此既不计主机时间，也不受缓存影响；RBN 一列是与 cuDNN 和 \
 PyTorch 两种 BatchNorm 中较快者的耗时之比。*占复制速度*：RBN 的速度与复制同一特征图的速度之比，\
@@ -70,7 +68,6 @@ HEADS = {
     "GB/s",
 }
 """The heads of the tables, in both languages where they differ."""
-OUTCOMES = {"passed": "通过", "skipped": "跳过", "failed": "失败"}
 
 
 class Report:
@@ -140,9 +137,6 @@ def _counters(report: Report) -> Iterator[list[str]]:
 def page(report: Report, language: str) -> str:
     """The part of the page about GPUs."""
     chinese = language == "zh"
-    tests = [row["outcome"] for row in report.of("suite") if row["test"] != "all"]
-    counts = {outcome: tests.count(outcome) for outcome in dict.fromkeys(tests)}
-    ran = [f"{OUTCOMES[k]} {n} 项" if chinese else f"{n} {k}" for k, n in counts.items()]
 
     def drawn(name: str, rows: Iterator[list[str]]) -> str:
         words = [cell.partition("|") for cell in HEADS[name].split("; ")]
@@ -153,7 +147,6 @@ def page(report: Report, language: str) -> str:
     return PAGE[language].format(
         **report.of("machine")[0],
         copy=max(row["gb_per_s"] for row in report.of("machine") if "gb_per_s" in row),
-        ran=("，" if chinese else ", ").join(ran),
         layers=drawn("layers", _layers(report)),
         overhead=drawn("overhead", _overhead(report)),
         model=drawn("model", _model(report)),

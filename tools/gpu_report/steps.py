@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -29,7 +27,7 @@ from rbnorm_lab.bench import candidates
 from rbnorm_lab.bench.candidates import Subject
 from rbnorm_lab.bench.cases import Case
 from rbnorm_lab.bench.measure import host_seconds, measure, seconds_of
-from tools.gpu_report import ROWS, Row, append
+from tools.gpu_report import Row, append
 from tools.gpu_report.counters import CASES, counters
 
 TINY = (2, 3, 4, 5)
@@ -68,34 +66,6 @@ def machine(case: str, device: torch.device) -> Iterator[Row]:
         seconds = seconds_of([copy] * 20, device) / 20
         speed = 2 * source.nbytes / seconds / 1e9
         yield {"copy_mib": mebibytes, "us": seconds * 1e6, "gb_per_s": speed}
-
-
-def suite(case: str, device: torch.device) -> Iterator[Row]:
-    """The tests that need a device, as pytest runs them, with a row for each of them.
-
-    This row is the sum. Without a device it is what such a run would collect.
-    """
-    cuda = device.type == "cuda"
-    command = [sys.executable, "-m", "pytest", case, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", "tools.gpu_report.steps", "-o", "addopts=", "-W", "default"]
-    command += ["-n", str(min(8, os.cpu_count() or 1))] if cuda and find_spec("xdist") else []
-    command += [] if cuda else ["--collect-only"]
-    environment = {"RBNORM_FUZZ_EXAMPLES": "40", **os.environ}
-    found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    print(found.stdout, found.stderr, flush=True)
-    lines = found.stdout.strip().splitlines()
-    yield {"test": "all", "outcome": lines[-1] if lines else "nothing", "status": found.returncode}
-
-
-def pytest_runtest_logreport(report: Any) -> None:
-    """As a plugin of pytest: a row for every test, so that a run cut short says much."""
-    worker = ROWS not in os.environ or "PYTEST_XDIST_WORKER" in os.environ
-    if worker or (report.when != "call" and report.passed):
-        return
-    row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 2)}
-    if report.failed:
-        row["error"] = str(report.longrepr)[-600:]
-    append("suite", row)
 
 
 def timed(cuda: bool) -> list[Case]:
@@ -210,11 +180,10 @@ class Step(NamedTuple):
     workers: int = 1
 
 
-# Those that run alone, and the longest of those that run at once, take eight minutes at most.
+# Together they take seven minutes at most.
 STEPS = {
     "machine": Step(lambda _: ["versions", "copy"], machine, 30),
     "warm": Step(lambda cuda: [*calls(cuda), *timed(cuda)], warm, 90, 8),
-    "suite": Step(lambda _: ["tests/gpu"], suite, 180),
     "overhead": Step(calls, overhead, 40),
     "layers": Step(timed, layers, 110),
     "model": Step(lambda cuda: ["eager", "compiled"] if cuda else ["eager"], model, 80),
