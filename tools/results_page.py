@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from rbnorm_cli.main import main
-from rbnorm_lab.studies.learnt import Learnt, learnt, sentence
+from rbnorm_lab.studies.learnt import learnt, sentence
 from rbnorm_lab.studies.results import Compared, Results
 from rbnorm_lab.studies.sentences import NOT_RUN, answer
 from rbnorm_lab.studies.words import chinese, close
@@ -24,12 +24,10 @@ from tools.marks import put
 from tools.questions import QUESTIONS, Question
 from tools.results_table import markdown
 from tools.sources import (
-    CIFAR,
     ROOT,
     SOURCES,
     STUDIES,
     TABLED,
-    Source,
     domain_results,
     results_of,
 )
@@ -56,14 +54,15 @@ def drawn(results: Path) -> dict[str, dict[str, str]]:
     Args:
         results: Folder of the sources' folders.
     """
-    found, networks = {}, []
+    found, networks = dict[str, Results](), list[Text]()
     for source in TABLED:
         for name, of in results_of(results / source.folder, source).items():
             found[name] = of
             if name in ("networks", "cifar"):
-                networks += [_named_by_network(source, one) for one in learnt(of)]
+                named = {"whole batch": "cifar-resnet20"}
+                networks += [sentence(named.get(g, g), runs) for g, runs in learnt(of).items()]
     found["domains"] = domain_results(results / STUDIES.folder)
-    said = joined(map(sentence, networks), " ", "") if networks else NOT_RUN
+    said = joined(networks, " ", "") if networks else NOT_RUN
     cost = costs.sentence(results / STUDIES.folder)
     shown = {name: of for name, of in found.items() if name not in ONE_LINE}
     return {
@@ -75,10 +74,6 @@ def drawn(results: Path) -> dict[str, dict[str, str]]:
         }
         for language in PAGES
     }
-
-
-def _named_by_network(source: Source, of: Learnt) -> Learnt:
-    return dataclasses.replace(of, group="cifar-resnet20") if source is CIFAR else of
 
 
 def _found(results: Results, language: str) -> str:
