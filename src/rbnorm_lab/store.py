@@ -73,15 +73,6 @@ class Store:
                 "command again, all runs before this one are kept"
             ) from error
 
-    def check_kept(self) -> None:
-        """Raise UsageError where a run that has ended has no record: somebody changed the file."""
-        lost = len(self.records.keys() - _read(self.path, Record).keys())
-        if lost:
-            raise UsageError(
-                f"{self.path} was changed while this ran, and lacks {lost} of the runs that ended: "
-                "give the same command again"
-            )
-
 
 def _read(path: Path, kind: type[Entry]) -> dict[str, Entry]:
     try:

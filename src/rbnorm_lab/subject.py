@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
@@ -62,22 +62,8 @@ class Request:
         return class_names(Path(self.classes))
 
 
-class Relabelled(Dataset[Any]):
-    """A data set whose labels are numbers of a model's outputs."""
-
-    def __init__(self, images: Any, labels: list[int]) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index]
-        return image, self.labels[int(label)]
-
-
 def relabelled(name: str, dataset: Dataset[Any], names: list[str] | None) -> Dataset[Any]:
-    """A folder's images with the numbers that its classes have among ``names``, if there are such.
+    """A folder's images, from now on with the numbers of its classes among ``names``, if there are.
 
     Raises:
         UsageError: It is no folder, or has a class that is not among the names.
@@ -92,7 +78,8 @@ def relabelled(name: str, dataset: Dataset[Any], names: list[str] | None) -> Dat
     unknown = [one for one in source.classes if one not in names]
     if unknown:
         raise UsageError(f"the class {unknown[0]!r} of {name} is not among those of --classes")
-    return Relabelled(dataset, [names.index(one) for one in source.classes])
+    source.target_transform = [names.index(one) for one in source.classes].__getitem__
+    return dataset
 
 
 def load_subject(request: Request) -> tuple[ImageData, nn.Module]:

@@ -297,20 +297,6 @@ def test_a_finished_comparison_says_so_and_brackets_are_printed(tmp_path, capsys
     assert "0/0" not in again
 
 
-def test_records_removed_while_a_comparison_runs_are_missed(tmp_path, monkeypatch, capsys):
-    append = Store.append
-
-    def removed(store, record, **how):
-        append(store, record, **how)
-        if record.config.seed == 1:
-            store.path.write_text("".join(store.path.read_text().splitlines(True)[1:]))
-
-    monkeypatch.setattr(Store, "append", removed)
-    assert main([*SMALL, "--seeds=2", f"--out={tmp_path}"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "was changed while this ran, and lacks 1 of the runs that ended" in said
-
-
 COMPLETE = """
 source completion.bash
 COMP_WORDS=({words}) COMP_CWORD={last} COMP_LINE="{words}" COMP_POINT=${{#COMP_LINE}}

@@ -114,7 +114,6 @@ def study(names: Sequence[str], settings: Settings, out: Path, command: str, how
         check_plans(plans, how)
         finished = run(plans, Runner(store, how.executor(), shard, how.keep))
     said = draw(plans, out, reproducing(command))
-    store.check_kept()
     if finished and not how.sources.images:  # which may change without the folder
         remember(out, command, said)
 
