@@ -53,11 +53,6 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "help": "folder of the images, as FOLDER/DOMAIN/CLASS/IMAGE",
     },
     "keep_models": {**_FLAG, "help": "keep BN's networks of seed 0 in --out"},
-    "label_smoothing": {
-        "type": float,
-        "metavar": "SHARE",
-        "help": "of the training labels, spread evenly over all classes",
-    },
     "limit": {**_N, "help": "use this many training images"},
     "lr": {
         "type": float,
@@ -113,7 +108,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "targets": {**_LIST, "help": "domains to leave out in turn; by default all"},
     "test_limit": {**_N, "help": "test on this many images"},
-    "trace": {**_FLAG, "help": "test every epoch, and measure layers' features"},
+    "trace": {**_FLAG, "help": "test every epoch"},
     "tuning_epochs": {**_N, "help": "epochs of these runs; as in the others"},
     "tuning_seeds": {**_N, "help": "seeds that choose the rates"},
     "weight_decay": {"type": float, "help": "weight decay of every parameter"},

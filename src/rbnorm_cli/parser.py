@@ -136,7 +136,6 @@ def _study(parser: Parser) -> None:
         rates=["0.05", "0.1", "0.2", "0.4"],
         tuning_seeds=2,
         tuning_epochs=None,
-        label_smoothing=0.0,
         weight_decay=5e-4,
         mixed_precision="no",
         limit=10000,

@@ -66,14 +66,12 @@ class RunConfig:
         pretrain_lr: Peak learning rate of these.
         held_out: Test on a part of the training images, which is then not trained on.
         shift: One of :data:`SHIFTS`: which accuracies under corruptions are measured at the end.
-        trace: Test after every epoch and measure the layers' features; otherwise only the end's
-            accuracy.
+        trace: Test after every epoch, not only after the last.
         recipe: One of :data:`RECIPES`, with weight decay on every parameter.
         decay_every: Epochs after which the recipe ``steps`` divides the learning rate by 10.
         test_limit: Number of images to test on, or None for all.
         frozen: Train with the running statistics of the layers that have any, and keep them.
         in_order: Take the images of every epoch in their order, not shuffled.
-        label_smoothing: Share of the training labels that is spread evenly over all classes.
         match_moments: Set every image's own mean and contrast before the network sees it; see
             :mod:`rbnorm_lab.image_moments`.
         conditions: The corruptions that are measured where ``shift`` asks for any, as
@@ -82,7 +80,6 @@ class RunConfig:
             pretrained network is fine-tuned on the others; None where there are no domains.
         calibration_rate: Learning rate of RBN's calibration in such a fine-tuning, in multiples of
             ``lr``.
-        gradient_steps: 0; records of a study of the first steps' gradients have another number.
 
     Raises:
         UsageError: A value is out of range.
@@ -90,8 +87,7 @@ class RunConfig:
 
     LATER: ClassVar[tuple[str, ...]] = (
         *("recipe", "decay_every", "test_limit", "frozen", "in_order"),
-        *("label_smoothing", "match_moments"),
-        *("conditions", "target", "calibration_rate", "gradient_steps"),
+        *("match_moments", "conditions", "target", "calibration_rate"),
     )
     """Fields that the first records lack; left out at their defaults, they leave keys as they
     were."""
@@ -122,12 +118,10 @@ class RunConfig:
     test_limit: int | None = None
     frozen: bool = False
     in_order: bool = False
-    label_smoothing: float = 0.0
     match_moments: bool = False
     conditions: tuple[str, ...] = ()
     target: str | None = None
     calibration_rate: float = 1.0
-    gradient_steps: int = 0
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -154,10 +148,6 @@ class RunConfig:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(
                 f"weight decay must be zero or a positive number, not {self.weight_decay}"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(
-                f"label smoothing must be from 0 to below 1, not {self.label_smoothing}"
             )
 
     @property

@@ -11,7 +11,6 @@ LEAST: Final = {
     "epochs": 1,
     "few_seeds": 1,
     "fine_tune": 1,
-    "gradient_steps": 0,
     "image_size": 1,
     "limit": 1,
     "norm_batch": 1,

@@ -24,8 +24,7 @@ class Task:
 
     Attributes:
         measure: The measure's name.
-        losses: The loss of every label that counts, of scores (N, K, ...) and labels (N, ...), and
-            of the label smoothing, which is 0 where it is not given.
+        losses: The loss of every label that counts, of scores (N, K, ...) and labels (N, ...).
         numbers: How many numbers ``counts`` gives.
         counts: Numbers of scores and labels whose sums over batches and processes are all that
             ``value`` needs.
@@ -33,14 +32,14 @@ class Task:
     """
 
     measure: str
-    losses: Callable[..., Tensor]
+    losses: Callable[[Tensor, Tensor], Tensor]
     numbers: int
     counts: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor], float]
 
 
-def _class_losses(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    return cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
+def _class_losses(scores: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(scores, labels, reduction="none")
 
 
 def _right(scores: Tensor, labels: Tensor) -> Tensor:
@@ -64,10 +63,9 @@ def segmentation(classes: int) -> Task:
     The mean of intersection over union is taken over the classes that are seen or predicted.
     """
 
-    def losses(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        return cross_entropy(
-            scores, labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
-        )[labels != IGNORED]
+    def losses(scores: Tensor, labels: Tensor) -> Tensor:
+        every = cross_entropy(scores, labels, reduction="none", ignore_index=IGNORED)
+        return every[labels != IGNORED]
 
     def counts(scores: Tensor, labels: Tensor) -> Tensor:
         table: Tensor = multiclass_confusion_matrix(

@@ -103,7 +103,7 @@ def _name(config: RunConfig) -> str:
 def _outcome(result: Record | Failure) -> str:
     if isinstance(result, Failure):
         return result.error
-    reached = [f"{100 * result.accuracy:.1f} %"] if result.epochs else []
+    reached = [f"{100 * result.accuracy:.1f} %"]
     if result.config.target:
         reached += [
             f"{where} {100 * v:.1f} %" for of in result.shifted.values() for where, v in of.items()

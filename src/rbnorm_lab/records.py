@@ -58,9 +58,7 @@ class Record:
 
     Attributes:
         config: What was run.
-        epochs: Metrics of every epoch that ended; none where only gradients were asked for.
-        channel_mean_std: For every normalisation layer by name, the standard deviation over
-            channels of the channel means of its output on the test images.
+        epochs: Metrics of every epoch.
         calibration: For every RBN layer and calibration parameter, the distribution over channels.
         shifted: For every kind of statistics the accuracy under each of ``config.tested_on()``.
         diverged: Whether the last training loss was not finite.
@@ -69,13 +67,10 @@ class Record:
         environment: Versions, platform and commit.
         created: When it ended, in UTC.
         facts: What else the numbers depend on, such as digests of images and weights.
-        gradients: By parameter the root mean square of its gradient over the channels of all
-            layers, step by step.
     """
 
     config: RunConfig
     epochs: tuple[Epoch, ...]
-    channel_mean_std: dict[str, Number]
     calibration: dict[str, dict[str, dict[str, Number]]]
     shifted: dict[str, dict[str, float]]
     diverged: bool
@@ -84,11 +79,9 @@ class Record:
     environment: dict[str, str | None]
     created: str
     facts: dict[str, str] = field(default_factory=dict)
-    gradients: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        tested = bool(self.epochs) and self.epochs[-1].test_accuracy is not None
-        if not tested and not self.config.gradient_steps:
+        if not self.epochs or self.epochs[-1].test_accuracy is None:
             raise ValueError("its last epoch was not tested")
         for accuracies in self.shifted.values():
             if set(accuracies) != set(self.config.tested_on()):

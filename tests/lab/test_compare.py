@@ -57,7 +57,7 @@ def test_it_learns_and_is_tested_under_loss_of_contrast_with_all_statistics(demo
 
 def test_it_leaves_these_files_and_no_others(demo):
     names = sorted(path.name for path in demo[0].iterdir() if path.suffix != ".lock")
-    figures = ("channel-means", "clean", "shifted")
+    figures = ("clean", "shifted")
     drawn = [f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
     assert names == sorted([".finished", *drawn, "records.jsonl", "report.html"])
 

@@ -33,13 +33,11 @@ OTHER = {
     "decay_every": 10,
     "test_limit": 20,
     "frozen": True,
-    "label_smoothing": 0.1,
     "match_moments": True,
     "in_order": True,
     "conditions": ("noise/3",),
     "target": "sketch",
     "calibration_rate": 10.0,
-    "gradient_steps": 2,
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -53,7 +53,6 @@ class Subject:
         calls: Each does the work once, on an input of its own; they take turns.
         model: Its module, or None for the copy.
         grad: Whether the calls differentiate.
-        counts: What was counted of it beforehand, by the field of the row it belongs to.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Subject:
     calls: tuple[Call, ...]
     model: nn.Module | None = None
     grad: bool = False
-    counts: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def ready(self) -> Iterator[Call]:

@@ -70,10 +70,8 @@ class Row(Case):
         saved_bytes: Bytes that the forward pass keeps for the backward pass, without parameters
             and buffers; None where there is no backward pass.
         peak_bytes: Most bytes that were allocated at a time during a call.
-        parameters: Numbers in the parameters of the network; None where a layer is measured, or
-            where they were not counted.
-        buffers: Numbers in its buffers, likewise.
-        flops: Floating-point operations of a call in convolutions and matrix products, likewise.
+        parameters: Numbers in the parameters of the layer or network; None where they were not
+            counted.
     """
 
     candidate: str
@@ -88,8 +86,6 @@ class Row(Case):
     saved_bytes: int | None
     peak_bytes: int
     parameters: int | None = None
-    buffers: int | None = None
-    flops: int | None = None
 
     @property
     def case(self) -> Case:

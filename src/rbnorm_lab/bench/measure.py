@@ -52,7 +52,7 @@ def measure(
     cut = {name: _quartiles(values) for name, values in seconds.items()}
     return [
         Row(
-            **{**asdict(case), **subject.counts},
+            **asdict(case),
             candidate=subject.name,
             backend=subject.backend,
             median_s=cut[subject.name][1],
@@ -64,6 +64,7 @@ def measure(
             threads=torch.get_num_threads(),
             saved_bytes=bytes_of.saved if subject.grad else None,
             peak_bytes=bytes_of.peak,
+            parameters=_parameters(subject),
         )
         for subject, bytes_of in zip(subjects, memory, strict=True)
     ]
@@ -71,6 +72,12 @@ def measure(
 
 def _quartiles(values: Sequence[float]) -> list[float]:
     return quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+
+
+def _parameters(subject: Subject) -> int | None:
+    if subject.model is None:
+        return None
+    return sum(parameter.numel() for parameter in subject.model.parameters())
 
 
 def in_turn(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import rbnorm
 from rbnorm_lab.bench.candidates import Subject, literally, network
@@ -50,18 +48,16 @@ def networks(
 
 
 def every_norm(case: Case, device: torch.device, name: str, classes: int) -> list[Subject]:
-    """The network with every norm, counted."""
+    """The network with every norm."""
     ours = rbnorm.backends()[device.type].name
     return [
-        _counted(
-            network(
-                BASELINE if norm == "bn" else norm,
-                _built(name, norm, case, classes),
-                ours if norm.startswith("rbn") else "torch",
-                case=case,
-                device=device,
-                classes=classes,
-            )
+        network(
+            BASELINE if norm == "bn" else norm,
+            _built(name, norm, case, classes),
+            ours if norm.startswith("rbn") else "torch",
+            case=case,
+            device=device,
+            classes=classes,
         )
         for norm in NORMS
     ]
@@ -69,20 +65,3 @@ def every_norm(case: Case, device: torch.device, name: str, classes: int) -> lis
 
 def _built(name: str, norm: str, case: Case, classes: int = 1000) -> nn.Module:
     return build_model(name, norm, classes=classes, channels=case.shape[1], seed=0)
-
-
-def _counted(subject: Subject) -> Subject:
-    """The subject with the sizes of its model, and the operations that one call of it takes.
-
-    PyTorch counts two operations for every multiplication and addition of convolutions and matrix
-    products, forward and backward, and none for what works element by element.
-    """
-    assert subject.model is not None
-    with subject.ready() as call, FlopCounterMode(display=False) as counter:
-        call()
-    counts = {
-        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-        "buffers": sum(buffer.numel() for buffer in subject.model.buffers()),
-        "flops": counter.get_total_flops(),
-    }
-    return replace(subject, counts=counts)

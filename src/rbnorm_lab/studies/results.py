@@ -282,7 +282,7 @@ def value_of(record: Record, measure: str, statistics: str = TRAINED) -> float |
     own = SOURCE if config.target else IOU if config.model == LRASPP else CLEAN
     if measure == own == CLEAN and statistics != TRAINED:
         return record.shifted.get(statistics, {}).get(CLEAN)
-    return record.accuracy if measure == own and record.epochs else None
+    return record.accuracy if measure == own else None
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class Training:
     def _backward(self, images: Tensor, labels: Tensor, share: float) -> None:
         labels = labels.to(self.device, non_blocking=True)
         scores = self.model(on(self.device, images))
-        losses = self.data.task.losses(scores, labels, self.config.label_smoothing)
+        losses = self.data.task.losses(scores, labels)
         self.accelerator.backward(losses.mean() * share)
         self.loss = losses.detach().mean()
         self.sums += self._sums(losses, scores, labels)
