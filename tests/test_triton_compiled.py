@@ -10,12 +10,13 @@ pytest.importorskip("triton", reason="Triton is installed on Linux only")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
+import machine_code as ahead
+
 from rbnorm.kernels.triton import evaluation, sweeps, tables
 from rbnorm.kernels.triton.plan import plan
-from tools import kernel_resources as ahead
 
 LAYOUTS = {"contiguous": ahead.CONTIGUOUS, "channels_last": ahead.CHANNELS_LAST}
-DOC = Path(__file__).parent.parent / "docs" / "gpu.md"
+BUILD = Path(__file__).parent.parent / "build" / "triton"
 
 
 def sweep(name, layout, **options):
@@ -27,7 +28,7 @@ def sweep(name, layout, **options):
 def kernel_cache():
     """Kernels are compiled when they or the compiler have changed: Triton goes by the content."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(DOC.parents[1] / "build" / "triton"))
+        patch.setenv("TRITON_CACHE_DIR", str(BUILD))
         yield
 
 
@@ -182,27 +183,3 @@ def test_merge_compiles(chunks):
         blocks = dict(zip(("BLOCK_N", "BLOCK_C", "BLOCK_J"), p.table, strict=True))
         variant = ahead.Variant(tables.merge, absent, {**blocks, "num_warps": p.table_warps})
         ahead.usage(ahead.build(variant, "fp32", ahead.TARGETS["gfx942"], None))
-
-
-def test_documented_kernels_are_the_ones_that_exist():
-    """The numbers depend on the compiler's version; the rows do not, and none may spill."""
-    table = DOC.read_text().split("<!-- resources -->")[1].split("<!-- /resources -->")[0]
-    lines = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
-    wanted = [
-        [n, layout, dtype] for n in ahead.SWEEPS for layout in LAYOUTS for dtype in ("fp32", "bf16")
-    ]
-    wanted += [[n, "tables", "fp32"] for n in ahead.TABLES]
-    wanted += [[n, n.rpartition(" ")[2], dtype] for n in ahead.WHOLE for dtype in ("fp32", "bf16")]
-    assert [line[:3] for line in lines] == wanted
-    for line in lines:
-        assert len(line) == 3 + len(ahead.TARGETS)
-        assert all(cell.endswith(" / 0") for cell in line[3:])
-
-
-def test_rewriting_the_table_leaves_the_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(ahead, "rows", lambda: ["| new |"])
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- resources -->\n| old |\n<!-- /resources -->\nafter\n")
-    ahead.rewrite(page)
-    expected = "before\n<!-- resources -->\n\n| new |\n\n<!-- /resources -->\nafter\n"
-    assert page.read_text() == expected

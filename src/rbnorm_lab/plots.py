@@ -17,8 +17,7 @@ INK: Final = "#1b1b1b"  # nothing else has this colour: inside a page it becomes
 
 BASELINE_MARK: Final = ("#0072b2", "s")
 SUBJECT_MARK: Final = ("#d55e00", "o")
-OTHER_MARK: Final = ("#009e73", "^")
-"""Three of the colours of Okabe and Ito; the markers say the same in grey print."""
+"""Two of the colours of Okabe and Ito; the markers say the same in grey print."""
 
 NARROW: Final = 4.2
 """Inches of a figure for a phone: its letters are then about as large as the page's."""
@@ -111,7 +110,6 @@ def interval(
     y: float,
     ends: tuple[float, float] | None,
     mark: tuple[str, str],
-    label: str | None = None,
 ) -> None:
     """A mean as a mark, and its interval as a bar beside it where there is one."""
     color, marker = mark
@@ -126,16 +124,13 @@ def interval(
         markeredgewidth=0.6,
         capsize=3.5,
         linewidth=1.7,
-        label=label,
     )
 
 
-def percent(
-    axes: Axes, found: Estimate, y: float, mark: tuple[str, str], label: str | None = None
-) -> None:
+def percent(axes: Axes, found: Estimate, y: float, mark: tuple[str, str]) -> None:
     """A share and its interval, in percent."""
     low, high = found.interval or (found.mean,) * 2
-    interval(axes, 100 * found.mean, y, (100 * low, 100 * high), mark, label)
+    interval(axes, 100 * found.mean, y, (100 * low, 100 * high), mark)
 
 
 def seeds(axes: Axes, values: Sequence[float], y: float, mark: tuple[str, str]) -> None:

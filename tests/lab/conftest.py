@@ -4,8 +4,17 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """A process has one precision for good: forget it between tests."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @pytest.fixture

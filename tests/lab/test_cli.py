@@ -8,23 +8,13 @@ import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from support import command, environment, execute, make_record, run
+from support import command, environment, execute, run
 
 import rbnorm
 from rbnorm_cli import main as command_line
 from rbnorm_cli.main import main
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import model_name
-from rbnorm_lab.store import Store
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
 
 COMPARE = {
     "--norms bn,batch": "unknown norm 'batch': choose from bn, gn, ln, ln2d, in, rbn",
@@ -124,16 +114,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert main(["compare", "--out", str(tmp_path / "out")]) == 2
     assert "is not writable" in capsys.readouterr().err
-
-
-def test_records_of_another_schema_stay_untouched(tmp_path, capsys):
-    store = Store(tmp_path)
-    store.append(make_record())
-    other = store.path.read_text().replace('"schema": 2', '"schema": 0')
-    store.path.write_text(other)
-    assert main(["compare", "--out", str(tmp_path)]) == 2
-    assert "line 1 has records of schema 0" in capsys.readouterr().err
-    assert store.path.read_text() == other
 
 
 def test_the_version_and_the_exit_status_reach_the_shell(tmp_path):

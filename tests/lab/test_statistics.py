@@ -10,8 +10,6 @@ from scipy import stats
 from rbnorm_lab import statistics
 from rbnorm_lab.statistics import Estimate, blocked, estimate, holm, sign_flip
 
-ALPHA = 0.05
-
 
 def chance(p, trials):
     """Four standard deviations of a share of trials, which one seed in 15,000 leaves."""
@@ -25,13 +23,6 @@ def test_the_interval_is_students():
     assert result.mean == pytest.approx(0.9375)
     assert result.interval == pytest.approx((0.9375 - half, 0.9375 + half))
     assert result.margin == pytest.approx(half)
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 10])
-def test_the_interval_covers_the_truth_as_often_as_it_says(seeds):
-    samples = np.random.default_rng(0).normal(0.9, 0.01, (1500, seeds))
-    covered = np.mean([low <= 0.9 <= high for low, high in (estimate(s).interval for s in samples)])
-    assert covered == pytest.approx(0.95, abs=chance(0.95, 1500))
 
 
 @pytest.mark.parametrize("values", [[0.9], [0.9, 0.9, 0.9], [0.3, 0.1 + 0.2]])
@@ -73,22 +64,6 @@ def test_no_differences_at_all_are_no_evidence():
     assert sign_flip([0.0] * 10) == 1
 
 
-def test_the_sign_flip_test_errs_as_often_as_it_may():
-    # the possible p values are k / 128, so the largest not above alpha is 6 / 128
-    noise = np.random.default_rng(0).standard_t(3, (1500, 8))
-    errs = np.mean([sign_flip(sample) <= ALPHA for sample in noise])
-    assert errs == pytest.approx(6 / 128, abs=chance(6 / 128, 1500))
-
-
-@pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
-def test_the_sign_flip_test_finds_an_effect_as_often_as_it_should(effect):
-    # of six differences only all with one sign are below alpha: 2 / 64, next is 4 / 64
-    power = stats.norm.cdf(effect) ** 6 + stats.norm.cdf(-effect) ** 6
-    samples = np.random.default_rng(1).normal(effect, 1, (1500, 6))
-    found = np.mean([sign_flip(sample) <= ALPHA for sample in samples])
-    assert found == pytest.approx(power, abs=chance(power, 1500))
-
-
 def test_more_differences_than_can_be_enumerated_are_judged_by_chance(monkeypatch):
     differences = np.random.default_rng(2).normal(0.5, 1, 12)
     exact = sign_flip(differences)
@@ -112,19 +87,6 @@ def step_down(p_values):
 )
 def test_holms_adjustment_is_his(p_values):
     assert holm(p_values) == pytest.approx(step_down(p_values))
-
-
-@pytest.mark.parametrize("effects", [0, 1])
-def test_holm_errs_in_a_family_as_often_as_it_may(effects, monkeypatch):
-    monkeypatch.setattr("gc.collect", lambda: 0)  # multipletests does it on every call, for 0.1 s
-    # independent tests without effect have uniform p values; one with a clear effect has p = 0
-    p_values = np.random.default_rng(3).uniform(size=(5000, 3))
-    p_values[:, :effects] = 0
-    nulls = 3 - effects
-    rate = 1 - (1 - ALPHA / nulls) ** nulls
-    errs = np.mean([min(holm(family)[effects:]) <= ALPHA for family in p_values.tolist()])
-    assert errs == pytest.approx(rate, abs=chance(rate, 5000))
-    assert errs <= ALPHA + chance(ALPHA, 5000)
 
 
 @pytest.mark.parametrize("statistic", [estimate, sign_flip])

@@ -21,13 +21,6 @@ def digits():
     return load_data("digits", limit=200)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    """A process has one precision for good: forget it between tests."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def metrics(record):
     return [replace(epoch, seconds=0.0) for epoch in record.epochs]
 

@@ -9,7 +9,6 @@ import time
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,13 +26,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 STEPS = 16  # four epochs of four
 OPTIONS = ("--model=cifar-resnet8", "--image-size=16", "--batch-size=16", "--accumulate=2")
 RECIPE = ("--epochs=4", "--lr=1.6", "--decay-every=3")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from support import CONFIG
 from tolerances import assert_close
 from torch import nn
@@ -32,13 +31,6 @@ RUN = replace(
 )
 STEPS = 5  # of two to an epoch
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture

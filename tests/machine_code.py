@@ -1,13 +1,9 @@
-"""What the compilers make of the kernels, read without a GPU: accesses, registers, memory, spills.
-
-``python -m tools.kernel_resources docs/gpu.md`` rewrites the table in that file.
-"""
+"""What compilers make of the kernels, read without a GPU: accesses, registers, memory, spills."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -19,7 +15,6 @@ from triton.compiler import ASTSource
 
 from rbnorm.kernels.triton import evaluation, sweeps, tables
 from rbnorm.kernels.triton.plan import Plan, plan
-from tools.marks import put
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -194,37 +189,3 @@ def _amd(text: str, shared: int) -> Usage:
         Counter(map(bits, re.finditer(access.format("load"), text))),
         Counter(map(bits, re.finditer(access.format("store"), text))),
     )
-
-
-def rows() -> list[str]:
-    """The lines of the table: registers / bytes of shared memory / spills on every target."""
-    lines = [
-        "| kernel | layout | dtype | " + " | ".join(TARGETS) + " |",
-        "| --- | --- | --- |" + " --- |" * len(TARGETS),
-    ]
-
-    def line(name: str, layout: str, dtype: str, variant: Variant, config: Any) -> None:
-        found = [usage(build(variant, dtype, target, config)) for target in TARGETS.values()]
-        cells = [f"{u.registers} / {u.shared} / {u.spills}" for u in found]
-        lines.append(f"| {name} | {layout} | {dtype} | " + " | ".join(cells) + " |")
-
-    for name, variant in SWEEPS.items():
-        for layout, options in (("contiguous", CONTIGUOUS), ("channels_last", CHANNELS_LAST)):
-            for dtype in ("fp32", "bf16"):
-                chosen = variant._replace(options={**variant.options, **options})
-                line(name, layout, dtype, chosen, sweeps.CONFIGS[0])
-    for name, variant in TABLES.items():
-        line(name, "tables", "fp32", variant, None)
-    for name, variant in WHOLE.items():
-        for dtype in ("fp32", "bf16"):
-            line(name, name.rpartition(" ")[2], dtype, variant, None)
-    return lines
-
-
-def rewrite(path: Path) -> None:
-    """Put the table between the marks of the file at ``path``."""
-    put(path, "resources", "\n".join(["\n", *rows(), "\n"]))
-
-
-if __name__ == "__main__":
-    rewrite(Path(sys.argv[1]))
