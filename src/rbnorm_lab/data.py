@@ -21,8 +21,7 @@ from torchvision.transforms import v2
 from rbnorm_lab.camvid import CAMVID, CLASSES, mirrored, scenes
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.evaluate import CLASSIFICATION, Task, segmentation
-from rbnorm_lab.imagefolder import folder_of, image_folder, squares
-from rbnorm_lab.imagenet import IMAGENET_MOMENTS
+from rbnorm_lab.imagefolder import IMAGENET_MOMENTS, folder_of, image_folder, squares
 from rbnorm_lab.names import FOLDER
 
 CIFAR10_JPEG: Final = "cifar10-jpeg"

@@ -17,12 +17,12 @@ from rbnorm.models import files
 from rbnorm_lab.batches import Batches, loader_of
 from rbnorm_lab.checkpoints import Saved, read_saved
 from rbnorm_lab.data import ImageData
-from rbnorm_lab.devices import device_of
 from rbnorm_lab.diagnosis_page import Report, lines, write_page
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.findings import findings
 from rbnorm_lab.folders import make_folder
 from rbnorm_lab.names import model_file
+from rbnorm_lab.processes import device_of
 from rbnorm_lab.progress import progress_of_runs
 from rbnorm_lab.records import environment
 from rbnorm_lab.subject import Request, first_batches, load_subject, shifted_batches

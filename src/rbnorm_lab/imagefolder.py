@@ -16,8 +16,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from rbnorm_lab.errors import UsageError, first_line
-from rbnorm_lab.imagenet import IMAGENET_MOMENTS
 
+IMAGENET_MOMENTS: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of each channel of raw values from 0 to 1, on ImageNet."""
 _FORMATS: Final = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What the suffixes that torchvision looks for stand for."""
 _HELD_OUT_SHARE: Final = 0.2

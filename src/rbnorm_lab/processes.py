@@ -52,3 +52,22 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         raise UsageError(
             f"mixed precision {mixed_precision!r} is not available here ({first_line(error)})"
         ) from error
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of this name, or the accelerator there is.
+
+    Raises:
+        UsageError: There is none of this name here.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device {name!r} is not available here ({first_line(error)})") from error
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

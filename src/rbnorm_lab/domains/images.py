@@ -16,8 +16,7 @@ from torchvision.transforms import v2
 from rbnorm_lab.data import ImageData, Tensors
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.evaluate import on
-from rbnorm_lab.imagefolder import squares
-from rbnorm_lab.imagenet import IMAGENET_MOMENTS
+from rbnorm_lab.imagefolder import IMAGENET_MOMENTS, squares
 
 _HELD_OUT: Final = 10  # one image of so many
 _SPLIT_SEED: Final = 0

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rbnorm_lab.config import RunConfig
-from rbnorm_lab.devices import device_of
 from rbnorm_lab.domains.images import DomainImages, load_domains
 from rbnorm_lab.domains.run import Weights
 from rbnorm_lab.errors import UsageError
+from rbnorm_lab.processes import device_of
 from rbnorm_lab.store import Store
 from rbnorm_lab.studies.study import Settings
 from rbnorm_lab.studies.work import Sources

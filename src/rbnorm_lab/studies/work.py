@@ -12,12 +12,11 @@ from torch import nn
 from rbnorm_lab.checkpoints import save_model
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.data import ImageData, load_data
-from rbnorm_lab.devices import device_name
 from rbnorm_lab.domains.images import DomainImages
 from rbnorm_lab.domains.run import Weights, facts_of, own_parts
 from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.models import needs_rgb
-from rbnorm_lab.processes import choose_threads
+from rbnorm_lab.processes import choose_threads, device_name
 from rbnorm_lab.records import Failure, Record
 from rbnorm_lab.train import train_run
 
