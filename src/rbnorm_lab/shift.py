@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from rbnorm.diagnosis import recalibrate
 from rbnorm_lab.batches import loader_of
 from rbnorm_lab.config import CLEAN, CONDITIONS, WHOLE, RunConfig
 from rbnorm_lab.corruptions import Corrupted
 from rbnorm_lab.data import ImageData, first_images
 from rbnorm_lab.evaluate import on
 
-TRAINED, RE_ESTIMATED, TEST_BATCH = ("trained", "re-estimated", "test-batch")
-TEST_BATCHES: Final = {"test-batch-64": 64, "test-batch-8": 8}
-STATISTICS: Final = (TRAINED, RE_ESTIMATED, TEST_BATCH, *TEST_BATCHES)
-"""The statistics a model is tested with: the running ones of training, those of clean training
-images after training, and those of each batch of test images, of 250 or as many as the name says.
-"""
+TRAINED, TEST_BATCH = "trained", "test-batch"
+"""The statistics a model is tested with: the running ones of training, and those of each batch of
+test images."""
+OTHERS: Final = {
+    "controls": {TEST_BATCH: 250},
+    "whole-controls": {"test-batch-64": 64, "test-batch-8": 8},
+}
+"""Those that some of :data:`rbnorm_lab.config.SHIFTS` ask for, too, and the images of a batch."""
 
 IMAGES: Final = 2000
 """Fixed test images, where not all are tested."""
@@ -30,22 +31,12 @@ _BATCH: Final = 250
 _KEPT_BYTES: Final = 2**32
 
 
-def statistics_of(shift: str) -> tuple[str, ...]:
-    """Those of :data:`STATISTICS` that one of :data:`rbnorm_lab.config.SHIFTS` asks for."""
-    return {
-        "none": (),
-        "controls": (TRAINED, RE_ESTIMATED, TEST_BATCH),
-        "whole-controls": (TRAINED, *TEST_BATCHES),
-    }.get(shift, (TRAINED,))
-
-
 def shifted_accuracy(
     model: nn.Module, config: RunConfig, data: ImageData, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Accuracy on test images under every kind and severity of corruption that a run asks for.
 
-    They are 2,000 fixed images in batches of 250, or all of them. Statistics are re-estimated on
-    2,000 fixed training images.
+    They are 2,000 fixed images, or all of them.
 
     Args:
         model: A trained model; its parameters and statistics are not changed.
@@ -60,9 +51,8 @@ def shifted_accuracy(
     models = {TRAINED: (model.eval(), _BATCH)}
     limit = None if config.shift in WHOLE else IMAGES
     if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
-        for name in statistics_of(config.shift)[1:]:
-            own = _re_estimated(model, data, device) if name == RE_ESTIMATED else _by_batch(model)
-            models[name] = own, TEST_BATCHES.get(name, _BATCH)
+        for name, size in OTHERS.get(config.shift, {}).items():
+            models[name] = _by_batch(model), size
     found: dict[str, dict[str, float]] = {statistics: {} for statistics in models}
     for condition in config.tested_on():
         batches = _batches(data, condition, limit)
@@ -75,11 +65,6 @@ def mean_corruption_accuracy(accuracies: dict[str, float]) -> float:
     """The mean over all kinds and severities of one entry of :func:`shifted_accuracy`."""
     corrupted = [value for condition, value in accuracies.items() if condition != CLEAN]
     return sum(corrupted) / len(corrupted)
-
-
-def _re_estimated(model: nn.Module, data: ImageData, device: torch.device) -> nn.Module:
-    loader = loader_of(data.plain, _BATCH, IMAGES)
-    return recalibrate(copy.deepcopy(model), (on(device, images) for images, _ in loader))
 
 
 def _by_batch(model: nn.Module) -> nn.Module:
