@@ -88,7 +88,7 @@ def test_the_page_fits_and_shows_every_figure_in_both_languages(demo, browser, v
     assert page.errors == []
     others = [url for url in page.requests if not url.startswith("data:")]
     assert len(others) == 1
-    assert page.locator('figure [lang="en"] svg:visible').count() == 3
+    assert page.locator('figure [lang="en"] svg:visible').count() == 2
     assert page.locator("#arms-clean tbody tr").count() == 4
     assert page.locator("#controls tbody tr").count() == 4
     assert "rbnorm compare --norms bn,rbn" in page.locator("pre").inner_text()
