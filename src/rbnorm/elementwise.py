@@ -1,8 +1,8 @@
 """The table of elementwise functions: restrictions R and activations act, each with its derivative.
 
-Everything that knows a function by name or by code reads it here. A compiled language has one file
-of the same name with the same codes (``kernels/cpu/csrc/elementwise.h``,
-``kernels/triton/elementwise.py``), which is compared with this table when it is loaded.
+Everything that knows a function by name or by code reads it here. A compiled language has a file of
+the same name (``kernels/cpu/csrc/elementwise.h``, ``kernels/triton/elementwise.py``), whose names
+and codes are compared with this table when it is loaded.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Candidate:
 
     Attributes:
         norm: The layer.
-        outcome: What becomes of it.
+        outcome: What is done with it.
         source: What its static part, or constants, can go into.
         pair: What stands in the model in the places of the two.
         like: An empty input, for rank and dtype.
