@@ -1,7 +1,22 @@
-// What the kernels take and who provides them: one table of functions per instruction set.
+// What the kernels take and who provides them, one table of functions per instruction set; and all that
+// they include.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <memory>
+#include <numeric>
+#include <type_traits>
+#include <utility>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define RBNORM_X86
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
 
 namespace rbnorm {
 

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "headers.h"
+#include "kernels.h"
 
 namespace rbnorm {
 

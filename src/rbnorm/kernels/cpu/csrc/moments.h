@@ -43,7 +43,7 @@ void sum_runs(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x,
               Ahead fetch) {
   constexpr int K = Term::sums;
   const int64_t n = tile.width, rest = n % W;
-  const Keep keep = n < W ? Keep(0, n) : Keep(W - rest, W);
+  const Keep keep(n);
   for (int64_t r0 = 0; r0 < tile.rows; r0 += W) {
     const int64_t count = least(W, tile.rows - r0);
     V rows[2][W];
@@ -87,9 +87,7 @@ template <class Term, int Group, class S>
 INLINE void sum_group(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, int64_t r,
                       float* first, float* second) {
   constexpr int K = Term::sums;
-  const int64_t n = tile.width;
-  const Keep keep = n < W ? Keep(0, n) : Keep(W - n % W, W);
-  const auto column = [&](int64_t j, bool whole) FLAT {
+  once(tile.width, [&](int64_t j, auto keep) FLAT {
     const V middle = load(center + j);
     V total[K] = {};
     UNROLLED
@@ -102,12 +100,9 @@ INLINE void sum_group(const Piece& tile, const float* center, RowsOf<S> dz, Rows
     UNROLLED
     for (int s = 0; s < K; s++) {
       float* to = (s ? second : first) + j;
-      store(to, load(to) + (whole ? total[s] : keep(total[s])));
+      store(to, load(to) + keep(total[s]));
     }
-  };
-  int64_t j = 0;
-  for (; j + W <= n; j += W) column(j, true);
-  if (j < n) column(most(n - W, 0), false);
+  });
 }
 template <class Term, class S>
 void sum_lanes(const Piece& tile, const float* center, RowsOf<S> dz, RowsOf<S> x, float* first,
@@ -202,33 +197,28 @@ void sum_area(const Shape& s, const Area& a, const Tables& tables, const Source&
   if (times > 1) fold_row(sums.first, channels, times), fold_row(sums.second, channels, times);
 }
 
-// The moments of one channel where sums in float32 were not finite: in double, and scaled by a power
-// of two, so that they are finite as long as the moments are.
+// Where moments go; `rest` is what the mean lost when it was rounded. The last two may be null.
+struct MomentTables {
+  float *mean, *variance, *rest;
+};
+
+// The moments of one channel where sums in float32 were not finite: in double.
 __attribute__((noinline)) void moments_carefully(const Shape& s, const Area& a, int64_t c, Memory x,
-                                                 float* mean, float* variance, float* rest) {
-  const double n = double(a.positions()), scale = std::ldexp(1.0, -std::ilogb(n) - 1);
-  const auto sum = [&](auto term) {
+                                                 const MomentTables& out) {
+  const auto mean_of = [&](auto term) {
     double total = 0;
     for (int64_t i = a.i0; i < a.i1; i++) {
       float v;
       ways[x.type].widen(x.place(s.offset(a.n, a.c0 + c, i)), &v, 1);
       total += term(v);
     }
-    return total / (n * scale);
+    return total / double(a.positions());
   };
-  const double m = sum([&](double v) { return v * scale; });
-  *mean = float(m);
-  if (rest) *rest = std::isfinite(*mean) ? float(m - double(*mean)) : 0;
-  if (variance) *variance = float(sum([&](double v) { return (v - m) * scale * (v - m); }));
+  const double m = mean_of([](double v) { return v; });
+  out.mean[c] = float(m);
+  if (out.rest) out.rest[c] = std::isfinite(out.mean[c]) ? float(m - double(out.mean[c])) : 0;
+  if (out.variance) out.variance[c] = float(mean_of([&](double v) { return (v - m) * (v - m); }));
 }
-
-// Where moments go; `rest` is what the mean lost when it was rounded. The last two may be null.
-struct MomentTables {
-  float *mean, *variance, *rest;
-  MomentTables from(int64_t c) const {
-    return {mean + c, variance ? variance + c : nullptr, rest ? rest + c : nullptr};
-  }
-};
 
 // Sums of squares around a centre that lies `distant` standard deviations from the mean cost the variance
 // a factor 1 + distant^2 of its precision; farther ones are taken again, around the mean.
@@ -282,10 +272,7 @@ void moments_of(const Shape& s, const Area& a, Memory x, const MomentTables& out
     const V zero = (mean + spread) - (mean + spread);
     if (!any(zero != V{})) continue;
     for (int64_t k = j; k < least(channels, j + W); k++)
-      if (!(zero[k - j] == 0)) {
-        const MomentTables t = out.from(k);
-        moments_carefully(s, a, k, x, t.mean, t.variance, t.rest);
-      }
+      if (!(zero[k - j] == 0)) moments_carefully(s, a, k, x, out);
   }
 }
 

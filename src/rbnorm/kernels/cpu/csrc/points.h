@@ -119,8 +119,8 @@ void sums_of_points(const Channels& p, const Grid& grid, const Source& in, float
     Past past;
     for_points(grid.shape.offset(0, a.c0, a.i0), a.positions(), width, C, times, group_rows, [&](const Piece& tile, int64_t at) {
       past.take(p, tile, a.c0 + at, in);
-      const int64_t n = most(tile.width, W), whole = tile.width / W * W;
-      const auto column = [&](int64_t j, bool all, const Keep& keep) FLAT {
+      const int64_t n = most(tile.width, W);
+      once(tile.width, [&](int64_t j, auto keep) FLAT {
         V total[point_sums] = {};
         const V center = p.get(Channels::CENTER, a.c0 + at + j);
         for (int64_t r = 0; r < tile.rows; r++) {
@@ -134,12 +134,9 @@ void sums_of_points(const Channels& p, const Grid& grid, const Source& in, float
         UNROLLED
         for (int s = 0; s < point_sums; s++) {
           float* to = own + s * ld + a.c0 + at + j;
-          store(to, load(to) + (all ? total[s] : keep(total[s])));
+          store(to, load(to) + keep(total[s]));
         }
-      };
-      const Keep keep = tile.width < W ? Keep(0, tile.width) : Keep(W - tile.width % W, W);
-      for (int64_t j = 0; j < whole; j += W) column(j, true, keep);
-      if (whole < tile.width) column(most(tile.width - W, 0), false, keep);
+      });
     });
     for (int s = 0; s < point_sums && times > 1; s++) fold_row(own + s * ld, C, times);
   });

@@ -184,17 +184,12 @@ void grad_moments(const Grid& grid, const Source& in, const F& tables, const Tab
     for (float* sums : {first[n], second[n]}) merge_chunks(grid, sums, nullptr, nullptr, first.step / grid.chunks);
 }
 
-// Calls f(j0, j1) for the columns of tiles, whole vectors.
-template <class F>
-void for_columns(int64_t end, const F& f) {
-  for (int64_t j = 0; j < end; j += table_columns) f(j, least(end, j + table_columns));
-}
-// The same for the channels of a grid, by its threads.
+// Calls f(j0, j1) for the columns of tiles, whole vectors of the channels of a grid, by its threads.
 template <class F>
 void for_columns(const Grid& grid, const F& f) {
   const int64_t grain = ceil_div(16384, most(grid.instances() * W, 1));
   grid.share(padded(grid.channels()) / W, grain, [&](int64_t begin, int64_t end, int64_t) {
-    for_columns((end - begin) * W, [&](int64_t j0, int64_t j1) { f(begin * W + j0, begin * W + j1); });
+    for (int64_t j = begin * W; j < end * W; j += table_columns) f(j, least(end * W, j + table_columns));
   });
 }
 

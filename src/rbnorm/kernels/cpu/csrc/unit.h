@@ -1,8 +1,8 @@
 // The kernels for one instruction set. A file defines RBNORM_BACKEND, RBNORM_VECTOR_BYTES and, but for
-// plain C++, what compilers call the instruction set, RBNORM_TARGET, and includes this. headers.h
+// plain C++, what compilers call the instruction set, RBNORM_TARGET, and includes this. kernels.h
 // comes before it is turned on because the linker keeps one copy of an inline function, for all
 // instruction sets: it must be one for any.
-#include "headers.h"
+#include "kernels.h"
 
 #if !defined(RBNORM_TARGET) || defined(RBNORM_X86)
 

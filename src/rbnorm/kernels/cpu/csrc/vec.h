@@ -53,15 +53,24 @@ template <int... k>
 INLINE Mask numbered(std::integer_sequence<int, k...>) { return Mask{k...}; }
 using Lanes = std::make_integer_sequence<int, W>;
 
-// Keeps the lanes [from, to) of a vector, which have not been seen yet; the others become 0.
+// Keeps of the last vector of a run of n numbers those that the vectors before have not; the others, and
+// those behind a run that is shorter than a vector, become 0.
 struct Keep {
   Mask mask;
-  INLINE Keep(int64_t from, int64_t to) {
+  explicit INLINE Keep(int64_t n) {
+    const int64_t from = n < W ? 0 : W - n % W, to = n < W ? n : W;
     const Mask lane = numbered(Lanes{});
     mask = (lane >= int32_t(from)) & (lane < int32_t(to));
   }
   INLINE V operator()(const V& v) const { return bits<V>(bits<Mask>(v) & mask); }
 };
+// Calls f(i, keep) for the vectors of a run of n numbers, each of which they keep once.
+template <class F>
+INLINE void once(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) f(i, [](const V& v) FLAT { return v; });
+  if (i < n) f(most(n - W, 0), Keep(n));
+}
 
 // Calls f(i) for the vectors of a run of n >= W numbers; the last one may see some a second time.
 template <class F>
@@ -69,33 +78,6 @@ INLINE void over(int64_t n, F f) {
   int64_t i = 0;
   for (; i + W <= n; i += W) f(i);
   if (i < n) f(n - W);
-}
-
-#if defined(__clang__)
-template <int... lane>
-INLINE V shuffled(const V& a, const V& b) { return __builtin_shufflevector(a, b, lane...); }
-#else
-template <int... lane>
-INLINE V shuffled(const V& a, const V& b) { return __builtin_shuffle(a, b, Mask{lane...}); }
-#endif
-
-// a + b where the lanes of a that differ by `step` are summed, likewise of b: in a's place where
-// the bit `step` of the lane is clear, in b's place where it is set.
-template <int step, int... lane>
-INLINE V sum_pairs(const V& a, const V& b, std::integer_sequence<int, lane...>) {
-  return shuffled<(lane & step ? int(W) + lane : lane)...>(a, b) +
-         shuffled<(lane & step ? int(W) + (lane ^ step) : lane ^ step)...>(a, b);
-}
-
-// The vector whose lane k is the sum of rows[k]; the rows are overwritten.
-template <int step = W / 2>
-INLINE V row_sums(V* rows) {
-  UNROLLED
-  for (int i = 0; i < step; i++) rows[i] = sum_pairs<step>(rows[i], rows[i + step], Lanes{});
-  if constexpr (step == 1)
-    return rows[0];
-  else
-    return row_sums<step / 2>(rows);
 }
 
 // The lanes of two vectors, in the order of `from`.
@@ -107,6 +89,25 @@ INLINE V permuted(const V& a, const V& b, const Mask& from) {
 #else
   return __builtin_shuffle(a, b, from);
 #endif
+}
+
+// a + b where the lanes of a that differ by `step` are summed, likewise of b: in a's place where
+// the bit `step` of the lane is clear, in b's place where it is set.
+template <int step, int... lane>
+INLINE V sum_pairs(const V& a, const V& b, std::integer_sequence<int, lane...>) {
+  return permuted(a, b, Mask{(lane & step ? int(W) + lane : lane)...}) +
+         permuted(a, b, Mask{(lane & step ? int(W) + (lane ^ step) : lane ^ step)...});
+}
+
+// The vector whose lane k is the sum of rows[k]; the rows are overwritten.
+template <int step = W / 2>
+INLINE V row_sums(V* rows) {
+  UNROLLED
+  for (int i = 0; i < step; i++) rows[i] = sum_pairs<step>(rows[i], rows[i + step], Lanes{});
+  if constexpr (step == 1)
+    return rows[0];
+  else
+    return row_sums<step / 2>(rows);
 }
 
 INLINE bool any(const Mask& mask) {
