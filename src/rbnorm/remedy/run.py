@@ -255,14 +255,13 @@ class _Session:
         notes = []
         for data, scores in zip(self.data, self.base, strict=True):
             if not len(scores.score):
-                notes.append(
-                    f"no accuracy on the {data.name} data: its batches have no classes that belong "
-                    "to the model's output; a target is the second item of a sequence, or a "
-                    "mapping's labels, label or target"
+                missing = (
+                    "its batches have no classes for the model's output, as the second item of a "
+                    "sequence, or as a mapping's labels, label or target"
                     if len(scores.confidence)
-                    else f"no accuracy on the {data.name} data: the model's output has no scores "
-                    "of two classes or more; pass metric="
+                    else "the model's output has no scores of two classes or more; pass metric="
                 )
+                notes.append(f"no accuracy on the {data.name} data: {missing}")
             classes = scores.target
             if classes.ndim == 1 and len(classes) > 1 and len(classes.unique()) > 2:
                 same = (classes[1:] == classes[:-1]).double().mean()
