@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbnorm
+from rbnorm.engine.batch import Group
 
 INSTANCES = 8
 STEPS = 3
@@ -85,6 +86,7 @@ def everything(rank: int) -> dict[str, Any]:
         "one frozen": train(rbnorm.freeze(net(group)), 0, 1),
         "ddp frozen": train(DistributedDataParallel(rbnorm.freeze(net())), rank, world),
         "collectives": collectives(),
+        "group of one": Group.of(group),
         "distributed": {reduce: distributed(rank, reduce) for reduce in (True, False)},
     }
 

@@ -47,10 +47,11 @@ def make(kind: Callable[..., nn.Module], **options: Any) -> nn.Module:
     return layer
 
 
-def make_fused(kind: Callable[..., nn.Module], activation: str) -> nn.Module:
+def make_fused(kind: Callable[..., nn.Module], activation: str, **options: Any) -> nn.Module:
     """A layer that applies an activation of the table."""
     function = ACTIVATIONS[activation]
-    return make(kind, act_layer=function.module, act_kwargs=dict(function.options), inplace=False)
+    options |= {"act_kwargs": dict(function.options), "inplace": False}
+    return make(kind, act_layer=function.module, **options)
 
 
 def data(shape: tuple[int, ...], count: int = 2) -> list[Tensor]:
@@ -105,11 +106,11 @@ class Recorded:
         return getattr(self.module, name)
 
 
-def fused_step(rank: int, cases: list[tuple[str, str, tuple[int, ...]]]) -> list[Any]:
+def fused_step(rank: int, cases: list[tuple[str, str, tuple[int, ...], Any]]) -> list[Any]:
     """Every case's results with the synchronised layer in float32, and the C++ kernels that ran."""
     found = []
-    for backend, activation, sizes in cases:
-        layer = make_fused(rbnorm.SyncRepresentativeBatchNormAct2d, activation).float()
+    for backend, activation, sizes, options in cases:
+        layer = make_fused(rbnorm.SyncRepresentativeBatchNormAct2d, activation, **options).float()
         parts = (t[share(rank, sizes)].float() for t in data((sum(sizes), 4, 5, 3), count=3))
         if backend == "portable":
             with rbnorm.use_backend(backend):

@@ -6,12 +6,14 @@ import pickle
 from typing import Any
 
 import pytest
+import timm
 import torch
 from cases import LAYERS, LAYOUTS, arrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rbnorm
+from rbnorm.functional import representative_batch_norm
 
 PAIRS = [
     (rbnorm.RepresentativeBatchNorm1d, nn.BatchNorm1d, (5, 3)),
@@ -32,6 +34,14 @@ def test_positional_signature_is_batchnorms(ours: Any, theirs: Any, shape: Any) 
         assert ours_p.kind == theirs_p.kind
     assert {p.kind for p in found[len(wanted) :]} == {inspect.Parameter.KEYWORD_ONLY}
     assert issubclass(ours, theirs)
+
+
+def test_positional_signature_of_the_norm_act_layer_is_timms() -> None:
+    found, wanted = (
+        [(p.name, p.default) for p in inspect.signature(kind).parameters.values()]
+        for kind in (rbnorm.RepresentativeBatchNormAct2d, timm.layers.BatchNormAct2d)
+    )
+    assert found[: len(wanted)] == wanted
 
 
 def outcome(layer: nn.Module, inputs: list[Tensor]) -> list[Any]:
@@ -220,13 +230,26 @@ def test_act_layer_activates_after_normalising(options, activate, heard: bool) -
     """In the op, and by a call of its own where somebody listens to it."""
     torch.manual_seed(0)
     x, residual = torch.randn(2, 4, 3, 5, 5).unbind()
-    layer = rbnorm.RepresentativeBatchNormAct2d(3, drop_layer=nn.Identity, **options)
+    layer, calls = rbnorm.RepresentativeBatchNormAct2d(3, drop_layer=nn.Identity, **options), []
     if heard:
-        layer.act.register_forward_hook(lambda *_: None)
+        layer.act.register_forward_hook(lambda *_: calls.append(True))
     z = rbnorm.RepresentativeBatchNorm2d(3)(x)
     assert torch.allclose(layer(x), activate(z), rtol=0, atol=1e-6)
     assert torch.allclose(layer(x, residual), activate(z + residual), rtol=0, atol=1e-6)
     assert getattr(layer.act, "inplace", True)
+    assert len(calls) == 2 * heard
+
+
+def test_residual_and_activation_are_part_of_the_op() -> None:
+    """Half results are rounded once: on their own they would round three times."""
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 4, 3, 5, 5).bfloat16().unbind()
+    layer = rbnorm.RepresentativeBatchNormAct2d(3, act_layer=nn.SiLU, scale=False, affine=False)
+    given = {"training": True, "residual": residual, "activation": "silu"}
+    expected = representative_batch_norm(x, None, None, **given)
+    assert torch.equal(layer(x, residual), expected)
+    apart = F.silu(representative_batch_norm(x, None, None, training=True) + residual)
+    assert not torch.equal(apart, expected)
 
 
 def test_drop_layer_acts_before_residual_and_activation() -> None:

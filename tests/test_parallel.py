@@ -55,8 +55,9 @@ def test_frozen_statistics_stay(found: Any) -> None:
 
 
 def test_collectives_are_those_of_sync_batchnorm(found: Any) -> None:
-    """2 C + 1 numbers gathered and 2 C summed per step; none in evaluation or when frozen."""
+    """2 C + 1 numbers gathered and 2 C summed per step; none in evaluation, frozen or alone."""
     for part in found:
+        assert part["group of one"] is None
         assert part["collectives"] == [("all_gather_into_tensor", 11), ("all_reduce", 10)]
 
 

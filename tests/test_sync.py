@@ -54,12 +54,17 @@ def test_two_processes_equal_one(found: Any, case: int) -> None:
         torch.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12, msg=f"{name} differs")
 
 
-# Backend, activation, instances of each process.
-FUSED = [
-    (backend, activation, sizes)
-    for backend in dict.fromkeys((rbnorm.backends()["cpu"].name, "portable"))
-    for activation in ACTIVATIONS
-    for sizes in ((3, 2), (0, 3))
+# Backend, activation, instances of each process, options.
+BACKENDS = tuple(dict.fromkeys((rbnorm.backends()["cpu"].name, "portable")))
+FUSED: list[tuple[str, str, tuple[int, ...], dict[str, Any]]] = [
+    *(
+        (backend, activation, sizes, {})
+        for backend in BACKENDS
+        for activation in ACTIVATIONS
+        for sizes in ((3, 2), (0, 3))
+    ),
+    *((backend, "relu", (3, 2), {"scale": False}) for backend in BACKENDS),
+    *((backend, "none", (3, 2), {"affine": False, "scale": False}) for backend in BACKENDS),
 ]
 
 
@@ -71,8 +76,8 @@ def fused() -> list[list[tuple[dict[str, Tensor], set[str]]]]:
 @pytest.mark.parametrize("case", range(len(FUSED)))
 def test_residual_and_activation_equal_one_process(fused: Any, case: int) -> None:
     """By the phases of the backend that was chosen, in forward and backward."""
-    backend, activation, sizes = FUSED[case]
-    layer = ranks.make_fused(rbnorm.RepresentativeBatchNormAct2d, activation)
+    backend, activation, sizes, options = FUSED[case]
+    layer = ranks.make_fused(rbnorm.RepresentativeBatchNormAct2d, activation, **options)
     expected = ranks.results(layer, layer, *ranks.data((sum(sizes), 4, 5, 3), count=3))
     phases = {"moments", "affine", "grad_moments", "grad_affine"}
     for part in fused:

@@ -1,5 +1,7 @@
 """torchvision's models with RBN layers; each test is a row of docs/tools.md."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from models import norms
@@ -19,15 +21,23 @@ def assert_all_rbn(model: nn.Module) -> None:
     assert len(norms(model)) == len(rbnorm.assert_intact(model)) > 10
 
 
-def assert_all_learn(model: nn.Module) -> None:
-    """Every calibration parameter of the model has a gradient, and a finite one."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, RepresentativeBatchNorm2d):
-            for key in CALIBRATION:
-                grad = getattr(layer, key).grad
-                assert grad is not None, f"{name}.{key}"
-                assert grad.isfinite().all()
-                assert grad.any(), f"{name}.{key}"
+def assert_learns(model: nn.Module, loss: Callable[[], torch.Tensor], lr: float) -> None:
+    """Steps reduce the loss, and every calibration parameter has a finite gradient."""
+    optimizer = torch.optim.SGD(rbnorm.parameter_groups(model, 1e-4), lr, momentum=0.9)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        losses.append(loss())
+        losses[-1].backward()
+        for name, layer in model.named_modules():
+            if isinstance(layer, RepresentativeBatchNorm2d):
+                for key in CALIBRATION:
+                    grad = getattr(layer, key).grad
+                    assert grad is not None, f"{name}.{key}"
+                    assert grad.isfinite().all()
+                    assert grad.any(), f"{name}.{key}"
+        optimizer.step()
+    assert losses[-1] < losses[0]
 
 
 BUILDERS = [
@@ -96,16 +106,7 @@ def test_faster_rcnn_learns() -> None:
     boxes = [torch.tensor([[5.0, 5, 30, 40]]), torch.tensor([[10.0, 8, 50, 40], [1, 1, 20, 20]])]
     labels = [torch.tensor([1]), torch.tensor([2, 1])]
     targets = [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)]
-    optimizer = torch.optim.SGD(rbnorm.parameter_groups(model, 1e-4), lr=0.01, momentum=0.9)
-    losses = []
-    for _ in range(4):
-        optimizer.zero_grad()
-        loss = sum(model(images, targets).values())
-        loss.backward()
-        assert_all_learn(model)
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert_learns(model, lambda: sum(model(images, targets).values()), lr=0.01)
     assert len(model.eval()(images)) == 2
 
 
@@ -127,13 +128,4 @@ def test_deeplab_learns() -> None:
     rbnorm.convert_batchnorm(model, preserve=False)
     assert_all_rbn(model)
     x, masks = torch.rand(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
-    optimizer = torch.optim.SGD(rbnorm.parameter_groups(model, 1e-4), lr=0.02, momentum=0.9)
-    losses = []
-    for _ in range(4):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x)["out"], masks)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    assert_all_learn(model)
+    assert_learns(model, lambda: nn.functional.cross_entropy(model(x)["out"], masks), lr=0.02)

@@ -42,8 +42,11 @@ def make(kind: str) -> tuple[nn.Module, list[torch.Tensor]]:
     return layer, batches
 
 
-def close(actual: float, expected: float, dtype=torch.float32) -> bool:
-    return math.isclose(actual, expected, rel_tol=TOLERANCE[dtype], abs_tol=TOLERANCE[dtype])
+def assert_literal(found, expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            found.per_channel[name], values.double(), rtol=tolerance, atol=tolerance, msg=name
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -57,10 +60,8 @@ def test_statistics_are_those_of_the_literal_computation(kind: str, dtype) -> No
     expected = statistics(layer, seen(layer, layer, batches))
     assert (found.layer, found.kind, found.instances, found.calls) == ("0", kind, 16, 5)
     tolerance = TOLERANCE[torch.float64 if dtype == torch.float64 else torch.float32]
+    assert_literal(found, expected, tolerance)
     for name, values in expected.items():
-        torch.testing.assert_close(
-            found.per_channel[name], values.double(), rtol=tolerance, atol=tolerance, msg=name
-        )
         if name != "output_mean":
             assert found[name] == pytest.approx(values.mean().item(), rel=tolerance, abs=tolerance)
     spread = expected["output_mean"].std(correction=0).item()
@@ -74,8 +75,7 @@ def test_other_statistics_of_an_instance(statistic: str) -> None:
     calibrate(shake(layer))
     batches = [torch.randn(n, 3, 4, 5, dtype=torch.float64) for n in (3, 5)]
     found = rbnorm.diagnose(layer, batches).layers[0]
-    for name, values in statistics(layer, seen(layer, layer, batches)).items():
-        torch.testing.assert_close(found.per_channel[name], values, rtol=1e-9, atol=1e-9, msg=name)
+    assert_literal(found, statistics(layer, seen(layer, layer, batches)), 1e-9)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -91,10 +91,7 @@ def test_a_deep_model_layer_by_layer(layout) -> None:
     assert [layer.layer for layer in result.layers] == ["1", "4"]
     for layer in result.layers:
         module = model.get_submodule(layer.layer)
-        for name, values in statistics(module, seen(model, module, batches)).items():
-            torch.testing.assert_close(
-                layer.per_channel[name], values, rtol=1e-4, atol=1e-4, msg=name
-            )
+        assert_literal(layer, statistics(module, seen(model, module, batches)), 1e-4)
 
 
 def test_how_the_data_comes_in_batches_changes_nothing() -> None:

@@ -249,6 +249,7 @@ def test_a_further_comparison_may_test_its_control_with_other_statistics():
     results = found(study, accuracies(), shifted=shifted)
     means = [other.difference.estimate.mean for other in results.others]
     assert means == pytest.approx([-0.05, -0.15])
+    assert [other.detectable for other in results.others] == [True, True]
     said = answer(results).en
     assert "Mean accuracy under corruptions: rbn is less accurate than gn (−5.00 points" in said
     assert "rbn is less accurate than bn with statistics of the test batch (−15.00 points" in said
