@@ -114,6 +114,11 @@ FUNCTIONAL = [
     ({"restrict": "relu", "input": X[:0], "training": True}, "restrict must be one of"),
     ({"momentum": math.nan, "training": True}, "momentum must be a finite number, got nan"),
     ({"eps": math.inf}, "eps must be non-negative and finite, got inf"),
+    ({"weight": V.to("meta")}, "weight must be on the device of input, cpu, got meta"),
+    (
+        {"running_mean": V.clone().requires_grad_(), "training": True},
+        "running_mean must not require a gradient in training, which changes it in place",
+    ),
 ]
 
 
@@ -143,6 +148,11 @@ def test_nested_tensor(kind: str, training: bool) -> None:
     with pytest.raises(TypeError, match="input must be a dense tensor, got a nested one"):
         layer(NESTED[kind]())
     assert layer.num_batches_tracked == 0
+
+
+def test_one_axis_in_a_synchronised_layer() -> None:
+    with pytest.raises(ValueError, match=r"expected at least 2D input \(got 1D input\)"):
+        rbnorm.SyncRepresentativeBatchNorm(3)(V)
 
 
 def test_sparse_tensor() -> None:

@@ -109,3 +109,6 @@ def test_other_layers_are_not() -> None:
 
     assert activation_of(Mine()) is None
     assert activation_of(nn.ELU()) is None
+    unknown = nn.GELU()
+    unknown.approximate = "another"
+    assert activation_of(unknown) is None

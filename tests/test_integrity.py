@@ -17,6 +17,7 @@ from torch import nn
 
 import rbnorm
 import rbnorm.export
+from rbnorm.layers import guard
 
 
 def converted() -> nn.Sequential:
@@ -130,6 +131,14 @@ def test_who_only_looks_may_say_so() -> None:
     assert plotted(copy.deepcopy(first)) == plotted(first)
     with pytest.raises(ValueError, match=r"plotted of .* knows only BatchNorm"):
         plotted(second)
+
+
+def test_what_is_remembered_of_functions_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_MANY", 3)
+    layer = rbnorm.RepresentativeBatchNorm2d(2)
+    for i in range(9):  # each a function of its own
+        assert eval(f"layer.running_mean[0] + {i}", {"layer": layer}) == i
+        assert 1 <= len(guard._harmless) <= 3
 
 
 def test_the_running_mean_is_an_attribute_like_batchnorms() -> None:

@@ -53,6 +53,14 @@ def test_revert_refuses_before_anything_changes(change: Change, vector: str) -> 
     assert type(net[2]) is nn.BatchNorm2d
 
 
+def test_revert_refuses_what_only_its_own_function_removes() -> None:
+    net = model()
+    nn.utils.spectral_norm(net[2])
+    with pytest.raises(ValueError, match=r"parametrised weight; .* the function that"):
+        rbnorm.revert_batchnorm(net)
+    assert isinstance(net[1], rbnorm.RepresentativeBatchNorm2d)
+
+
 @CHANGES
 @pytest.mark.parametrize("vector", VECTORS)
 def test_freeze_reaches_what_the_vector_is_made_of(change: Change, vector: str) -> None:

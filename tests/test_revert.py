@@ -1,6 +1,7 @@
 """RBN back to BatchNorm on whole models, and the error that is reported."""
 
 import copy
+import sys
 
 import pytest
 import timm
@@ -110,6 +111,14 @@ def test_synchronised_layer_comes_back_synchronised(make, kind) -> None:
     assert type(layer) is kind
     assert layer.process_group == "a group"
     assert torch.allclose(layer(x), expected, rtol=0, atol=1e-6)
+
+
+def test_norm_act_layer_needs_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = rbnorm.RepresentativeBatchNormAct2d(2)
+    monkeypatch.setitem(sys.modules, "timm.layers", None)
+    with pytest.raises(ValueError, match="needs timm's BatchNormAct2d to be reverted to"):
+        rbnorm.revert_batchnorm(layer)
+    assert type(layer) is rbnorm.RepresentativeBatchNormAct2d
 
 
 def test_frozen_statistics_are_not_lost_without_a_word() -> None:

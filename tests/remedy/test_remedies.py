@@ -73,6 +73,8 @@ def test_the_unchanged_model_is_first_and_the_best_remedy_second(tried) -> None:
     assert tried.rows[0].kind == "unchanged"
     assert tried.rows[0].difference == (0, 0, 0)
     assert gains == sorted(gains, reverse=True)
+    with pytest.raises(KeyError, match="no remedy 'x'; there are as it is, "):
+        tried["x"]
 
 
 def test_statistics_of_the_test_batch_are_those_of_training(model, second, tried) -> None:
