@@ -108,7 +108,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     },
     "targets": {**_LIST, "help": "domains to leave out in turn; by default all"},
     "test_limit": {**_N, "help": "test on this many images"},
-    "trace": {**_FLAG, "help": "test every epoch"},
+    "trace": {**_FLAG, "help": "test every epoch, and measure layers' features"},
     "tuning_epochs": {**_N, "help": "epochs of these runs; as in the others"},
     "tuning_seeds": {**_N, "help": "seeds that choose the rates"},
     "weight_decay": {"type": float, "help": "weight decay of every parameter"},

@@ -66,7 +66,8 @@ class RunConfig:
         pretrain_lr: Peak learning rate of these.
         held_out: Test on a part of the training images, which is then not trained on.
         shift: One of :data:`SHIFTS`: which accuracies under corruptions are measured at the end.
-        trace: Test after every epoch, not only after the last.
+        trace: Test after every epoch and measure the layers' features; otherwise only the end's
+            accuracy.
         recipe: One of :data:`RECIPES`, with weight decay on every parameter.
         decay_every: Epochs after which the recipe ``steps`` divides the learning rate by 10.
         test_limit: Number of images to test on, or None for all.

@@ -58,6 +58,7 @@ class ImageData:
         std: Standard deviation of each channel.
         task: What the labels are, and how scores of them are judged.
         device: Where the data sets' images are.
+        folder: Where the files are, beside which corrupted images may be kept.
     """
 
     train: Dataset[Any]
@@ -69,6 +70,7 @@ class ImageData:
     std: tuple[float, ...]
     task: Task = CLASSIFICATION
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - as immutable as a number
+    folder: Path | None = None
 
     @property
     def size(self) -> int:
@@ -160,7 +162,7 @@ def load_data(
     elif name == CAMVID:
         data = _camvid(home / name, image_size, held_out)
     elif name == CIFAR10_JPEG:
-        data = _cifar10_jpeg(home / name, image_size)
+        data = replace(_cifar10_jpeg(home / name, image_size), folder=home / name)
     elif name in _CIFAR:
         data = _cifar(*_CIFAR[name], home, image_size)
     elif name == "fashion-mnist":

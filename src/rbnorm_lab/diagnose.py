@@ -15,6 +15,7 @@ from torch import nn
 import rbnorm
 from rbnorm.models import files
 from rbnorm_lab.batches import Batches, loader_of
+from rbnorm_lab.cases import extremes
 from rbnorm_lab.checkpoints import Saved, read_saved
 from rbnorm_lab.data import ImageData
 from rbnorm_lab.diagnosis_page import Report, lines, write_page
@@ -107,8 +108,15 @@ class _Measurement:
         first = self.tracked(self.first, "measuring")
         second = None if self.second is None else self.tracked(self.second, "shifted")
         result = rbnorm.diagnose(self.model, first, shifted=second)
-        said = findings(result, [of.images for of in (first, second) if of is not None])
-        return Report(result, said, self.remedies(), title, command)
+        worst = self.first if self.second is None else self.second
+        return Report(
+            result,
+            findings(result, [of.images for of in (first, second) if of is not None]),
+            extremes(self.model, result, self.tracked(worst, "the four cases")),
+            self.remedies(),
+            title,
+            command,
+        )
 
     def remedies(self) -> rbnorm.Remedies | None:
         """What wins back the loss on the second data set, as far as the time goes."""

@@ -26,6 +26,7 @@ const LABELS = {
 const WORDS = {
   first: ["the first data", "第一个数据集"], second: ["the second data", "第二个数据集"],
   layer: ["layer", "层"], channels: ["channels", "通道数"],
+  evenness: ["spread of the means", "各通道均值的标准差"],
   onePart: [" One in {} is here; diagnosis.json has all.", " 此处每 {} 个显示一个；全部见 diagnosis.json。"],
 };
 const HEAT = ["mean_below", "mean_above", "var_below", "var_above", "between_share",
@@ -176,6 +177,14 @@ function ridges() {
       yaxis: { autorange: "reversed", type: "category" } });
 }
 
+function evenness() {
+  draw("evenness", [{ type: "scatter", mode: "lines+markers", x: layers.map((l) => short(l.layer)),
+    y: layers.map((l) => l.output_mean_std), line: { color: BLUE },
+    hovertemplate: "%{x}: %{y:.3g}<extra></extra>" }],
+  { height: 340, xaxis: { type: "category", showticklabels: !narrow() },
+    yaxis: { rangemode: "tozero", title: { text: word("evenness") } } });
+}
+
 // The layer with the most pairs in the four cases.
 function worst() {
   const off = (l) => HEAT.slice(0, 4).reduce((sum, name) => sum + (l[name] ?? 0), 0);
@@ -193,6 +202,7 @@ function speak(language) {
   histogram();
   numbers();
   if (calibrated.length) ridges();
+  evenness();
 }
 
 byId("layer").replaceChildren(...layers.map((l, i) => option(l.layer, i)));

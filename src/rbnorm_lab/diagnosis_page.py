@@ -4,11 +4,13 @@ import json
 import math
 from dataclasses import dataclass
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any, Final
 
 from markupsafe import Markup
 
 import rbnorm
+from rbnorm_lab.cases import CASES, Extreme
 from rbnorm_lab.records import environment
 from rbnorm_lab.templates import render
 from rbnorm_lab.text import Text
@@ -25,6 +27,7 @@ class Report:
     Attributes:
         result: The diagnosis.
         said: Its findings in sentences.
+        extremes: Where each of the four cases is strongest.
         remedies: What was tried against the loss on the second data set; None without one.
         title: Name of the model.
         command: The command line that makes this page again.
@@ -32,6 +35,7 @@ class Report:
 
     result: rbnorm.Diagnosis
     said: list[Text]
+    extremes: list[Extreme]
     remedies: rbnorm.Remedies | None
     title: str
     command: str
@@ -51,10 +55,12 @@ def write_page(report: Report) -> str:
         data=Markup(page_data(report.result)),
         result=report.result,
         said=report.said,
+        extremes=[SimpleNamespace(**extreme.drawn()) for extreme in report.extremes],
         remedies=remedies,
         rows=_rows(remedies, labelled) if remedies else [],
         measure=Text("accuracy, %", "准确率，%") if labelled else Text("agreement, %", "一致率，%"),
         verdict=lines(report),
+        cases=CASES,
         title=Text(
             f"What batch statistics cost {report.title}, and what wins it back",
             f"批统计量让 {report.title} 损失多少，又如何补救",

@@ -4,61 +4,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Final, NamedTuple
+from typing import Final
 
 import rbnorm
 from rbnorm import LayerDiagnosis
 from rbnorm.diagnosis import ImageShift
 from rbnorm.diagnosis.meter import LIMITS
+from rbnorm_lab.cases import CASES
 from rbnorm_lab.text import Text
 
 _OFF: Final = 0.25  # mean offset in standard deviations at which running statistics are off
 _REGIMES: Final = ("removes", "damps", "neutral", "amplifies", "reverses")
-
-
-class Case(NamedTuple):
-    """One of the four ways in which an image can leave the running statistics.
-
-    Attributes:
-        limit: Where it begins, by ``mean`` running standard deviations or the ``factor`` of the
-            running variance.
-        effect: What it does to the features, by the paper.
-    """
-
-    limit: Text
-    effect: Text
-
-
-CASES: Final = {
-    "mean_below": Case(
-        Text(
-            "a mean more than {mean:g} running standard deviations below the running mean",
-            "均值比滑动均值低 {mean:g} 个滑动标准差以上",
-        ),
-        Text("representative features are removed", "有代表性的特征被去除"),
-    ),
-    "mean_above": Case(
-        Text(
-            "a mean more than {mean:g} running standard deviations above the running mean",
-            "均值比滑动均值高 {mean:g} 个滑动标准差以上",
-        ),
-        Text("noise is let through", "噪声被保留"),
-    ),
-    "var_below": Case(
-        Text(
-            "a variance less than 1/{factor:.3g} of the running one",
-            "方差不到滑动方差的 1/{factor:.3g}",
-        ),
-        Text("the intensity becomes too small", "特征强度变得过小"),
-    ),
-    "var_above": Case(
-        Text(
-            "a variance more than {factor:.3g} times the running one",
-            "方差超过滑动方差的 {factor:.3g} 倍",
-        ),
-        Text("the intensity becomes too large", "特征强度变得过大"),
-    ),
-}
 
 
 def findings(result: rbnorm.Diagnosis, images: Sequence[int]) -> list[Text]:
@@ -146,7 +102,7 @@ def _case(case: str, result: rbnorm.Diagnosis) -> Text | None:
     known = _known(_reached(result.shifted or result), case)
     if not known:
         return None
-    limit, effect = CASES[case]
+    _, limit, effect = CASES[case]
     values = {"mean": LIMITS["mean_above"], "factor": math.exp(LIMITS["var_above"])}
     shares = _each(result, case, percent)
     worst = max(known, key=lambda layer: layer[case])

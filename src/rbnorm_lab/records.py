@@ -59,6 +59,8 @@ class Record:
     Attributes:
         config: What was run.
         epochs: Metrics of every epoch.
+        channel_mean_std: For every normalisation layer by name, the standard deviation over
+            channels of the channel means of its output on the test images.
         calibration: For every RBN layer and calibration parameter, the distribution over channels.
         shifted: For every kind of statistics the accuracy under each of ``config.tested_on()``.
         diverged: Whether the last training loss was not finite.
@@ -71,6 +73,7 @@ class Record:
 
     config: RunConfig
     epochs: tuple[Epoch, ...]
+    channel_mean_std: dict[str, Number]
     calibration: dict[str, dict[str, dict[str, Number]]]
     shifted: dict[str, dict[str, float]]
     diverged: bool

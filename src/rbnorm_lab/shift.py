@@ -1,8 +1,12 @@
 """Accuracy on images unlike those of training: corrupted, in several ways and severities."""
 
 import copy
+import hashlib
+import os
+import tempfile
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from rbnorm_lab import corruptions
 from rbnorm_lab.batches import loader_of
 from rbnorm_lab.config import CLEAN, CONDITIONS, WHOLE, RunConfig
 from rbnorm_lab.corruptions import Corrupted
@@ -28,7 +33,7 @@ OTHERS: Final = {
 IMAGES: Final = 2000
 """Fixed test images, where not all are tested."""
 _BATCH: Final = 250
-_KEPT_BYTES: Final = 2**32
+_KEPT_BYTES: Final = 2**29
 
 
 def shifted_accuracy(
@@ -100,14 +105,15 @@ def accuracy(
 def _batches(data: ImageData, condition: str, limit: int | None) -> Iterable[tuple[Tensor, Tensor]]:
     image, _ = first_images(data.test, 1)
     count = limit or len(data.test)  # type: ignore[arg-type]
+    if data.folder and limit is None:
+        return [_stored(data, condition, data.folder)]
     fits = image.nbytes * count * len(CONDITIONS) <= _KEPT_BYTES
     return (_kept if fits else _corrupted)(data, condition, limit)
 
 
-@lru_cache(maxsize=len(CONDITIONS))  # images that fit are corrupted once for all runs
+@lru_cache(maxsize=len(CONDITIONS))  # small images are corrupted once for all runs
 def _kept(data: ImageData, condition: str, limit: int | None) -> list[tuple[Tensor, Tensor]]:
-    images, labels = zip(*_corrupted(data, condition, limit), strict=True)
-    return [(torch.cat(images), torch.cat(labels))]
+    return list(_corrupted(data, condition, limit))
 
 
 def _corrupted(
@@ -118,3 +124,31 @@ def _corrupted(
         return clean
     kind, severity = condition.split("/")
     return Corrupted(clean, kind, int(severity), mean=data.mean, std=data.std)
+
+
+@lru_cache(maxsize=1)
+def _clean(data: ImageData) -> tuple[Tensor, Tensor, str]:
+    """All test images and labels in one batch, and a name for what becomes of them."""
+    images, labels = map(torch.cat, zip(*_corrupted(data, CLEAN, None), strict=True))
+    source = Path(corruptions.__file__).read_bytes()
+    return images, labels, hashlib.sha256(source + images.numpy().tobytes()).hexdigest()[:16]
+
+
+def _stored(data: ImageData, condition: str, folder: Path) -> tuple[Tensor, Tensor]:
+    """All corrupted images in one batch, from a file that is written when it is missing.
+
+    Processes that test side by side share the file's memory.
+    """
+    clean, labels, name = _clean(data)
+    if condition == CLEAN:
+        return clean, labels
+    path = folder.with_name(f"{folder.name}-corrupted") / name / condition.replace("/", "-")
+    if not path.is_file():
+        images = torch.cat([images for images, _ in _corrupted(data, condition, None)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(images.numpy().tobytes())
+        os.replace(file.name, path)
+    shape, count = clean.shape, clean.numel()
+    stored = torch.from_file(str(path), shared=False, size=count, dtype=clean.dtype)
+    return stored.view(shape), labels

@@ -17,7 +17,7 @@ from rbnorm_lab.errors import UsageError, first_line
 from rbnorm_lab.evaluate import on
 from rbnorm_lab.folders import make_folder
 from rbnorm_lab.image_moments import match_moments
-from rbnorm_lab.layers import calibration_summary
+from rbnorm_lab.layers import calibration_summary, channel_mean_std
 from rbnorm_lab.models import build_model
 from rbnorm_lab.norms import swap
 from rbnorm_lab.processes import make_accelerator
@@ -25,6 +25,7 @@ from rbnorm_lab.records import Epoch, Record, environment, now, number
 from rbnorm_lab.shift import shifted_accuracy
 from rbnorm_lab.training import checkpoint
 from rbnorm_lab.training.loop import Training, steps_of_epoch
+from rbnorm_lab.training.order import held_out
 from rbnorm_lab.training.recipe import Groups, groups_of
 
 Build = Callable[[RunConfig, ImageData], nn.Module]
@@ -150,7 +151,12 @@ def _record(
     config, data, device = training.config, training.data, training.device
     model = training.module.eval()
     on_trained(model)
-    shifted = {} if config.shift == "none" else measure(model, config, data, device)
+    spreads, shifted = {}, {}
+    if config.trace:
+        images = (images for images, _ in held_out(replace(config, processes=1), data, 0, device))
+        spreads = channel_mean_std(model, images, lambda x: on(device, x))
+    if config.shift != "none":
+        shifted = measure(model, config, data, device)
     epochs = [
         Epoch(
             number(metrics["train_loss"]),
@@ -164,6 +170,7 @@ def _record(
     return Record(
         config=config,
         epochs=tuple(epochs),
+        channel_mean_std=spreads,
         calibration=calibration_summary(model),
         shifted=shifted,
         diverged=epochs[-1].train_loss is None,

@@ -17,11 +17,12 @@ from rbnorm_lab.records import Epoch, Record
 CONFIG = RunConfig("digits", "cifar-resnet8", "bn", 64, 0, 2, 0.1, 0.0005)
 
 
-def make_record(accuracy=0.9, shifted=None, **config):
+def make_record(accuracy=0.9, spreads=(0.1, 0.2), shifted=None, **config):
     epochs = (Epoch(1.0, 0.5, 0.9, accuracy / 2, 1.0), Epoch(0.5, 0.8, 0.4, accuracy, 1.0))
     return Record(
         config=replace(CONFIG, **config),
         epochs=epochs,
+        channel_mean_std={f"layer{i}": spread for i, spread in enumerate(spreads)},
         calibration={},
         shifted=shifted or {},
         diverged=False,

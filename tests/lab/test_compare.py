@@ -57,7 +57,7 @@ def test_it_learns_and_is_tested_under_loss_of_contrast_with_all_statistics(demo
 
 def test_it_leaves_these_files_and_no_others(demo):
     names = sorted(path.name for path in demo[0].iterdir() if path.suffix != ".lock")
-    figures = ("clean", "shifted")
+    figures = ("channel-means", "clean", "shifted")
     drawn = [f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
     assert names == sorted([".finished", *drawn, "records.jsonl", "report.html"])
 
@@ -88,7 +88,7 @@ def test_the_page_fits_and_shows_every_figure_in_both_languages(demo, browser, v
     assert page.errors == []
     others = [url for url in page.requests if not url.startswith("data:")]
     assert len(others) == 1
-    assert page.locator('figure [lang="en"] svg:visible').count() == 2
+    assert page.locator('figure [lang="en"] svg:visible').count() == 3
     assert page.locator("#arms-clean tbody tr").count() == 4
     assert page.locator("#controls tbody tr").count() == 4
     assert "rbnorm compare --norms bn,rbn" in page.locator("pre").inner_text()

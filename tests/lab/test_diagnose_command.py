@@ -248,6 +248,8 @@ def test_the_figures_have_the_numbers_of_the_file(page, found):
     medians = page.evaluate("document.getElementById('ridges').data[2].x")
     expected = [float(np.median(layer["per_channel"]["gate_mean"])) for layer in layers]
     assert medians == pytest.approx(expected, rel=1e-3)
+    even = page.evaluate("document.getElementById('evenness').data[0].y")
+    assert even == pytest.approx([layer["output_mean_std"] for layer in layers], rel=1e-3)
 
 
 def test_the_heat_map_shows_either_data_and_chooses_a_layer(page, found):
@@ -263,6 +265,10 @@ def test_the_heat_map_shows_either_data_and_chooses_a_layer(page, found):
 
 
 def test_the_page_says_what_was_found(page):
+    figures = page.locator("#extremes figure")
+    assert figures.count() >= 3  # a case that no image is in has none
+    for i in range(figures.count()):
+        assert figures.nth(i).locator("img").count() == 3
     body = page.locator("body").text_content()
     for text in (
         "Measured on 200 images of the first data and 200 of the second: 9 Representative",
@@ -272,7 +278,7 @@ def test_the_page_says_what_was_found(page):
         assert text in body
 
 
-_HEADING = ("逐层", "Layer by layer")
+_RUNNING_MEAN = ("低于滑动均值", "below the running mean")
 
 
 def test_the_page_speaks_chinese_on_a_phone(out, browser):
@@ -285,8 +291,8 @@ def test_the_page_speaks_chinese_on_a_phone(out, browser):
         assert name["height"] < 60
         for said, other in ((0, 1), (1, 0)):
             body = page.locator("body").inner_text()
-            assert _HEADING[said] in body
-            assert _HEADING[other] not in body
+            assert _RUNNING_MEAN[said] in body
+            assert _RUNNING_MEAN[other] not in body
             page.click("#language")
 
 

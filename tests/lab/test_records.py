@@ -115,6 +115,7 @@ EPOCH = asdict(make_record().epochs[-1])
         {"device": 3},
         {"environment": {"torch": 2}},
         {"calibration": {"bn1": {"center_weight": 0.0}}},
+        {"channel_mean_std": {"bn1": "0.1"}},
         {"epochs": [EPOCH | {"test_accuracy": 7.5}]},
         {"epochs": [EPOCH | {"test_accuracy": float("nan")}]},
         {"epochs": [EPOCH | {"test_accuracy": True}]},

@@ -118,6 +118,15 @@ def test_all_images_are_tested_in_small_batches(model, digits, name, size):
     )
 
 
+def test_stored_images_give_the_same_and_are_corrupted_once(model, digits, tmp_path, monkeypatch):
+    plain = measured(model, digits, "whole")
+    stored = replace(digits, folder=tmp_path / "digits")
+    assert measured(model, stored, "whole") == plain
+    assert len(list(tmp_path.glob("digits-corrupted/*/*"))) == len(CONDITIONS) - 1
+    monkeypatch.setattr(shift, "Corrupted", None)
+    assert measured(model, stored, "whole") == plain
+
+
 def test_images_too_many_to_keep_give_the_same(found, model, digits, monkeypatch):
     monkeypatch.setattr(shift, "_KEPT_BYTES", 0)
     assert measured(model, digits, "trained")["trained"] == found["trained"]

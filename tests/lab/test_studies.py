@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from simulated import corrupted, records_of, results_of
 from support import CONFIG, make_record
 
 from rbnorm_lab.catalogue import maker
+from rbnorm_lab.catalogue.center_init import front_figure
 from rbnorm_lab.config import RunConfig
 from rbnorm_lab.errors import UsageError
 from rbnorm_lab.models import build_model
@@ -182,6 +184,24 @@ def test_centring_begins_at_each_value_in_each_place_at_the_rate_of_rbn():
         **{f"all layers, w_m = −{v}": (f"rbn:center_weight_init=-{v}", 0.2) for v in values},
     }
     assert all(canonical_norm(norm) == norm for norm, _ in begun.values())
+
+
+def test_the_figure_of_beginnings_joins_what_was_measured_by_a_line_from_rbn():
+    study = maker("center-init")(SETTINGS, rate)
+    accuracy = {"bn": 0.7, "rbn": 0.8, "all layers, w_m = −0.5": 0.9}
+    records = records_of(
+        study,
+        lambda arm, seed: accuracy.get(arm.label),
+        lambda arm, seed: {"trained": corrupted(accuracy[arm.label] / 2)},
+    )
+    axes = front_figure(results_of(study, records)).axes[0]
+    drawn = {line.get_label(): line.get_xydata().round(6).tolist() for line in axes.get_lines()}
+    assert {k: v for k, v in drawn.items() if not k.startswith("_")} == {
+        "first layer": [[80, 40]],
+        "first three layers": [[80, 40]],
+        "all layers": [[80, 40], [90, 45]],
+        "bn": [[70, 35]],
+    }
 
 
 @pytest.mark.parametrize("name", ["cifar", "shift", "center-init"])

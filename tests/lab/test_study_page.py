@@ -8,7 +8,7 @@ from support import CONFIG, VIEWPORTS, assert_fits, opened
 
 from rbnorm_lab.names import NORMS
 from rbnorm_lab.plots import styles_of
-from rbnorm_lab.studies.figures import curve, epochs_figure
+from rbnorm_lab.studies.figures import BY_EPOCH, traced_figure
 from rbnorm_lab.studies.page import write_study
 from rbnorm_lab.studies.rates import Candidate
 from rbnorm_lab.studies.sentences import answer
@@ -65,7 +65,7 @@ def cells(page, table):
 
 def test_the_page_and_its_figures_are_files(out):
     names = sorted(path.name for path in out.iterdir())
-    figures = ("clean", "shifted")
+    figures = ("channel-means", "clean", "shifted")
     drawn = [f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
     assert names == sorted(["report.html", *drawn])
 
@@ -74,9 +74,9 @@ def test_accuracy_by_epoch_has_every_seed_and_their_mean():
     """Two epochs make no curve; with three each seed has a line, and the mean another."""
     study = make_study(seeds=(0, 1))
     records = records_of(study, accuracy)
-    assert not any(map(curve, records.values()))
+    assert not any(BY_EPOCH.values(record) for record in records.values())
     longer = {k: replace(r, epochs=(r.epochs[0], *r.epochs)) for k, r in records.items()}
-    axes = epochs_figure(results_of(study, longer)).axes[0]
+    axes = traced_figure(results_of(study, longer), BY_EPOCH).axes[0]
     drawn = [line.get_ydata() for line in axes.get_lines()]
     ends = [100 * accuracy(study.arms[0], seed) for seed in (0, 1)]
     expected = [[end / 2, end / 2, end] for end in (*ends, sum(ends) / 2)]

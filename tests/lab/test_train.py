@@ -22,7 +22,7 @@ def digits():
 
 
 def metrics(record):
-    return [replace(epoch, seconds=0.0) for epoch in record.epochs]
+    return [replace(epoch, seconds=0.0) for epoch in record.epochs], record.channel_mean_std
 
 
 def test_the_same_config_gives_the_same_metrics_and_another_seed_others(digits):
@@ -105,6 +105,7 @@ def test_without_a_trace_only_the_last_epoch_is_tested(digits):
     traced, short = (train_run(replace(SMALL, epochs=2, trace=t), digits) for t in (True, False))
     assert short.epochs[0].test_accuracy is None
     assert short.accuracy == traced.accuracy
+    assert short.channel_mean_std == {}
 
 
 def test_a_record_describes_its_run(digits):
@@ -115,6 +116,7 @@ def test_a_record_describes_its_run(digits):
     assert record.epochs[1].train_loss < record.epochs[0].train_loss
     assert record.accuracy == record.epochs[1].test_accuracy
     assert round(record.accuracy * 500, 9) == int(record.accuracy * 500 + 0.5)
+    assert len(record.channel_mean_std) == 9
     assert set(record.calibration["bn1"]) == {"center_weight", "scale_weight", "scale_bias"}
     assert record.environment["torch"] == torch.__version__.split("+")[0]
     assert (record.device, record.diverged) == ("cpu", False)

@@ -1,7 +1,7 @@
 """The figures of the studies' pages, each a function of results."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -29,6 +29,7 @@ from rbnorm_lab.plots import (
 from rbnorm_lab.records import Record
 from rbnorm_lab.statistics import Estimate
 from rbnorm_lab.studies.results import ArmResult, Results
+from rbnorm_lab.studies.sentences import SUBJECT
 
 AXIS: Final = {
     "clean": "test accuracy (%)",
@@ -107,35 +108,72 @@ def _row(axes: Axes, y: float, estimate: Estimate, mark: tuple[str, str]) -> Non
     percent(axes, estimate, y + 0.12, mark)
 
 
-def curve(record: Record) -> list[float | None]:
-    """Its accuracy after every epoch; none where it was not traced, or a line is no curve."""
+class Traced(NamedTuple):
+    """What records have a row of, to be drawn as lines.
+
+    Attributes:
+        values: The row of a record; empty where it has none, None where a run diverged.
+        along: What the row goes along.
+        what: What its values are.
+        least: Where the axis of these begins; None to begin with the data.
+        scale: What the values are multiplied by.
+        every: Whether all arms are shown, and not only BatchNorm and RBN where a study has these.
+    """
+
+    values: Callable[[Record], Sequence[float | None]]
+    along: str
+    what: str
+    least: float | None
+    scale: float
+    every: bool
+
+
+def _epochs(record: Record) -> list[float | None]:
+    """Its accuracy after every epoch; a line through two points is no curve."""
     traced = record.config.trace and len(record.epochs) > 2
     return [epoch.test_accuracy for epoch in record.epochs] if traced else []
 
 
-def epochs_figure(results: Results, *, narrow: bool = False) -> Figure:
+BY_EPOCH: Final = Traced(_epochs, "epoch", "test accuracy (%)", None, 100, every=True)
+BY_LAYER: Final = Traced(
+    lambda record: [*record.channel_mean_std.values()],
+    "normalisation layer, input to output",
+    "std over channels of\nthe channels' mean output",
+    0,
+    1,
+    every=False,
+)
+
+
+def traced_figure(results: Results, traced: Traced, *, narrow: bool = False) -> Figure:
     """A panel for every group, a line for every arm: every seed thin, the mean thick.
 
     Args:
-        results: What the study found, with a :func:`curve` at least.
+        results: What the study found.
+        traced: What is drawn.
         narrow: For a phone.
     """
-    groups: dict[str, dict[str, list[list[float | None]]]] = {}
+    groups: dict[str, dict[str, list[Sequence[float | None]]]] = {}
     for result in results.arms:
-        if rows := [row for record in result.records.values() if (row := curve(record))]:
+        if rows := [row for r in result.records.values() if (row := traced.values(r))]:
             groups.setdefault(result.arm.group, {})[result.arm.label] = rows
-    styles = styles_of(label for arms in groups.values() for label in arms)
+    labels = list(dict.fromkeys(label for arms in groups.values() for label in arms))
+    styles = styles_of(labels)
+    chosen = [label for label in ("bn", SUBJECT) if label in styles and not traced.every] or labels
     with mpl.rc_context(RC):
         figure = Figure(figsize=size_of(3.9, 1, len(groups), narrow=narrow), layout="constrained")
         panels = panels_of(figure, 1, len(groups), narrow=narrow)[0]
         for axes, (group, arms) in zip(panels, groups.items(), strict=True):
-            for label, rows in arms.items():
-                _lines(axes, label, 100 * np.array(rows, dtype=float), styles[label])
+            for label in chosen:
+                if label in arms:
+                    lines = traced.scale * np.array(arms[label], dtype=float)
+                    _lines(axes, label, lines, styles[label])
             axes.set_title(group, loc="left", fontsize=10)
-            axes.set_xlabel("epoch")
+            axes.set_xlabel(traced.along)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels if narrow else panels[:1]:
-            axes.set_ylabel(AXIS["clean"])
+            axes.set_ylabel(traced.what)
+        panels[0].set_ylim(bottom=traced.least)
         legend(figure, panels[0], narrow=narrow)
     return figure
 

@@ -2,15 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from rbnorm_lab.config import CLEAN
 from rbnorm_lab.shift import mean_corruption_accuracy
 from rbnorm_lab.statistics import estimate
-from rbnorm_lab.studies.figures import curve, epochs_figure, study_figure
+from rbnorm_lab.studies.figures import (
+    BY_EPOCH,
+    BY_LAYER,
+    Traced,
+    study_figure,
+    traced_figure,
+)
 from rbnorm_lab.studies.rates import Candidate
 from rbnorm_lab.studies.results import ArmResult, Compared, Results, controls
 from rbnorm_lab.studies.sentences import answer
@@ -27,6 +35,32 @@ _ARM: Final = Text("arm", "实验组")
 _POINTS: Final = Text("points", "百分点")
 _SIGN_FLIP: Final = Text("p, sign flip", "p（符号翻转）")
 _NOT_RUN: Final = Text("not run", "未运行")
+
+
+_TRACED: Final = {
+    "epochs": (
+        BY_EPOCH,
+        Text("Accuracy by epoch", "逐周期的准确率"),
+        Text(
+            "Accuracy on clean test images after every epoch. Thin lines are seeds, the thick line "
+            "is their mean.",
+            "每个训练周期之后在干净测试图像上的准确率。细线是各个种子，粗线是其均值。",
+        ),
+    ),
+    "channel-means": (
+        BY_LAYER,
+        Text("How even the channels are", "各通道是否均匀"),
+        Text(
+            "For every normalisation layer of the trained network: each channel's mean output "
+            "over all test images and positions, then the standard deviation of these means "
+            "over the channels. A smaller value means channels that contribute more evenly. "
+            "Thin lines are seeds, the thick line is their mean.",
+            "训练好的网络的每个归一化层：先对所有测试图像和位置求各通道输出的均值，"
+            "再求这些均值在通道之间的标准差。数值越小，各通道的贡献越均匀。"
+            "细线是各个种子，粗线是其均值。",
+        ),
+    ),
+}
 
 
 def write_study(results: Results, tuning: Tuning, out: Path, commands: Sequence[str]) -> None:
@@ -78,8 +112,7 @@ def _sections(results: Results, tuning: Tuning) -> Iterator[Section]:
     yield Section(None, note=_HOW_TO_READ)
     if results.others:
         yield _others(results.others)
-    if any(map(curve, results.records)):
-        yield _epochs(results)
+    yield from _traces(results)
     if corruptions := _corruptions(results):
         yield Section(
             Text("By kind of corruption", "按退化类型"),
@@ -186,16 +219,14 @@ def _others(results: Sequence[Compared]) -> Section:
     return Section(Text("Further comparisons", "其他比较"), tables=[Table("others", head, rows)])
 
 
-def _epochs(results: Results) -> Section:
-    return Section(
-        Text("Accuracy by epoch", "逐周期的准确率"),
-        figure=("epochs", lambda narrow: epochs_figure(results, narrow=narrow)),
-        caption=Text(
-            "Accuracy on clean test images after every epoch. Thin lines are seeds, the thick line "
-            "is their mean.",
-            "每个训练周期之后在干净测试图像上的准确率。细线是各个种子，粗线是其均值。",
-        ),
-    )
+def _traces(results: Results) -> Iterator[Section]:
+    for name, (traced, title, caption) in _TRACED.items():
+        if any(traced.values(record) for record in results.records):
+            yield Section(title, (name, partial(_traced, results, traced)), caption)
+
+
+def _traced(results: Results, traced: Traced, narrow: bool) -> Figure:
+    return traced_figure(results, traced, narrow=narrow)
 
 
 def _corruptions(results: Results) -> list[Table]:
