@@ -87,10 +87,13 @@ def test_residual_and_activation_equal_one_process(fused: Any, case: int) -> Non
         assert_close(actual, value, torch.float32, scale=8.0)
 
 
-@pytest.mark.parametrize("sizes", [(0, 0), (1, 0)])
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (1, 1)])
 def test_a_batch_without_a_variance_leaves_the_running_statistics_alone(sizes) -> None:
+    """One of two values has one."""
     layer = ranks.make(rbnorm.RepresentativeBatchNorm2d)
-    layer(torch.ones(4, 4, 1, 1, dtype=torch.float64))
+    for count in (sum(sizes), 4):
+        if count > 1:
+            layer(torch.ones(count, 4, 1, 1, dtype=torch.float64))
     for part in ranks.on_ranks(ranks.too_small, sizes):
         for name in ("running_mean", "running_var"):
             torch.testing.assert_close(part[name], layer.state_dict()[name], rtol=0, atol=1e-12)

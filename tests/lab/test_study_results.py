@@ -92,6 +92,8 @@ def test_groups_are_kept_apart():
         dict.fromkeys(means, 0.0)
     )
     assert list(results.groups()) == ["whole", "half"]
+    for name, own in results.groups().items():
+        assert {result.arm.group for result in own} == {name}
 
 
 def test_every_seed_is_done_failed_or_missing():
@@ -302,7 +304,7 @@ def blocks():
     def shifted(arm, seed):
         gain = {"rbn": {"a": 0.04, "b": 0.02}[arm.group]}.get(arm.label, 0.0)
         value = BASE[seed] / 2 + gain + (arm.label == "rbn") * NOISE[seed]
-        return {"trained": {arm.group: value}}
+        return {"trained": {arm.group: value}, "test-batch": {arm.group: value + 0.1}}
 
     return lambda skip=(): results_of(
         study,
@@ -333,3 +335,4 @@ def test_a_block_without_a_pair_leaves_no_mean_over_blocks():
     results = blocks()(skip={("b", "rbn")})
     assert results.primary[0].difference is None
     assert "target" not in next(t for t in results.totals if t.arm.label == "rbn").accuracy
+    assert [control.result.arm.label for control in controls(results)] == ["bn", "gn"]
