@@ -29,6 +29,26 @@ class Question(NamedTuple):
 QUESTIONS: Final = (
     Question(
         Text(
+            "ResNet-20, CIFAR-10: RBN on clean images?", "ResNet-20，CIFAR-10：干净图像上的 RBN？"
+        ),
+        Text("no lead detected", "未检测到领先"),
+        "cifar",
+        Comparison("whole batch", "rbn", "bn", "clean"),
+    ),
+    Question(
+        Text("the same, corrupted images?", "同上，退化图像？"),
+        Text("no lead detected", "未检测到领先"),
+        "cifar",
+        Comparison("whole batch", "rbn", "bn", "shifted"),
+    ),
+    Question(
+        Text("the same, images of equal mean and contrast?", "同上，图像的均值与对比度已统一？"),
+        Text("no lead detected", "未检测到领先"),
+        "cifar",
+        Comparison("whole batch", f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
+    ),
+    Question(
+        Text(
             "ResNet-8, Fashion-MNIST: RBN on clean images?",
             "ResNet-8，Fashion-MNIST：干净图像上的 RBN？",
         ),
@@ -98,25 +118,5 @@ QUESTIONS: Final = (
         Text("level", "持平"),
         "domains",
         Comparison(None, "RBN", "BN", "target"),
-    ),
-    Question(
-        Text(
-            "ResNet-20, CIFAR-10: RBN on clean images?", "ResNet-20，CIFAR-10：干净图像上的 RBN？"
-        ),
-        Text("level so far", "目前持平"),
-        "cifar",
-        Comparison("whole batch", "rbn", "bn", "clean"),
-    ),
-    Question(
-        Text("the same, corrupted images?", "同上，退化图像？"),
-        Text("level so far", "目前持平"),
-        "cifar",
-        Comparison("whole batch", "rbn", "bn", "shifted"),
-    ),
-    Question(
-        Text("the same, images of equal mean and contrast?", "同上，图像的均值与对比度已统一？"),
-        Text("level so far", "目前持平"),
-        "cifar",
-        Comparison("whole batch", f"rbn{MATCHED}", f"bn{MATCHED}", "shifted"),
     ),
 )
