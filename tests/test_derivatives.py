@@ -47,7 +47,7 @@ CASES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "options"), CASES)
 def test_gradients_are_those_of_finite_differences(shape, options, training: bool) -> None:
     function, tensors = arguments(shape, training=training, **options)
     assert gradcheck(function, tensors)

@@ -60,7 +60,6 @@ RESTRICTIONS = ("tanh", "hardsigmoid", "softsign", "identity", torch.sigmoid)
         *({"restrict": restrict} for restrict in RESTRICTIONS),
         *({part: False} for part in ("center", "scale", "affine")),
     ],
-    ids=str,
 )
 @torch.no_grad()
 def test_every_option(options) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from rbnorm.layers.options import AFFINE, BUFFERS, NAMES, bias_option
+from rbnorm.layers.options import AFFINE, BUFFERS, NAMES
 from rbnorm.models.convert import convert_batchnorm
 from rbnorm.models.files import State
 
@@ -60,8 +60,9 @@ def _layer(own: State) -> nn.Module:
         affine="weight" in own,
         track_running_stats="running_mean" in own,
         device="meta",
-        **bias_option("bias" in own or "weight" not in own),
     )
+    if "bias" not in own:
+        layer.bias = None  # older releases of torch have no argument for it
     calibrated = any(name in own for name in NAMES)
     if calibrated:
         scale = "scale_weight" in own or "scale_bias" in own
