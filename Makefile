@@ -41,7 +41,8 @@ results: env
 	$(BIN)/python -m tools.results_table
 	$(BIN)/python -m tools.results_page
 
-PYTEST = $(BIN)/python -m pytest -qq --numprocesses auto --dist loadgroup
+SIDE_BY_SIDE = -m pytest -qq --numprocesses auto --dist loadgroup
+PYTEST = $(BIN)/python $(SIDE_BY_SIDE)
 test: env browser
 	$(PYTEST)
 
@@ -115,11 +116,11 @@ test-floors:
 	$(FLOORS)/bin/pip uninstall --quiet --yes rbnorm
 	$(FLOORS)/bin/python setup.py --quiet build_ext --inplace
 	$(FLOORS)/bin/pip install --quiet hypothesis ipykernel jupytext mypy nbclient playwright pytest pytest-xdist
-	PYTHONPATH=src $(FLOORS)/bin/python -m pytest tests/test_*.py tests/lab/test_records.py \
+	PYTHONPATH=src $(FLOORS)/bin/python $(SIDE_BY_SIDE) tests/test_*.py tests/lab/test_records.py \
 		--ignore tests/test_gpu_report.py --ignore tests/test_interpreted.py
 	$(PYTHON) -m venv --clear $(FLOORS)-torch
 	$(FLOORS)-torch/bin/pip install --quiet torch==2.4.1 "numpy<2" hypothesis pytest pytest-xdist
-	PYTHONPATH=src $(FLOORS)-torch/bin/python -m pytest tests/test_fused.py tests/test_ops.py tests/test_fuzz_ops.py \
+	PYTHONPATH=src $(FLOORS)-torch/bin/python $(SIDE_BY_SIDE) tests/test_fused.py tests/test_ops.py tests/test_fuzz_ops.py \
 		tests/test_numerics.py tests/test_bad_input.py
 
 # The kernels by other compilers than g++: as on macOS (clang, no OpenMP), for NEON, and, as far as no
