@@ -62,7 +62,7 @@ def _layer(own: State) -> nn.Module:
         device="meta",
     )
     if "bias" not in own:
-        layer.bias = None  # older releases of torch have no argument for it
+        layer.register_parameter("bias", None)  # older torch has no argument for it
     calibrated = any(name in own for name in NAMES)
     if calibrated:
         scale = "scale_weight" in own or "scale_bias" in own
