@@ -113,8 +113,8 @@ def table(results: Path) -> dict[str, str]:
     rows = [
         (
             row.name,
-            *(_over_seeds(cifar, row.arm, m, row.statistics) for m in (CLEAN, SHIFTED)),
-            NONE if row.domain is None else _domain(of_domains, *row.domain),
+            *(_accuracy(cifar, m, row.arm, row.statistics) for m in (CLEAN, SHIFTED)),
+            NONE if row.domain is None else _accuracy(of_domains, TARGET, *row.domain, digits=1),
             NEEDS_BATCHES if row.norm is None else ratios(norms, row.norm),
         )
         for row in ROWS
@@ -132,13 +132,8 @@ def markdown(head: Sequence[Text], rows: Iterable[Sequence[str | Text]], languag
     return "\n".join(f"| {' | '.join(map(say, line))} |" for line in lines)
 
 
-def _over_seeds(results: Results, arm: str, measure: str, statistics: str) -> str:
-    found = estimate_of(results.of(arm), measure, statistics)
-    return NONE if found is None else with_margin(found)
-
-
-def _domain(results: Results, arm: str, statistics: str) -> str:
-    return with_margin(estimate_of(results.of(arm), TARGET, statistics), 1)
+def _accuracy(results: Results, measure: str, arm: str, statistics: str, digits: int = 2) -> str:
+    return with_margin(estimate_of(results.of(arm), measure, statistics), digits)
 
 
 def write(results: Path, pages: Mapping[str, Sequence[Path]]) -> None:
